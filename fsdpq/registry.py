@@ -1,0 +1,110 @@
+"""The one table of everything a recipe can choose.
+
+A row names a section, a kind, its options (pydantic, torch-free), the path of its builder (a
+string, so that reading the table imports no torch) and the packages it needs. There are no
+decorators and no import-time side effects: this file shows every choice, and a recipe can name
+nothing that is not in it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from fsdpq.errors import MissingDependencyError
+from fsdpq.recipe.base_sections import BnbOptions, LoraOptions, NoQuantOptions
+from fsdpq.recipe.options import Options
+from fsdpq.recipe.run_sections import (
+    AdamWOptions,
+    ConstantScheduleOptions,
+    CosineScheduleOptions,
+    LinearScheduleOptions,
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One choice.
+
+    Attributes:
+        section: section of the recipe (``quantization``).
+        kind: the value of its ``kind``.
+        options: the pydantic model of the section's fields.
+        builder: ``package.module:name`` of what the worker calls with the options first.
+        requires: importable names of packages beyond the core ones.
+        summary: one line for ``fsdpq kinds``.
+    """
+
+    section: str
+    kind: str
+    options: type[Options]
+    builder: str
+    requires: tuple[str, ...]
+    summary: str
+
+
+ROWS: tuple[Row, ...] = (
+    Row(
+        "quantization", "bnb", BnbOptions, "fsdpq.quantization.bnb:BnbQuantizer",
+        ("bitsandbytes",), "4-bit NF4 or FP4 by bitsandbytes, scales quantized too",
+    ),
+    Row(
+        "quantization", "none", NoQuantOptions, "fsdpq.quantization.none:NoQuantizer",
+        (), "the base stays in model.dtype",
+    ),
+    Row(
+        "adapter", "lora", LoraOptions, "fsdpq.adapter.lora:LoraAdapter",
+        (), "low-rank matrices beside frozen linear layers",
+    ),
+    Row(
+        "optimizer", "adamw", AdamWOptions, "fsdpq.optimizer.build:build_adamw",
+        (), "AdamW with decoupled weight decay",
+    ),
+    Row(
+        "lr_scheduler", "constant", ConstantScheduleOptions,
+        "fsdpq.optimizer.build:build_constant_schedule",
+        (), "warmup, then a constant learning rate",
+    ),
+    Row(
+        "lr_scheduler", "linear", LinearScheduleOptions,
+        "fsdpq.optimizer.build:build_linear_schedule",
+        (), "warmup, then a straight line down",
+    ),
+    Row(
+        "lr_scheduler", "cosine", CosineScheduleOptions,
+        "fsdpq.optimizer.build:build_cosine_schedule",
+        (), "warmup, then half a cosine down",
+    ),
+)  # fmt: skip
+
+
+def find_row(section: str, kind: str) -> Row:
+    """Returns the row of ``kind`` in ``section``.
+
+    Raises:
+        KeyError: there is none; a validated recipe never gets here.
+    """
+    for row in ROWS:
+        if (row.section, row.kind) == (section, kind):
+            return row
+    raise KeyError(f"no kind `{kind}` in section `{section}`")
+
+
+def resolve_builder(section: str, options: Any) -> Callable[..., Any]:
+    """Imports and returns the builder for ``options`` (worker half only).
+
+    Raises:
+        MissingDependencyError: a package that the kind needs is not installed.
+    """
+    row = find_row(section, options.kind)
+    for package in row.requires:
+        if importlib.util.find_spec(package) is None:
+            raise MissingDependencyError(
+                f"`{section}: {{kind: {row.kind}}}` needs the package `{package}`",
+                hint=f"pip install {package}",
+            )
+    module, name = row.builder.split(":")
+    return getattr(importlib.import_module(module), name)

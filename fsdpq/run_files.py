@@ -1,0 +1,135 @@
+"""Where everything of one run lies, and the lines that the ranks write for the screen.
+
+Both halves know the run directory through this module and meet nowhere else. Rank 0 appends JSON
+lines to ``metrics.jsonl`` (steps and evaluations) and ``events.jsonl`` (phases, set-up, samples,
+notices, the end); the launcher follows both files and draws the screen. The two tables below are
+the contract.
+
+metrics.jsonl, field ``event`` is one of:
+    ``step``  step, total_steps, loss, lr, grad_norm, tokens, trained_tokens, tokens_per_s,
+              memory_bytes (of rank 0), time
+    ``eval``  step, loss, perplexity, trained_tokens, time
+
+events.jsonl, field ``event`` is one of:
+    ``phase``   name (see `PHASES`), detail, time
+    ``load``    done_bytes, total_bytes, time
+    ``setup``   see `fsdpq.training.summary.SetupSummary`
+    ``sample``  when (``before`` or ``after``), prompt, answer, time
+    ``notice``  message, time
+    ``done``    see `fsdpq.training.summary.RunSummary`
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+PHASES = ("start", "build", "load", "data", "eval", "train", "export", "report")
+"""The phases of a training run, in order."""
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """The paths inside one run directory; nothing is created by naming them."""
+
+    root: Path
+
+    @property
+    def recipe(self) -> Path:
+        """The recipe as the user gave it, byte for byte."""
+        return self.root / "recipe.yaml"
+
+    @property
+    def resolved(self) -> Path:
+        """The recipe after overrides, defaults and ``auto``: all that a worker reads."""
+        return self.root / "recipe.resolved.yaml"
+
+    @property
+    def lock(self) -> Path:
+        """Versions, hashes and hardware of this run."""
+        return self.root / "run.lock.json"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON line per logged step and per evaluation."""
+        return self.root / "metrics.jsonl"
+
+    @property
+    def events(self) -> Path:
+        """One JSON line per phase, notice, sample, and the end."""
+        return self.root / "events.jsonl"
+
+    @property
+    def logs(self) -> Path:
+        """Folder of the per-rank logs and of torchrun's own output."""
+        return self.root / "logs"
+
+    @property
+    def torchrun_log(self) -> Path:
+        """What torchrun itself printed."""
+        return self.logs / "torchrun.log"
+
+    def rank_log(self, rank: int) -> Path:
+        """Everything that rank ``rank`` printed."""
+        return self.logs / f"rank-{rank}.log"
+
+    def rank_error(self, rank: int) -> Path:
+        """The error that ended rank ``rank``, as JSON: see `RankError`."""
+        return self.logs / f"rank-{rank}.error.json"
+
+    @property
+    def adapter(self) -> Path:
+        """The trained adapter in PEFT's format."""
+        return self.root / "adapter"
+
+    @property
+    def report_html(self) -> Path:
+        """The report for people."""
+        return self.root / "report.html"
+
+    @property
+    def report_json(self) -> Path:
+        """The report for scripts."""
+        return self.root / "report.json"
+
+
+@dataclass(frozen=True)
+class RankError:
+    """The error that ended one rank, written by the rank itself before it exits.
+
+    Attributes:
+        rank: which rank.
+        kind: name of the exception's class.
+        message: its text; for an `fsdpq.errors.FsdpqError` the text for the user.
+        hint: one action that the user can take, may be empty.
+        traceback: the formatted traceback, empty for an `FsdpqError`.
+        exit_code: what the run should exit with.
+        time: seconds since the epoch; the smallest of all ranks is the root cause.
+    """
+
+    rank: int
+    kind: str
+    message: str
+    hint: str
+    traceback: str
+    exit_code: int
+    time: float
+
+
+def append_json_line(path: Path, row: dict[str, Any]) -> None:
+    """Appends ``row`` to ``path`` as one line of JSON, in a single write."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row, ensure_ascii=False, allow_nan=True) + "\n")
+
+
+def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """Yields the complete lines of ``path``; a last line without its newline is not there yet."""
+    if not path.exists():
+        return
+    with path.open(encoding="utf-8") as file:
+        for line in file:
+            if line.endswith("\n"):
+                yield json.loads(line)
