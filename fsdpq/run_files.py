@@ -13,10 +13,10 @@ metrics.jsonl, field ``event`` is one of:
 events.jsonl, field ``event`` is one of:
     ``phase``   name (see `PHASES`), detail, time
     ``load``    done_bytes, total_bytes, time
-    ``setup``   see `fsdpq.training.summary.SetupSummary`
+    ``setup``   the fields of `SetupSummary`, time
     ``sample``  when (``before`` or ``after``), prompt, answer, time
     ``notice``  message, time
-    ``done``    see `fsdpq.training.summary.RunSummary`
+    ``done``    the fields of `RunSummary`, time
 """
 
 from __future__ import annotations
@@ -117,6 +117,66 @@ class RankError:
     traceback: str
     exit_code: int
     time: float
+
+
+@dataclass(frozen=True)
+class SetupSummary:
+    """What is about to be trained, once the model is built, sharded and loaded.
+
+    Attributes:
+        model: ``model.name_or_path``.
+        num_parameters: weights of the base model, tied ones counted once.
+        num_trainable: trained weights, over all ranks.
+        num_quantized: base weights that are stored quantized.
+        num_groups: FSDP groups (what is gathered at once).
+        world_size: number of ranks.
+        device: name of rank 0's device.
+        dtype: compute dtype, ``bf16`` or ``fp32``.
+        base_bytes_per_rank: resident bytes of the frozen base, one number per rank.
+        adapter_bytes_per_rank: resident bytes of the trained weights, one number per rank.
+        num_train_rows: rows trained on.
+        num_eval_rows: rows held out.
+        total_steps: optimizer steps.
+    """
+
+    model: str
+    num_parameters: int
+    num_trainable: int
+    num_quantized: int
+    num_groups: int
+    world_size: int
+    device: str
+    dtype: str
+    base_bytes_per_rank: list[int]
+    adapter_bytes_per_rank: list[int]
+    num_train_rows: int
+    num_eval_rows: int
+    total_steps: int
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """What a finished run achieved.
+
+    Attributes:
+        steps: optimizer steps done.
+        train_s: seconds from the first step to the last, evaluations included.
+        tokens: tokens of all rows trained on, padding left out, all ranks.
+        trained_tokens: those that carried loss.
+        eval_loss_before: held-out loss of the base in nats a token, None without held-out rows.
+        eval_loss_after: the same after training.
+        peak_memory_bytes: peak memory of each rank: device memory on a GPU, else resident memory.
+        adapter: path of the exported adapter.
+    """
+
+    steps: int
+    train_s: float
+    tokens: int
+    trained_tokens: int
+    eval_loss_before: float | None
+    eval_loss_after: float | None
+    peak_memory_bytes: list[int]
+    adapter: str
 
 
 def append_json_line(path: Path, row: dict[str, Any]) -> None:
