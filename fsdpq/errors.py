@@ -8,6 +8,7 @@
     |-- EnvironmentProblemError      4    a GPU, disk space, a port
     |   `-- FetchError               4    a download that is whole and right
     |-- LaunchError                  1    ranks that start and stay alive
+    |-- RunStoppedError            130    a run that nobody stopped
     |-- TrainingError                1    a loss that stays finite
     |-- CheckpointError              1    a checkpoint or base that can be read
     `-- ExportError                  1    an adapter that loads elsewhere
@@ -132,6 +133,12 @@ class FetchError(EnvironmentProblemError):
 
 class LaunchError(FsdpqError):
     """The ranks could not be started, or one of them died."""
+
+
+class RunStoppedError(FsdpqError):
+    """A run that was stopped from outside, by Ctrl-C or SIGTERM."""
+
+    exit_code = ExitCode.INTERRUPTED
 
 
 class TrainingError(FsdpqError):

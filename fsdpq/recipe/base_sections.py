@@ -63,14 +63,14 @@ class LoraOptions(Options):
     kind: Literal["lora"]
     """Selects this adapter."""
 
-    rank: int = Field(16, ge=1, le=4096)
+    rank: int = Field(default=16, ge=1, le=4096)
     """Inner dimension ``r`` of both adapter matrices."""
 
-    alpha: float = Field(32.0, gt=0)
+    alpha: float = Field(default=32.0, gt=0)
     """The adapter's output is scaled by ``alpha / rank`` (by ``alpha / sqrt(rank)`` with
     ``use_rslora``)."""
 
-    dropout: float = Field(0.0, ge=0.0, lt=1.0)
+    dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
     """Probability of dropping an input of the adapter during training."""
 
     target_modules: Literal["all-linear"] | tuple[str, ...] = "all-linear"

@@ -29,7 +29,7 @@ class Recipe(Options):
     version: Literal[1]
     """Version of the recipe format."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100, examples=["my-run"])
     """Name of the run; its directory starts with it."""
 
     description: str = ""

