@@ -52,10 +52,11 @@ def round_to_bf16(values: npt.NDArray[np.float32]) -> npt.NDArray[np.uint16]:
 
     # `Any`: numpy 2.4 types `view` with an unknown overload
     flat: Any = np.ascontiguousarray(values, dtype=np.float32)
-    bits: npt.NDArray[np.uint32] = flat.view(np.uint32)
-    upper = bits >> 16
-    rounded: Any = (bits + (np.uint32(0x7FFF) + (upper & 1))) >> 16
-    rounded = np.where(np.isnan(values), upper | 0x40, rounded)
+    bits: Any = flat.view(np.uint32)
+    odd = (bits >> 16) & 1
+    rounded = (bits + 0x7FFF + odd) >> 16
+    nan = np.isnan(flat)
+    rounded[nan] = (bits[nan] >> 16) | 0x40
     return rounded.astype("<u2")
 
 

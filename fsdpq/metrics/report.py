@@ -1,0 +1,271 @@
+"""Writes the report of a run: ``report.html`` for people, ``report.json`` for scripts.
+
+Both come from the files in the run directory alone, so a report can be made again at any time, also
+of a run that failed. The page is one file that loads nothing and runs nothing; samples and recipe
+text are untrusted and escaped. Torch-free.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import statistics
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from fsdpq.metrics.charts import Chart, build_chart, format_number
+from fsdpq.metrics.run_record import Row, RunRecord, read_record
+from fsdpq.run_files import RunFiles
+
+REPORT_FORMAT = 1
+TEMPLATE = "report.html.jinja"
+NOTHING = "\N{EN DASH}"
+"""Shown where there is no value."""
+
+
+def write_report(files: RunFiles) -> None:
+    """Writes ``report.html`` and ``report.json`` into the run directory, each at once or not.
+
+    An unfinished run gets a report too; what is missing is shown as missing.
+
+    Ranks: 0 only
+
+    Args:
+        files: the run directory.
+
+    Raises:
+        OSError: the directory cannot be written.
+    """
+    record = read_record(files)
+    content = report_content(record, name=files.root.name)
+    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False, default=str)
+    _write_whole(files.report_json, text + "\n")
+    _write_whole(files.report_html, render_html(content))
+
+
+def report_content(record: RunRecord, *, name: str) -> dict[str, Any]:
+    """Returns the content of ``report.json``; the page shows the same numbers.
+
+    Args:
+        record: what the run directory says.
+        name: name of the run directory, for a run without a recipe.
+    """
+    return {
+        "format": REPORT_FORMAT,
+        "name": record.settings.get("name", name),
+        "run": name,
+        "description": record.settings.get("description", ""),
+        "model": record.setup.get("model") or _recipe_model(record.settings),
+        "status": record.status,
+        "error": record.error,
+        "headline": _headline(record),
+        "setup": record.setup,
+        "summary": record.summary,
+        "memory": _memory(record),
+        "samples": record.samples,
+        "notices": record.notices,
+        "steps": record.steps,
+        "evals": record.evals,
+        "settings": record.settings,
+        "environment": record.environment,
+        "missing": record.missing,
+    }
+
+
+def render_html(content: dict[str, Any]) -> str:
+    """Returns the page for ``content`` (see `report_content`)."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(
+        bytes=format_bytes, duration=format_duration, number=format_number, count=_format_count
+    )
+    sections, plain = _split_settings(content["settings"])
+    return environment.get_template(TEMPLATE).render(
+        **content,
+        setup_words=_setup_words(content["setup"]),
+        loss_chart=_loss_chart(content),
+        small_charts=_small_charts(content["steps"]),
+        settings_sections=sections,
+        settings_plain=plain,
+        environment_rows=_flatten(content["environment"]),
+        memory_scale=max((_rank_total(row) for row in content["memory"]), default=0) or 1,
+    )
+
+
+def format_bytes(num_bytes: float | None) -> str:
+    """Returns memory for people, in binary units: ``1.25 GiB``; a dash for None."""
+    if num_bytes is None:
+        return NOTHING
+    for unit, size in (("GiB", 1024**3), ("MiB", 1024**2), ("KiB", 1024)):
+        if num_bytes >= size:
+            value = num_bytes / size
+            return f"{value:.2f} {unit}" if value < 10 else f"{value:.1f} {unit}"
+    return f"{num_bytes:.0f} B"
+
+
+def format_duration(seconds: float | None) -> str:
+    """Returns ``1 h 02 min``, ``2 min 05 s`` or ``4.2 s``; a dash for None."""
+    if seconds is None:
+        return NOTHING
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def _headline(record: RunRecord) -> dict[str, Any]:
+    """The numbers that a reader wants first; None for what the run does not say."""
+    setup, summary, evals = record.setup, record.summary, record.evals
+    after = summary.get("eval_loss_after")
+    before = summary.get("eval_loss_before")
+    if not summary and evals:
+        before = evals[0].get("loss")
+        after = evals[-1].get("loss") if len(evals) > 1 else None
+    speeds = [row["tokens_per_s"] for row in record.steps if row.get("tokens_per_s")]
+    last = record.steps[-1] if record.steps else {}
+    peaks = summary.get("peak_memory_bytes") or []
+    return {
+        "eval_loss_before": before,
+        "eval_loss_after": after,
+        "perplexity_before": _perplexity(before),
+        "perplexity_after": _perplexity(after),
+        "last_train_loss": last.get("loss"),
+        "steps": summary.get("steps", last.get("step")),
+        "total_steps": setup.get("total_steps", last.get("total_steps")),
+        "train_s": summary.get("train_s"),
+        "tokens": summary.get("tokens"),
+        "trained_tokens": summary.get("trained_tokens"),
+        "median_tokens_per_s": statistics.median(speeds) if speeds else None,
+        "num_parameters": setup.get("num_parameters"),
+        "num_trainable": setup.get("num_trainable"),
+        "world_size": setup.get("world_size"),
+        "peak_memory_bytes": max(peaks) if peaks else None,
+    }
+
+
+def _recipe_model(settings: Row) -> str | None:
+    model = settings.get("model")
+    return model.get("name_or_path") if isinstance(model, dict) else None
+
+
+def _setup_words(setup: Row) -> list[str]:
+    """On what the run ran: ranks, device, dtype; what is not known is left out."""
+    ranks, device = setup.get("world_size"), setup.get("device")
+    words = [f"{ranks} rank{'' if ranks == 1 else 's'}"] if ranks else []
+    return words + [str(word) for word in (device, setup.get("dtype")) if word]
+
+
+def _perplexity(loss: float | None) -> float | None:
+    return math.exp(loss) if loss is not None and loss < 700 else None
+
+
+def _memory(record: RunRecord) -> list[Row]:
+    """One row per rank: resident base and adapter, and the measured peak."""
+    base = record.setup.get("base_bytes_per_rank") or []
+    adapter = record.setup.get("adapter_bytes_per_rank") or []
+    peak = record.summary.get("peak_memory_bytes") or []
+    return [
+        {
+            "rank": rank,
+            "base_bytes": base[rank] if rank < len(base) else None,
+            "adapter_bytes": adapter[rank] if rank < len(adapter) else None,
+            "peak_bytes": peak[rank] if rank < len(peak) else None,
+        }
+        for rank in range(max(len(base), len(adapter), len(peak)))
+    ]
+
+
+def _rank_total(row: Row) -> float:
+    resident = (row["base_bytes"] or 0) + (row["adapter_bytes"] or 0)
+    return max(resident, row["peak_bytes"] or 0)
+
+
+def _points(rows: list[Row], key: str) -> list[tuple[float, float]]:
+    return [(row["step"], row[key]) for row in rows if isinstance(row.get(key), (int, float))]
+
+
+def _loss_chart(content: dict[str, Any]) -> Chart:
+    series = {
+        "training": _points(content["steps"], "loss"),
+        "held out": _points(content["evals"], "loss"),
+    }
+    return build_chart("Loss", series, num_y_ticks=6)
+
+
+def _small_charts(steps: list[Row]) -> list[Chart]:
+    titles = {
+        "lr": "Learning rate",
+        "grad_norm": "Gradient norm",
+        "tokens_per_s": "Tokens per second",
+    }
+    return [
+        build_chart(title, {title: _points(steps, key)}, y_from_zero=True, num_y_ticks=3)
+        for key, title in titles.items()
+    ]
+
+
+def _split_settings(
+    settings: Row,
+) -> tuple[dict[str, list[tuple[str, str]]], list[tuple[str, str]]]:
+    """Returns the recipe's sections, each as flat rows, and the values outside of sections."""
+    sections = {key: _flatten(value) for key, value in settings.items() if isinstance(value, dict)}
+    plain = [(key, _plain_text(value)) for key, value in settings.items() if key not in sections]
+    return sections, plain
+
+
+def _flatten(value: Any, prefix: str = "") -> list[tuple[str, str]]:
+    """Returns nested mappings as rows of dotted key and text."""
+    if isinstance(value, dict) and value:
+        rows: list[tuple[str, str]] = []
+        for key, item in value.items():
+            rows += _flatten(item, f"{prefix}.{key}" if prefix else str(key))
+        return rows
+    return [(prefix, _plain_text(value))] if prefix else []
+
+
+def _plain_text(value: Any) -> str:
+    if value is None:
+        return NOTHING
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, list):
+        return ", ".join(_plain_text(item) for item in value) or NOTHING
+    if isinstance(value, dict):
+        return ", ".join(f"{key}: {_plain_text(item)}" for key, item in value.items()) or NOTHING
+    return str(value)
+
+
+def _format_count(value: float | None) -> str:
+    """Returns a count: exact with separators below a million, ``134.5M`` above, a dash for None."""
+    if value is None:
+        return NOTHING
+    for unit, size in (("B", 10**9), ("M", 10**6)):
+        if value >= size:
+            return f"{value / size:.4g}{unit}"
+    return f"{value:,.0f}"
+
+
+def _write_whole(path: Path, text: str) -> None:
+    """Writes ``text`` to ``path`` so that a reader sees the old content or all of the new."""
+    descriptor, draft = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(draft).chmod(0o644)
+        Path(draft).replace(path)
+    except BaseException:
+        Path(draft).unlink(missing_ok=True)
+        raise

@@ -1,0 +1,154 @@
+"""Reads back everything that one run left in its directory, finished or not.
+
+Torch-free. What is missing or unreadable is listed in `RunRecord.missing` instead of raised: a
+report of a failed run is worth having. Formats: `fsdpq.run_files`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fsdpq.run_files import RunFiles, read_json_lines
+
+Row = dict[str, Any]
+
+
+@dataclass
+class RunRecord:
+    """What a run directory says, as plain values; non-finite numbers are None.
+
+    Attributes:
+        steps: ``step`` rows, one per step, in order.
+        evals: ``eval`` rows, one per step, in order.
+        setup: fields of `fsdpq.run_files.SetupSummary`, empty where missing.
+        summary: fields of `fsdpq.run_files.RunSummary`, empty where missing.
+        samples: ``prompt``, ``before``, ``after``; an answer that is not there is None.
+        notices: messages of the ranks.
+        settings: the resolved recipe.
+        environment: the lock file.
+        error: ``rank``, ``kind``, ``message``, ``hint`` of what ended the run, else None.
+        missing: what could not be read, one sentence each.
+    """
+
+    steps: list[Row] = field(default_factory=list)
+    evals: list[Row] = field(default_factory=list)
+    setup: Row = field(default_factory=dict)
+    summary: Row = field(default_factory=dict)
+    samples: list[Row] = field(default_factory=list)
+    notices: list[str] = field(default_factory=list)
+    settings: Row = field(default_factory=dict)
+    environment: Row = field(default_factory=dict)
+    error: Row | None = None
+    missing: list[str] = field(default_factory=list)
+
+    @property
+    def status(self) -> str:
+        """``finished``, ``failed`` or ``unfinished``."""
+        if self.summary:
+            return "finished"
+        return "failed" if self.error else "unfinished"
+
+
+def read_record(files: RunFiles) -> RunRecord:
+    """Returns what the run directory ``files`` holds."""
+    record = RunRecord()
+    record.settings = _read_mapping(files.resolved, record)
+    record.environment = _read_mapping(files.lock, record)
+    metrics = _read_rows(files.metrics, record)
+    record.steps = _last_of_each_step(metrics, "step")
+    record.evals = _last_of_each_step(metrics, "eval")
+    events = _read_rows(files.events, record)
+    record.setup = _last_event(events, "setup")
+    record.summary = _last_event(events, "done")
+    record.notices = [str(row.get("message", "")) for row in events if row["event"] == "notice"]
+    record.samples = _pair_samples(events)
+    record.error = _root_cause(files.logs)
+    return record
+
+
+def _read_mapping(path: Path, record: RunRecord) -> Row:
+    """Reads a YAML or JSON document that should be a mapping."""
+    import yaml
+
+    try:
+        text = path.read_text(encoding="utf-8")
+        content: Any = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+    except OSError:
+        record.missing.append(f"{path.name} is not there")
+        return {}
+    except (ValueError, yaml.YAMLError):
+        content = None
+    if not isinstance(content, dict):
+        record.missing.append(f"{path.name} cannot be read")
+        return {}
+    return _finite(content)
+
+
+def _read_rows(path: Path, record: RunRecord) -> list[Row]:
+    """Reads the rows up to the first line that is not one."""
+    rows: list[Row] = []
+    if not path.exists():
+        record.missing.append(f"{path.name} is not there")
+        return rows
+    try:
+        for row in read_json_lines(path):
+            rows.append(_finite(row))
+    except ValueError:
+        record.missing.append(f"{path.name} cannot be read after line {len(rows)}")
+    return [row for row in rows if isinstance(row, dict) and "event" in row]
+
+
+def _finite(value: Any) -> Any:
+    """Returns ``value`` with NaN and infinities replaced by None, which JSON has."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return value
+
+
+def _last_of_each_step(rows: list[Row], event: str) -> list[Row]:
+    """A resumed run repeats steps: the last row of a step counts."""
+    by_step = {row["step"]: row for row in rows if row["event"] == event and "step" in row}
+    return [
+        {key: value for key, value in by_step[step].items() if key != "event"}
+        for step in sorted(by_step)
+    ]
+
+
+def _last_event(events: list[Row], name: str) -> Row:
+    found = [row for row in events if row["event"] == name]
+    if not found:
+        return {}
+    return {key: value for key, value in found[-1].items() if key not in ("event", "time")}
+
+
+def _pair_samples(events: list[Row]) -> list[Row]:
+    pairs: dict[str, Row] = {}
+    for row in events:
+        if row["event"] != "sample" or row.get("when") not in ("before", "after"):
+            continue
+        prompt = str(row.get("prompt", ""))
+        pair = pairs.setdefault(prompt, {"prompt": prompt, "before": None, "after": None})
+        pair[row["when"]] = str(row.get("answer", ""))
+    return list(pairs.values())
+
+
+def _root_cause(logs: Path) -> Row | None:
+    """The error of the rank that failed first."""
+    errors: list[Row] = []
+    for path in sorted(logs.glob("rank-*.error.json")):
+        try:
+            errors.append(json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError):
+            errors.append({"rank": path.name.split("-")[1].split(".")[0], "kind": "unreadable"})
+    if not errors:
+        return None
+    first = min(errors, key=lambda error: error.get("time", math.inf))
+    return {key: first.get(key, "") for key in ("rank", "kind", "message", "hint")}
