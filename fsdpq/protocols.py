@@ -13,6 +13,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from fsdpq.dist import Shard
+
+BASE = "base"
+"""Attribute under which an adapter keeps the layer that it wraps."""
+
 RowReader = Callable[[int, int], Tensor]
 """``read(start, stop)`` returns rows ``[start, stop)`` of one checkpoint matrix, with shape
 ``(stop - start, in_features)``, in ``model.dtype`` on the rank's device."""
@@ -23,21 +28,6 @@ class PackedSpec:
     """Shape of one frozen byte tensor of a quantized matrix (dtype uint8, sharded on dim 0)."""
 
     shape: tuple[int, int]
-
-
-@dataclass(frozen=True)
-class Shard:
-    """The rows of a sharded tensor that this rank owns.
-
-    Attributes:
-        rows: the local rows, with shape ``(stop - start, ...)``, written in place.
-        start: global index of the first local row.
-        stop: global index after the last local row; equal to ``start`` when the rank owns none.
-    """
-
-    rows: Tensor
-    start: int
-    stop: int
 
 
 class Quantizer(Protocol):
@@ -76,7 +66,9 @@ class Quantizer(Protocol):
 class Adapter(Protocol):
     """Adds trainable parameters to a model whose base is frozen."""
 
-    def apply_adapter(self, model: nn.Module, *, is_target: Callable[[str, nn.Module], bool]) -> int:
+    def apply_adapter(
+        self, model: nn.Module, *, is_target: Callable[[str, nn.Module], bool]
+    ) -> int:
         """Wraps the target linear layers in place; returns how many."""
         ...
 

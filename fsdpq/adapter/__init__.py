@@ -1,0 +1,1 @@
+"""Adapters: what is trained beside (or instead of) the frozen base."""

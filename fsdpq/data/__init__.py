@@ -1,0 +1,1 @@
+"""Data: reads rows, renders and tokenizes them with exact loss masks, deals them to the ranks."""

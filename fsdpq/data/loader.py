@@ -1,0 +1,140 @@
+"""Deals rows to optimizer steps, ranks and micro-batches.
+
+The order of rows depends on seed and epoch only. Every step takes the next ``global_batch_size``
+rows, splits them as evenly as it can over the ranks and each rank's share into micro-batches. All
+ranks run the same number of micro-batches: a rank without rows left gets an empty one, so any
+number of ranks trains on the same rows and nobody waits for a collective that never comes.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fsdpq.data.tokenize import Row
+
+PAD_ID = 0
+"""Fills rows at the right. Causal attention never looks there, and no loss is computed there, so
+any id of the vocabulary will do."""
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Rows that one rank computes at once.
+
+    Attributes:
+        input_ids: ``(rows, tokens)``, int64, padded at the right.
+        loss_positions: indices into ``rows * tokens`` whose next token carries loss, int64.
+        targets: those next tokens, int64; as many as ``loss_positions``, maybe none.
+        num_tokens: tokens without padding.
+    """
+
+    input_ids: Tensor
+    loss_positions: Tensor
+    targets: Tensor
+    num_tokens: int
+
+    def to(self, device: torch.device) -> MicroBatch:
+        """Returns the same batch on ``device``."""
+        return MicroBatch(
+            self.input_ids.to(device, non_blocking=True),
+            self.loss_positions.to(device, non_blocking=True),
+            self.targets.to(device, non_blocking=True),
+            self.num_tokens,
+        )
+
+
+@dataclass(frozen=True)
+class Step:
+    """One rank's part of one optimizer step.
+
+    Attributes:
+        micro_batches: as many as on every other rank.
+        num_trained: tokens of all ranks that carry loss; the loss is divided by it.
+        num_tokens: tokens of all ranks, padding left out.
+    """
+
+    micro_batches: list[MicroBatch]
+    num_trained: int
+    num_tokens: int
+
+
+def split_rows(num_rows: int, eval_fraction: float, seed: int) -> tuple[list[int], list[int]]:
+    """Returns row indices for training and for evaluation.
+
+    The held-out rows depend on the seed only. At least one row is held out when a fraction is
+    asked for and there are two rows or more.
+    """
+    order = _shuffled(num_rows, seed)
+    num_eval = min(num_rows - 1, max(1, round(num_rows * eval_fraction))) if eval_fraction else 0
+    return sorted(order[num_eval:]), sorted(order[:num_eval])
+
+
+def iterate_steps(
+    rows: Sequence[Row],
+    *,
+    global_batch_size: int,
+    micro_batch_size: int,
+    rank: int,
+    world_size: int,
+    seed: int,
+) -> Iterator[Step]:
+    """Yields steps without end; a batch that reaches the end of an epoch goes on in the next."""
+    order = _endless_order(len(rows), seed)
+    while True:
+        batch = [rows[next(order)] for _ in range(global_batch_size)]
+        yield build_step(batch, micro_batch_size=micro_batch_size, rank=rank, world_size=world_size)
+
+
+def build_step(batch: Sequence[Row], *, micro_batch_size: int, rank: int, world_size: int) -> Step:
+    """Returns one rank's part of a global batch."""
+    bounds = [len(batch) * r // world_size for r in range(world_size + 1)]
+    largest = max(stop - start for start, stop in itertools.pairwise(bounds))
+    # Rows of like length share a micro-batch: less padding, same loss.
+    own = sorted(batch[bounds[rank] : bounds[rank + 1]], key=lambda row: len(row.input_ids))
+    num_micro_batches = -(-largest // micro_batch_size)
+    micro_batches = [
+        collate(own[index * micro_batch_size : (index + 1) * micro_batch_size])
+        for index in range(num_micro_batches)
+    ]
+    return Step(
+        micro_batches,
+        num_trained=sum(row.num_trained for row in batch),
+        num_tokens=sum(len(row.input_ids) for row in batch),
+    )
+
+
+def collate(rows: Sequence[Row]) -> MicroBatch:
+    """Pads rows to the longest of them; no rows give a batch of one token without loss."""
+    width = max((len(row.input_ids) for row in rows), default=1)
+    input_ids = torch.full((max(1, len(rows)), width), PAD_ID)
+    positions: list[int] = []
+    targets: list[int] = []
+    for index, row in enumerate(rows):
+        input_ids[index, : len(row.input_ids)] = torch.tensor(row.input_ids)
+        for place in range(1, len(row.input_ids)):
+            if row.trained[place]:
+                positions.append(index * width + place - 1)
+                targets.append(row.input_ids[place])
+    return MicroBatch(
+        input_ids,
+        torch.tensor(positions, dtype=torch.int64),
+        torch.tensor(targets, dtype=torch.int64),
+        num_tokens=sum(len(row.input_ids) for row in rows),
+    )
+
+
+def _endless_order(num_rows: int, seed: int) -> Iterator[int]:
+    epoch = 0
+    while True:
+        epoch += 1
+        yield from _shuffled(num_rows, seed + epoch)
+
+
+def _shuffled(num_rows: int, seed: int) -> list[int]:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randperm(num_rows, generator=generator).tolist()

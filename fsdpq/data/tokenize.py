@@ -1,0 +1,142 @@
+"""Renders conversations by the tokenizer's chat template and tokenizes them with exact masks.
+
+The loss mask comes from character positions: the template says where an answer's text starts and
+ends, the tokenizer's offsets say which tokens lie inside. Nothing is tokenized twice, so a token
+that merges across a boundary cannot shift the mask. The end-of-turn token of an answer is trained,
+the template's white space after it is not.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from fsdpq.data.formats import Conversation
+from fsdpq.errors import FsdpqError, Problem, RecipeError
+from fsdpq.recipe.run_sections import DataOptions
+
+
+@dataclass(frozen=True)
+class Row:
+    """One tokenized row.
+
+    Attributes:
+        input_ids: token ids.
+        trained: for each token, whether predicting it carries loss; the first never does.
+    """
+
+    input_ids: list[int]
+    trained: list[bool]
+
+    @property
+    def num_trained(self) -> int:
+        """Tokens that carry loss."""
+        return sum(self.trained)
+
+
+@dataclass(frozen=True)
+class TokenizedData:
+    """Rows ready for training, and what was done to them.
+
+    Attributes:
+        rows: those with at least one trained token.
+        num_cut: rows longer than ``data.seq_len``, cut at their end.
+        num_dropped: rows without a trained token, left out.
+    """
+
+    rows: list[Row]
+    num_cut: int
+    num_dropped: int
+
+
+def tokenize_conversations(
+    conversations: list[Conversation], tokenizer: PreTrainedTokenizerBase, options: DataOptions
+) -> TokenizedData:
+    """Tokenizes all conversations.
+
+    Raises:
+        RecipeError: the tokenizer has no chat template or no offsets, or no token of any row
+            carries loss.
+    """
+    if not tokenizer.chat_template:
+        raise _unusable("the tokenizer has no chat template", "use an instruct model")
+    if not tokenizer.is_fast:
+        raise _unusable("the tokenizer gives no character offsets", "use a fast tokenizer")
+    rows: list[Row] = []
+    num_cut = num_dropped = 0
+    for conversation in conversations:
+        whole = tokenize_conversation(conversation, tokenizer, options.train_on_prompt)
+        row = Row(whole.input_ids[: options.seq_len], whole.trained[: options.seq_len])
+        num_cut += len(whole.input_ids) > options.seq_len
+        if row.num_trained:
+            rows.append(row)
+        else:
+            num_dropped += 1
+    if not rows:
+        raise _unusable(
+            f"none of the {len(conversations)} rows has a token that carries loss",
+            "look for missing assistant messages, or raise data.seq_len",
+        )
+    return TokenizedData(rows, num_cut, num_dropped)
+
+
+def tokenize_conversation(
+    conversation: Conversation, tokenizer: PreTrainedTokenizerBase, train_on_prompt: bool
+) -> Row:
+    """Tokenizes one conversation."""
+    text = _render(tokenizer, conversation)
+    spans = [(0, len(text))] if train_on_prompt else _answer_spans(tokenizer, conversation, text)
+    encoded: Any = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    trained = [
+        any(start >= low and end <= high and end > start for low, high in spans)
+        for start, end in encoded["offset_mapping"]
+    ]
+    if trained:
+        trained[0] = False
+    return Row(list(encoded["input_ids"]), trained)
+
+
+def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
+    """Returns the token ids of a user's prompt, ready for the model's answer."""
+    messages = [{"role": "user", "content": prompt}]
+    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    encoded: Any = tokenizer(str(text), add_special_tokens=False)
+    return list(encoded["input_ids"])
+
+
+def _answer_spans(
+    tokenizer: PreTrainedTokenizerBase, conversation: Conversation, text: str
+) -> list[tuple[int, int]]:
+    """Character ranges of the answers in ``text``, end-of-turn mark included."""
+    spans: list[tuple[int, int]] = []
+    for index, message in enumerate(conversation):
+        if message["role"] != "assistant":
+            continue
+        before = _render(tokenizer, conversation[:index], add_generation_prompt=True)
+        upto = _render(tokenizer, conversation[: index + 1])
+        if not (text.startswith(before) and text.startswith(upto)):
+            raise _unusable(
+                "the chat template renders a turn differently when another one follows",
+                "set data.train_on_prompt: true, or use another template",
+            )
+        spans.append((len(before), len(upto.rstrip())))
+    return spans
+
+
+def _render(
+    tokenizer: PreTrainedTokenizerBase,
+    conversation: Conversation,
+    add_generation_prompt: bool = False,
+) -> str:
+    if not conversation:
+        raise _unusable("a conversation starts with the assistant", "start with a user message")
+    text = tokenizer.apply_chat_template(
+        conversation, tokenize=False, add_generation_prompt=add_generation_prompt
+    )
+    return str(text)
+
+
+def _unusable(message: str, hint: str) -> FsdpqError:
+    return RecipeError([Problem(message, "data", None, hint)])

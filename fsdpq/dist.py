@@ -1,0 +1,185 @@
+"""The process group and the few collectives that the worker half needs.
+
+Knows ranks and devices, nothing about models. Under torchrun the group comes from the environment;
+without it (``fsdpq generate``, single-process tests) a group of one rank is made, so that every
+other module sees the same world. GPUs get ``cpu:gloo,cuda:nccl``: collectives on host tensors,
+such as the gradient norm under CPU offload, need gloo beside nccl.
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import os
+import random
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from fsdpq.errors import EnvironmentProblemError, TrainingError
+
+TIMEOUT = datetime.timedelta(minutes=30)
+
+
+def start_process_group(device_type: str) -> torch.device:
+    """Joins the process group and returns this rank's device.
+
+    Ranks: all (collective).
+
+    Args:
+        device_type: ``cuda`` or ``cpu``.
+
+    Raises:
+        EnvironmentProblemError: ``cuda`` is asked for, but this torch sees no GPU.
+    """
+    device = _own_device(device_type)
+    backend = "cpu:gloo,cuda:nccl" if device_type == "cuda" else "gloo"
+    if "RANK" in os.environ:
+        dist.init_process_group(backend, timeout=TIMEOUT)
+    else:
+        store = Path(tempfile.mkdtemp(prefix="fsdpq-")) / "store"
+        dist.init_process_group(
+            backend, store=dist.FileStore(str(store), 1), rank=0, world_size=1, timeout=TIMEOUT
+        )
+    return device
+
+
+def _own_device(device_type: str) -> torch.device:
+    if device_type != "cuda":
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise EnvironmentProblemError(
+            f"the recipe runs on a GPU, but torch {torch.__version__} sees none",
+            hint="install a CUDA build of torch and a driver that fits it, or add "
+            "`launch.device=cpu` to the command line",
+        )
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    torch.cuda.set_device(device)
+    return device
+
+
+def stop_process_group() -> None:
+    """Leaves the process group, if there is one."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def rank() -> int:
+    """This process's rank; 0 where there is no process group."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    """Number of ranks; 1 where there is no process group."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def seed_everything(seed: int) -> None:
+    """Seeds torch's and Python's generators, differently on every rank (dropout)."""
+    random.seed(seed + rank())
+    torch.manual_seed(seed + rank())
+
+
+def shard_range(num_rows: int, rank: int, world_size: int) -> tuple[int, int]:
+    """Returns the rows ``[start, stop)`` of a tensor that a rank owns.
+
+    FSDP2 shards dim 0 as ``torch.chunk`` does: ``ceil(num_rows / world_size)`` rows each, fewer or
+    none on the last ranks.
+    """
+    rows_per_rank = -(-num_rows // world_size)
+    start = min(rank * rows_per_rank, num_rows)
+    return start, min(start + rows_per_rank, num_rows)
+
+
+@dataclass(frozen=True)
+class Shard:
+    """The rows of a tensor that this rank owns.
+
+    Attributes:
+        rows: the local rows, with shape ``(stop - start, ...)``; writing to them writes the tensor.
+        start: global index of the first local row.
+        stop: global index after the last local row; equal to ``start`` when the rank owns none.
+    """
+
+    rows: Tensor
+    start: int
+    stop: int
+
+
+def own_shard(tensor: Tensor) -> Shard:
+    """Returns this rank's rows of a tensor sharded by FSDP2; all rows of a plain tensor.
+
+    Raises:
+        RuntimeError: FSDP2 gave this rank other rows than `shard_range` says.
+    """
+    if not isinstance(tensor, DTensor):
+        return Shard(tensor.detach(), 0, tensor.shape[0] if tensor.dim() else 1)
+    local = tensor.to_local().detach()
+    start, stop = shard_range(tensor.shape[0], rank(), world_size())
+    if local.shape[0] != stop - start:
+        raise RuntimeError(
+            f"rank {rank()} holds {local.shape[0]} rows of a tensor of shape "
+            f"{list(tensor.shape)}, expected rows {start} to {stop}"
+        )
+    return Shard(local, start, stop)
+
+
+def assign_own_rows(parameter: Tensor, whole: Tensor) -> None:
+    """Copies this rank's rows of ``whole``, with the parameter's global shape, in place."""
+    shard = own_shard(parameter)
+    shard.rows.copy_(whole[shard.start : shard.stop])
+
+
+def all_gather_rows(local: Tensor, num_rows: int) -> Tensor:
+    """Returns the whole of a tensor that is sharded by `shard_range`.
+
+    Ranks: all (collective).
+
+    Args:
+        local: this rank's rows, with shape ``(rows, ...)``; rows may be 0.
+        num_rows: rows of the whole tensor.
+    """
+    if world_size() == 1:
+        return local
+    rows_per_rank = -(-num_rows // world_size())
+    padded = local.new_zeros((rows_per_rank, *local.shape[1:]))
+    padded[: local.shape[0]] = local
+    whole = local.new_empty((rows_per_rank * world_size(), *local.shape[1:]))
+    dist.all_gather_single(whole, padded)
+    return whole[:num_rows]
+
+
+def gather_numbers(value: float) -> list[float]:
+    """Returns ``value`` of every rank, in order of ranks.
+
+    Ranks: all (collective).
+    """
+    if world_size() == 1:
+        return [value]
+    mine = torch.tensor([value], dtype=torch.float64)
+    return all_gather_rows(mine, world_size()).tolist()
+
+
+def check_same_on_all_ranks(what: str, text: str) -> None:
+    """Compares ``text`` over the ranks.
+
+    Ranks: all (collective).
+
+    Raises:
+        TrainingError: a rank has another text; names the ranks.
+    """
+    if world_size() == 1:
+        return
+    digests: list[str | None] = [None] * world_size()
+    dist.all_gather_object(digests, hashlib.sha256(text.encode()).hexdigest())
+    others = [r for r, other in enumerate(digests) if other != digests[0]]
+    if others:
+        raise TrainingError(
+            f"{what} differ between rank 0 and ranks {others}",
+            hint="all ranks must read the same files: compare them on every machine",
+        )

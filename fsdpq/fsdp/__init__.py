@@ -1,0 +1,1 @@
+"""Sharding by FSDP2: meshes and groups."""

@@ -1,0 +1,108 @@
+"""Builds the base model on the meta device and swaps its linears for quantized ones.
+
+Nothing here reads a weight: the result has shapes and dtypes only, and `fsdpq.model.stream` fills
+it after FSDP has sharded it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from fsdpq.errors import CheckpointError
+from fsdpq.model.causal_lm import CausalLM
+from fsdpq.model.quantized_linear import QuantizedLinear
+from fsdpq.model.structure import find_decoder_layers, matches_suffix, named_linears
+from fsdpq.protocols import Quantizer
+
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+"""Names in recipes, and what torch calls them."""
+
+
+def build_meta_model(
+    directory: Path, *, dtype: torch.dtype, attn_implementation: str, quantizer: Quantizer
+) -> CausalLM:
+    """Returns the model on meta: frozen, in train mode, linears of the decoder layers swapped.
+
+    Args:
+        directory: holds the checkpoint's ``config.json``.
+        dtype: of the weights that stay unquantized.
+        attn_implementation: attention code path of transformers.
+        quantizer: packs the linear layers inside the decoder layers; the head stays.
+
+    Raises:
+        CheckpointError: the architecture is unknown to transformers or not decoder-only.
+    """
+    try:
+        config = AutoConfig.from_pretrained(directory)
+        with torch.device("meta"):
+            hf = AutoModelForCausalLM.from_config(
+                config, dtype=dtype, attn_implementation=attn_implementation
+            )
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"transformers cannot build the model of {directory}: {error}",
+            hint="the directory needs the config.json of a causal language model",
+        ) from error
+    hf.tie_weights()
+    hf.requires_grad_(requires_grad=False)
+    model = CausalLM(hf)
+    swap_linears(hf, quantizer)
+    return model.train()
+
+
+def swap_linears(hf: PreTrainedModel, quantizer: Quantizer) -> int:
+    """Replaces the linears of the decoder layers in place; returns how many.
+
+    Raises:
+        CheckpointError: ``modules_to_not_convert`` names a module that does not exist.
+    """
+    layers = find_decoder_layers(hf)
+    linears = list(named_linears(layers))
+    unknown = [
+        suffix
+        for suffix in quantizer.modules_to_not_convert
+        if not any(matches_suffix(name, (suffix,)) for name, *_ in linears)
+    ]
+    if unknown:
+        endings = sorted({name.rpartition(".")[2] for name, *_ in linears})
+        raise CheckpointError(
+            f"`quantization.modules_to_not_convert` names {', '.join(unknown)}, which this model "
+            "does not have",
+            hint=f"its linear layers are {', '.join(endings)}",
+        )
+    num_swapped = 0
+    for name, parent, attribute, linear in linears:
+        if matches_suffix(name, quantizer.modules_to_not_convert):
+            continue
+        if quantizer.packed_specs(linear.out_features, linear.in_features):
+            setattr(parent, attribute, QuantizedLinear(linear, quantizer=quantizer))
+            num_swapped += 1
+    return num_swapped
+
+
+def count_parameters(model: nn.Module) -> tuple[int, int]:
+    """Returns the base model's weights, tied ones once, and how many of them are quantized.
+
+    Trainable parameters are not counted.
+    """
+    quantized = sum(
+        module.out_features * module.in_features
+        for module in model.modules()
+        if isinstance(module, QuantizedLinear)
+    )
+    packed = {
+        id(getattr(module, name))
+        for module in model.modules()
+        if isinstance(module, QuantizedLinear)
+        for name in module.packed_names
+    }
+    plain = sum(
+        parameter.numel()
+        for parameter in model.parameters()
+        if not parameter.requires_grad and id(parameter) not in packed
+    )
+    return plain + quantized, quantized

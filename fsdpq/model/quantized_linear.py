@@ -1,0 +1,81 @@
+"""A frozen linear layer whose weight lives as packed bytes.
+
+The bytes are ordinary uint8 Parameters, so plain ``fully_shard`` shards and gathers them like any
+other weight (torch >= 2.12, https://github.com/pytorch/pytorch/pull/177844). They are never stored
+as bf16 or fp16: CUDA copy kernels rewrite NaN bit patterns of those
+(https://github.com/pytorch/pytorch/issues/159333).
+
+The dequantized matrix lives for one product only: forward makes it, backward makes it again, and
+autograd keeps nothing but the packed Parameters, so memory is linear in the sequence length.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fsdpq.protocols import Quantizer
+
+
+class _DequantizedProduct(torch.autograd.Function):
+    """``x @ dequantize(packed).T + bias``, with gradients for ``x`` only."""
+
+    @staticmethod
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, x: Tensor, layer: QuantizedLinear, bias: Tensor | None, *packed: Tensor
+    ) -> Tensor:
+        ctx.layer = layer
+        ctx.save_for_backward(*packed)
+        return functional.linear(x, layer.dequantize(packed, x.dtype), bias)
+
+    @staticmethod
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, grad_output: Tensor
+    ) -> tuple[Tensor | None, ...]:
+        packed: tuple[Tensor, ...] = ctx.saved_tensors
+        weight = ctx.layer.dequantize(packed, grad_output.dtype)
+        return (grad_output @ weight, None, None, *(None for _ in packed))
+
+
+class QuantizedLinear(nn.Module):
+    """Stands in for a frozen ``nn.Linear``; made on meta and filled by the streaming loader.
+
+    Args:
+        linear: the layer it replaces; its bias, if any, is kept and frozen.
+        quantizer: packs and unpacks the weight.
+
+    Attributes:
+        packed_names: names of the packed Parameters, uint8, frozen, with the shapes of
+            `fsdpq.protocols.Quantizer.packed_specs`.
+    """
+
+    def __init__(self, linear: nn.Linear, *, quantizer: Quantizer) -> None:
+        super().__init__()
+        self.in_features = linear.in_features
+        self.out_features = linear.out_features
+        self.quantizer = quantizer
+        specs = quantizer.packed_specs(self.out_features, self.in_features)
+        self.packed_names = tuple(specs)
+        for name, spec in specs.items():
+            packed = torch.empty(spec.shape, dtype=torch.uint8, device=linear.weight.device)
+            self.register_parameter(name, nn.Parameter(packed, requires_grad=False))
+        self.bias = linear.bias
+        if self.bias is not None:
+            self.bias.requires_grad_(requires_grad=False)
+
+    def dequantize(self, packed: tuple[Tensor, ...], dtype: torch.dtype) -> Tensor:
+        """Returns the ``(out_features, in_features)`` weight from whole packed tensors."""
+        named = dict(zip(self.packed_names, packed, strict=True))
+        return self.quantizer.dequantize(named, (self.out_features, self.in_features), dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps ``(..., in_features)`` to ``(..., out_features)`` in the dtype of ``x``."""
+        packed = [getattr(self, name) for name in self.packed_names]
+        return _DequantizedProduct.apply(x, self, self.bias, *packed)  # pyright: ignore[reportReturnType]
+
+    def extra_repr(self) -> str:
+        """Returns the shape, for ``print(model)``."""
+        return f"in_features={self.in_features}, out_features={self.out_features}"

@@ -1,0 +1,156 @@
+"""Fills a sharded model from safetensors, row slice by row slice.
+
+Every rank reads only the rows it owns, quantizes them on its device and keeps its shard: no rank,
+on GPU or host, ever holds the model. All ranks walk the modules in the same order, because double
+quantization gathers the scales of each matrix.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fsdpq.dist import Shard, own_shard, rank, shard_range, world_size
+from fsdpq.errors import CheckpointError
+from fsdpq.model.causal_lm import CausalLM
+from fsdpq.model.checkpoint_files import CheckpointFiles, to_device
+from fsdpq.model.quantized_linear import QuantizedLinear
+from fsdpq.protocols import BASE
+
+COPY_ROWS_BYTES = 16 << 20
+"""Rows of an unquantized tensor are copied in pieces of about this size."""
+
+
+def load_base(
+    model: CausalLM,
+    directory: Path,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    report: Callable[[int, int], Any],
+) -> None:
+    """Fills every frozen parameter and buffer of a sharded meta model, in place.
+
+    Ranks: all (collective).
+    Memory: the rank's shards plus about the rank's rows of the largest tensor.
+
+    Args:
+        model: after ``fully_shard``, on meta; trainable parameters are allocated, not filled.
+        directory: the checkpoint.
+        dtype: what weights are cast to before they are quantized or kept.
+        device: this rank's device.
+        report: told ``(done_bytes, total_bytes)`` of this rank after each tensor.
+
+    Raises:
+        CheckpointError: names or shapes do not fit, or a file is damaged; nothing is loaded then.
+    """
+    files = CheckpointFiles(directory)
+    targets = _loading_targets(model)
+    tied = _tied_names(model, targets)
+    files.check({name: _full_shape(target) for name, target in targets.items()}, ignored=tied)
+    model.to_empty(device=device)
+    recompute_buffers(model)
+    total = sum(_own_weights(target) for target in targets.values()) * dtype.itemsize
+    done = 0
+    for name, target in _loading_targets(model).items():
+
+        def read(start: int, stop: int, name: str = name) -> Tensor:
+            return to_device(files.read_rows(name, start, stop), dtype=dtype, device=device)
+
+        if isinstance(target, QuantizedLinear):
+            shape = (target.out_features, target.in_features)
+            target.quantizer.quantize_shards(read, shape, _packed_shards(target))
+        else:
+            _copy_rows(read, own_shard(target))
+        done += _own_weights(target) * dtype.itemsize
+        report(done, total)
+    check_nothing_on_meta(model)
+
+
+def checkpoint_name(name: str) -> str:
+    """Returns the checkpoint's name of a parameter or module of a `CausalLM`.
+
+    The wrapper's ``hf.`` in front and an adapter's ``base`` in between are ours.
+    """
+    parts = name.removeprefix("hf.").split(".")
+    return ".".join(part for part in parts if part != BASE)
+
+
+def recompute_buffers(model: CausalLM) -> None:
+    """Fills buffers that no checkpoint holds (RoPE ``inv_freq``), in their own dtype.
+
+    transformers recomputes them in ``_init_weights``, for every family; weights that it touches on
+    the way are loaded afterwards.
+    """
+    for module in model.hf.modules():
+        if module._non_persistent_buffers_set:
+            model.hf._init_weights(module)
+
+
+def check_nothing_on_meta(model: nn.Module) -> None:
+    """Raises `CheckpointError` naming every tensor that was never filled."""
+    left = [
+        name
+        for named in (model.named_parameters(), model.named_buffers())
+        for name, tensor in named
+        if tensor.is_meta
+    ]
+    if left:
+        raise CheckpointError(f"never loaded: {', '.join(left[:10])} ({len(left)} tensors)")
+
+
+LoadingTarget = QuantizedLinear | nn.Parameter
+
+
+def _loading_targets(model: CausalLM) -> dict[str, LoadingTarget]:
+    """Maps names in the checkpoint to what they fill; frozen and tied-once."""
+    targets: dict[str, LoadingTarget] = {}
+    packed: set[int] = set()
+    for name, module in model.named_modules():
+        if isinstance(module, QuantizedLinear):
+            targets[f"{checkpoint_name(name)}.weight"] = module
+            packed |= {id(getattr(module, packed_name)) for packed_name in module.packed_names}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad and id(parameter) not in packed:
+            targets[checkpoint_name(name)] = parameter
+    for name, buffer in model.named_buffers():
+        module = model.get_submodule(name.rpartition(".")[0])
+        if name.rpartition(".")[2] not in module._non_persistent_buffers_set:
+            targets[checkpoint_name(name)] = buffer  # pyright: ignore[reportArgumentType]
+    return targets
+
+
+def _tied_names(model: CausalLM, targets: dict[str, LoadingTarget]) -> set[str]:
+    names = {checkpoint_name(n) for n, _ in model.named_parameters(remove_duplicate=False)}
+    return names - targets.keys()
+
+
+def _full_shape(target: LoadingTarget) -> tuple[int, ...]:
+    if isinstance(target, QuantizedLinear):
+        return (target.out_features, target.in_features)
+    return tuple(target.shape)
+
+
+def _own_weights(target: LoadingTarget) -> int:
+    shape = _full_shape(target)
+    start, stop = shard_range(shape[0] if shape else 1, rank(), world_size())
+    return (stop - start) * torch.Size(shape[1:]).numel()
+
+
+def _packed_shards(module: QuantizedLinear) -> dict[str, Shard]:
+    return {name: own_shard(getattr(module, name)) for name in module.packed_names}
+
+
+def _copy_rows(read: Callable[[int, int], Tensor], shard: Shard) -> None:
+    if shard.rows.dim() == 0:
+        shard.rows.copy_(read(0, 1))
+        return
+    row_bytes = max(1, shard.rows[:1].nbytes)
+    step = max(1, min(COPY_ROWS_BYTES // row_bytes, (shard.stop - shard.start) // 4))
+    for start in range(shard.start, shard.stop, step):
+        stop = min(start + step, shard.stop)
+        shard.rows[start - shard.start : stop - shard.start] = read(start, stop)

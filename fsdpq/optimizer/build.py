@@ -1,0 +1,70 @@
+"""Builds the optimizer over the trainable shards, and the learning-rate schedule.
+
+A schedule is a factor on the peak learning rate as a function of the step, so that it can be drawn,
+tested and resumed by the step alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import nn
+
+from fsdpq.recipe.run_sections import (
+    AdamWOptions,
+    ConstantScheduleOptions,
+    CosineScheduleOptions,
+    LinearScheduleOptions,
+)
+
+Schedule = Callable[[int], float]
+"""Maps the 0-based step to the factor on the peak learning rate."""
+
+
+def build_adamw(options: AdamWOptions, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    """Returns torch's fused AdamW over ``parameters``; states live on the shards' devices."""
+    return torch.optim.AdamW(
+        list(parameters),
+        lr=options.lr,
+        betas=options.betas,
+        eps=options.eps,
+        weight_decay=options.weight_decay,
+        fused=True,
+    )
+
+
+def build_constant_schedule(options: ConstantScheduleOptions, *, total_steps: int) -> Schedule:
+    """Returns warmup, then 1."""
+    return _with_warmup(options, total_steps, lambda _: 1.0)
+
+
+def build_linear_schedule(options: LinearScheduleOptions, *, total_steps: int) -> Schedule:
+    """Returns warmup, then a straight line from 1 to ``min_lr_ratio``."""
+    span = 1.0 - options.min_lr_ratio
+    return _with_warmup(options, total_steps, lambda progress: 1.0 - span * progress)
+
+
+def build_cosine_schedule(options: CosineScheduleOptions, *, total_steps: int) -> Schedule:
+    """Returns warmup, then half a cosine from 1 to ``min_lr_ratio``."""
+    span = 1.0 - options.min_lr_ratio
+    return _with_warmup(
+        options,
+        total_steps,
+        lambda progress: options.min_lr_ratio + span * (1.0 + math.cos(math.pi * progress)) / 2.0,
+    )
+
+
+def _with_warmup(
+    options: ConstantScheduleOptions, total_steps: int, decay: Callable[[float], float]
+) -> Schedule:
+    """``decay`` sees its progress from 0 to 1, as in transformers' ``get_*_with_warmup``."""
+    decay_steps = max(1, total_steps - options.warmup_steps)
+
+    def factor(step: int) -> float:
+        if step < options.warmup_steps:
+            return step / options.warmup_steps
+        return decay(min(1.0, (step - options.warmup_steps) / decay_steps))
+
+    return factor

@@ -1,0 +1,181 @@
+"""The training loop: steps, metrics, evaluations, and the guard against losses that are not finite.
+
+Losses of the steps between two log lines stay on the device; a log line gathers them over the
+ranks at once. A loss that is not finite is therefore found at the next log line at the latest, and
+the step and the rank it came from are exact.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from fsdpq.data.loader import Step
+from fsdpq.dist import world_size
+from fsdpq.errors import TrainingError
+from fsdpq.metrics.memory import current_bytes
+from fsdpq.protocols import MetricSink
+from fsdpq.recipe.run_sections import TrainingOptions
+from fsdpq.training.step import StepResult, train_step
+
+
+@dataclass
+class Progress:
+    """Totals over the steps done so far."""
+
+    steps: int = 0
+    tokens: int = 0
+    trained_tokens: int = 0
+    started: float = field(default_factory=time.monotonic)
+
+
+@dataclass
+class LogWindow:
+    """The steps since the last log line, not yet read from the device."""
+
+    results: list[StepResult] = field(default_factory=list)
+    num_trained: list[int] = field(default_factory=list)
+    tokens: int = 0
+    trained_tokens: int = 0
+    started: float = field(default_factory=time.monotonic)
+
+    def add(self, result: StepResult, step: Step) -> None:
+        """Takes one step."""
+        self.results.append(result)
+        self.num_trained.append(step.num_trained)
+        self.tokens += step.num_tokens
+        self.trained_tokens += step.num_trained
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """All that the loop needs, built by the worker.
+
+    Attributes:
+        model: sharded and loaded.
+        parameters: the trainable ones.
+        optimizer: over ``parameters``.
+        schedule: factor on the peak learning rate by step.
+        options: the recipe's ``training`` section.
+        total_steps: optimizer steps to do.
+        log_interval: steps between two log lines.
+        metrics: takes the rows of ``metrics.jsonl``.
+        evaluate: returns the held-out loss, None where nothing is held out.
+        device: this rank's device.
+    """
+
+    model: nn.Module
+    parameters: Sequence[nn.Parameter]
+    optimizer: torch.optim.Optimizer
+    schedule: Callable[[int], float]
+    options: TrainingOptions
+    total_steps: int
+    log_interval: int
+    metrics: MetricSink
+    evaluate: Callable[[], float] | None
+    device: torch.device
+
+    def run(self, steps: Iterator[Step]) -> Progress:
+        """Trains; returns the totals.
+
+        Ranks: all (collective).
+
+        Raises:
+            TrainingError: a loss is not finite.
+        """
+        self.model.train()
+        peak = [group["lr"] for group in self.optimizer.param_groups]
+        progress, window = Progress(), LogWindow()
+        for index in range(self.total_steps):
+            step = next(steps)
+            for group, lr in zip(self.optimizer.param_groups, peak, strict=True):
+                group["lr"] = lr * self.schedule(index)
+            result = train_step(
+                self.model,
+                step,
+                optimizer=self.optimizer,
+                parameters=self.parameters,
+                max_grad_norm=self.options.max_grad_norm,
+                device=self.device,
+            )
+            window.add(result, step)
+            progress.steps += 1
+            progress.tokens += step.num_tokens
+            progress.trained_tokens += step.num_trained
+            last = progress.steps == self.total_steps
+            if last or progress.steps % self.log_interval == 0:
+                self._log(window, progress)
+                window = LogWindow()
+            interval = self.options.eval_interval
+            if interval and progress.steps % interval == 0 and not last:
+                self.log_evaluation(progress.steps)
+                window.started = time.monotonic()
+        return progress
+
+    def log_evaluation(self, step: int) -> float | None:
+        """Computes and logs the held-out loss; None where nothing is held out.
+
+        Ranks: all (collective).
+        """
+        if self.evaluate is None:
+            return None
+        loss = self.evaluate()
+        perplexity = math.exp(min(loss, 700.0))
+        self.metrics.write({"event": "eval", "step": step, "loss": loss, "perplexity": perplexity})
+        return loss
+
+    def _log(self, window: LogWindow, progress: Progress) -> None:
+        """Reads the window's losses from the device, checks them, writes one row."""
+        losses = gather_losses(window.results)
+        check_finite(losses, first_step=progress.steps - len(window.results) + 1)
+        weights = torch.tensor(window.num_trained, dtype=torch.float64)
+        loss = float((losses.sum(dim=1) * weights).sum() / weights.sum())
+        seconds = time.monotonic() - window.started
+        self.metrics.write(
+            {
+                "event": "step",
+                "step": progress.steps,
+                "total_steps": self.total_steps,
+                "loss": loss,
+                "lr": self.optimizer.param_groups[0]["lr"],
+                "grad_norm": float(window.results[-1].grad_norm),
+                "tokens": window.tokens,
+                "trained_tokens": window.trained_tokens,
+                "tokens_per_s": window.tokens / seconds,
+                "memory_bytes": current_bytes(self.device),
+            }
+        )
+
+
+def gather_losses(results: Sequence[StepResult]) -> Tensor:
+    """Returns every rank's share of every step's loss, fp64 on the host, ``(steps, ranks)``.
+
+    Ranks: all (collective).
+    """
+    mine = torch.stack([result.loss for result in results]).double()
+    if world_size() == 1:
+        return mine.cpu().unsqueeze(1)
+    gathered = mine.new_empty(world_size() * len(results))
+    dist.all_gather_single(gathered, mine)
+    return gathered.view(world_size(), -1).T.cpu()
+
+
+def check_finite(losses: Tensor, *, first_step: int) -> None:
+    """Raises `TrainingError` naming the first step and the ranks whose loss is not finite."""
+    bad = ~torch.isfinite(losses)
+    if not bad.any():
+        return
+    index = int(bad.any(dim=1).nonzero()[0])
+    ranks = bad[index].nonzero().flatten().tolist()
+    raise TrainingError(
+        f"the loss of step {first_step + index} is not finite on rank "
+        f"{', '.join(map(str, ranks))} ({losses[index, ranks[0]]})",
+        hint="lower optimizer.lr, raise lr_scheduler.warmup_steps, or set model.dtype=fp32; "
+        "the steps before are in metrics.jsonl",
+    )

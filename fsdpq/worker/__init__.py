@@ -1,0 +1,1 @@
+"""The worker half's entry: what every rank runs, started as ``python -m fsdpq.worker``."""

@@ -1,0 +1,174 @@
+"""Builds the sharded, loaded model that training and generation share.
+
+The order matters: adapters before sharding (``fully_shard`` never broadcasts, and everything must
+be in a group), checkpointing before sharding, loading after it (no rank ever holds the model).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
+
+from fsdpq.dist import check_same_on_all_ranks, own_shard
+from fsdpq.errors import EnvironmentProblemError
+from fsdpq.fsdp.wrap import apply_fsdp, build_mesh
+from fsdpq.model.causal_lm import CausalLM
+from fsdpq.model.meta import DTYPES, build_meta_model, count_parameters
+from fsdpq.model.quantized_linear import QuantizedLinear
+from fsdpq.model.stream import checkpoint_name, load_base
+from fsdpq.model.structure import matches_suffix
+from fsdpq.recipe.base_sections import LoraOptions
+from fsdpq.recipe.root import Recipe
+from fsdpq.registry import resolve_builder
+from fsdpq.run_files import RunFiles
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Where the launcher put what the recipe names.
+
+    Attributes:
+        model_dir: the base model's checkpoint.
+        model_revision: commit of a hub repository, None elsewhere.
+        data_path: the data file.
+    """
+
+    model_dir: Path
+    model_revision: str | None
+    data_path: Path
+
+
+@dataclass(frozen=True)
+class Assembled:
+    """A sharded, loaded model.
+
+    Attributes:
+        model: the root of what FSDP shards.
+        num_parameters: weights of the base, tied ones once.
+        num_quantized: those stored quantized.
+        num_groups: FSDP groups.
+    """
+
+    model: CausalLM
+    num_parameters: int
+    num_quantized: int
+    num_groups: int
+
+    @property
+    def trainable(self) -> list[nn.Parameter]:
+        """The trained Parameters."""
+        return [p for p in self.model.parameters() if p.requires_grad]
+
+    @property
+    def adapted_layers(self) -> dict[str, nn.Module]:
+        """Adapted layers by their name in the transformers model."""
+        return {
+            checkpoint_name(name): module
+            for name, module in self.model.named_modules()
+            if hasattr(module, "lora_A")
+        }
+
+    def own_bytes(self, *, trainable: bool) -> int:
+        """Resident bytes of this rank's shards of the adapter, or of the frozen base."""
+        return sum(
+            own_shard(parameter).rows.nbytes
+            for parameter in self.model.parameters()
+            if parameter.requires_grad == trainable
+        )
+
+
+def read_inputs(files: RunFiles) -> Inputs:
+    """Reads from the lock where model and data lie."""
+    inputs = json.loads(files.lock.read_text(encoding="utf-8"))["inputs"]
+    model, data = inputs["model"], inputs["data"]
+    return Inputs(Path(model["directory"]), model["revision"], Path(data["path"]))
+
+
+def resolve_dtype(recipe: Recipe, device: torch.device) -> torch.dtype:
+    """Returns the compute dtype.
+
+    Raises:
+        EnvironmentProblemError: bf16 on a GPU that has none.
+    """
+    name = recipe.model.dtype
+    if name == "auto":
+        name = "bf16" if device.type == "cuda" else "fp32"
+    if name == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
+        raise EnvironmentProblemError(
+            f"{torch.cuda.get_device_name(device)} does not compute in bf16",
+            hint="add `model.dtype=fp32` to the command line",
+        )
+    return DTYPES[name]
+
+
+def assemble_model(
+    recipe: Recipe,
+    model_dir: Path,
+    *,
+    device: torch.device,
+    report_load: Callable[[int, int], Any],
+) -> Assembled:
+    """Builds, shards and loads the model, adapters at their initial values.
+
+    Ranks: all (collective).
+    """
+    dtype = resolve_dtype(recipe, device)
+    quantizer = resolve_builder("quantization", recipe.quantization)(recipe.quantization)
+    adapter = resolve_builder("adapter", recipe.adapter)(recipe.adapter)
+    model = build_meta_model(
+        model_dir,
+        dtype=dtype,
+        attn_implementation=recipe.model.attn_implementation,
+        quantizer=quantizer,
+    )
+    num_parameters, num_quantized = count_parameters(model)
+    adapter.apply_adapter(model.decoder_layers, is_target=target_test(recipe.adapter))
+    if recipe.fsdp.activation_checkpointing == "full":
+        model.apply_checkpointing()
+    num_groups = apply_fsdp(
+        model,
+        recipe.fsdp,
+        mesh=build_mesh(device),
+        layers=model.decoder_layers,
+        embedding_groups=model.embedding_groups,
+        forward_methods=("next_token_logits",),
+    )
+    load_base(model, model_dir, dtype=dtype, device=device, report=report_load)
+    digest = adapter.init_adapter(model, seed=recipe.training.seed)
+    check_same_on_all_ranks("the adapters' initial values", digest)
+    return Assembled(model, num_parameters, num_quantized, num_groups)
+
+
+def target_test(options: LoraOptions) -> Callable[[str, nn.Module], bool]:
+    """Returns whether a module inside the decoder layers gets an adapter."""
+
+    def is_target(name: str, module: nn.Module) -> bool:
+        if not isinstance(module, QuantizedLinear | nn.Linear):
+            return False
+        targets = options.target_modules
+        return targets == "all-linear" or matches_suffix(name, tuple(targets))
+
+    return is_target
+
+
+def load_tokenizer(model_dir: Path) -> PreTrainedTokenizerBase:
+    """Returns the checkpoint's tokenizer."""
+    return AutoTokenizer.from_pretrained(model_dir)
+
+
+def stop_ids(model_dir: Path, tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """Returns the tokens that end an answer: the tokenizer's and the generation config's."""
+    found: set[int] = set()
+    if isinstance(tokenizer.eos_token_id, int):
+        found.add(tokenizer.eos_token_id)
+    if (model_dir / "generation_config.json").exists():
+        listed = GenerationConfig.from_pretrained(model_dir).eos_token_id
+        found |= set(listed) if isinstance(listed, list) else {listed} - {None}
+    return found

@@ -1,0 +1,40 @@
+"""Answers one prompt with the base and adapter of a finished run, as a single rank."""
+
+from __future__ import annotations
+
+import sys
+
+from fsdpq import dist
+from fsdpq.checkpoint.peft import import_adapter
+from fsdpq.recipe.load import load_resolved
+from fsdpq.run_files import RunFiles
+from fsdpq.worker.assemble import assemble_model, load_tokenizer, read_inputs, stop_ids
+from fsdpq.worker.sampler import Sampler
+
+
+def generate(
+    files: RunFiles, *, prompt: str, max_new_tokens: int, temperature: float, use_adapter: bool
+) -> None:
+    """Writes the answer to stdout.
+
+    Args:
+        files: of a finished run.
+        prompt: the user's message.
+        max_new_tokens: longest answer.
+        temperature: 0 is greedy.
+        use_adapter: False answers with the quantized base alone.
+    """
+    recipe, inputs = load_resolved(files.resolved), read_inputs(files)
+    device = dist.start_process_group(recipe.launch.device)
+    dist.seed_everything(recipe.training.seed)
+    tokenizer = load_tokenizer(inputs.model_dir)
+    assembled = assemble_model(
+        recipe, inputs.model_dir, device=device, report_load=lambda _done, _total: None
+    )
+    if use_adapter:
+        import_adapter(assembled.adapted_layers, files.adapter)
+    stops = stop_ids(inputs.model_dir, tokenizer)
+    sampler = Sampler(assembled, tokenizer, stop_ids=stops, device=device)
+    answer = sampler.answer(prompt, max_new_tokens=max_new_tokens, temperature=temperature)
+    sys.stdout.write(answer + "\n")
+    dist.stop_process_group()

@@ -1,0 +1,98 @@
+"""Keeps a rank accountable: its output in its own log, its error on file, no life as an orphan."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+
+from fsdpq.errors import ExitCode, FsdpqError, RecipeError
+from fsdpq.run_files import RankError, RunFiles
+
+POLL_S = 1.0
+
+
+def redirect_output(path: Path) -> None:
+    """Sends stdout and stderr of this process, C libraries included, to the end of ``path``."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    os.close(descriptor)
+
+
+def end_with_launcher() -> None:
+    """Ends this process soon after torchrun or the launcher is gone.
+
+    Each may be killed in a way that leaves it no time to stop its children. The launcher's process
+    id comes in ``FSDPQ_LAUNCHER_PID``.
+    """
+    watched = [psutil.Process(os.getppid())]
+    launcher = os.environ.get("FSDPQ_LAUNCHER_PID", "")
+    if launcher.isdigit() and psutil.pid_exists(int(launcher)):
+        watched.append(psutil.Process(int(launcher)))
+
+    def watch() -> None:
+        while all(process.is_running() for process in watched):
+            time.sleep(POLL_S)
+        os._exit(ExitCode.RUN_FAILED)
+
+    threading.Thread(target=watch, daemon=True, name="end-with-launcher").start()
+
+
+@contextlib.contextmanager
+def recorded_errors(files: RunFiles, rank: int) -> Iterator[None]:
+    """Writes the error that ends this rank to its error file, then exits."""
+    try:
+        yield
+    except FsdpqError as error:
+        _record(files, rank, error, "")
+        sys.exit(error.exit_code)
+    except Exception as error:
+        text = traceback.format_exc()
+        _record(files, rank, error, text)
+        sys.stderr.write(text)
+        sys.exit(ExitCode.RUN_FAILED)
+
+
+def _record(files: RunFiles, rank: int, error: Exception, text: str) -> None:
+    known = isinstance(error, FsdpqError)
+    record = RankError(
+        rank=rank,
+        kind=type(error).__name__,
+        message=_message(error),
+        hint=error.hint if isinstance(error, FsdpqError) else "",
+        traceback=text,
+        exit_code=int(error.exit_code if known else ExitCode.RUN_FAILED),
+        time=time.time(),
+    )
+    path = files.rank_error(rank)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".partial")
+    temporary.write_text(json.dumps(dataclasses.asdict(record)), encoding="utf-8")
+    temporary.replace(path)
+
+
+def _message(error: Exception) -> str:
+    if isinstance(error, RecipeError):
+        return "\n".join(_problem_lines(error))
+    return error.message if isinstance(error, FsdpqError) else str(error)
+
+
+def _problem_lines(error: RecipeError) -> Iterator[str]:
+    for problem in error.problems:
+        place = ""
+        if problem.location is not None:
+            place = f"{problem.location.source}:{problem.location.line}: "
+        hint = f" ({problem.hint})" if problem.hint else ""
+        yield f"{place}{problem.message}{hint}"

@@ -1,0 +1,65 @@
+"""Answers prompts with the model as it is now."""
+
+from __future__ import annotations
+
+import torch
+from transformers import PreTrainedTokenizerBase
+from transformers.cache_utils import DynamicCache
+
+from fsdpq.data.tokenize import prompt_ids
+from fsdpq.protocols import MetricSink
+from fsdpq.recipe.run_sections import MetricsOptions
+from fsdpq.training.sample import generate_ids
+from fsdpq.worker.assemble import Assembled
+
+
+class Sampler:
+    """Answers prompts through the tokenizer's chat template.
+
+    Args:
+        assembled: the model.
+        tokenizer: of the base model.
+        stop_ids: tokens that end an answer.
+        device: this rank's device.
+    """
+
+    def __init__(
+        self,
+        assembled: Assembled,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        stop_ids: set[int],
+        device: torch.device,
+    ) -> None:
+        self.model = assembled.model
+        self.tokenizer = tokenizer
+        self.stop_ids = stop_ids
+        self.device = device
+
+    def answer(self, prompt: str, *, max_new_tokens: int, temperature: float = 0.0) -> str:
+        """Returns the answer to one prompt.
+
+        Ranks: all (collective).
+        """
+        was_training = self.model.training
+        self.model.eval()
+        answer = generate_ids(
+            self.model.next_token_logits,
+            prompt_ids(self.tokenizer, prompt),
+            cache=DynamicCache(config=self.model.hf.config),
+            max_new_tokens=max_new_tokens,
+            stop_ids=self.stop_ids,
+            device=self.device,
+            temperature=temperature,
+        )
+        self.model.train(was_training)
+        return str(self.tokenizer.decode(answer, skip_special_tokens=True)).strip()
+
+    def write_samples(self, options: MetricsOptions, when: str, events: MetricSink) -> None:
+        """Answers the recipe's prompts and tells the screen.
+
+        Ranks: all (collective).
+        """
+        for prompt in options.sample_prompts:
+            answer = self.answer(prompt, max_new_tokens=options.sample_max_new_tokens)
+            events.write({"event": "sample", "when": when, "prompt": prompt, "answer": answer})

@@ -1,0 +1,108 @@
+"""Turns recipe and data into a trainer: rows, steps, optimizer, schedule, loop."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from fsdpq import dist
+from fsdpq.data.formats import read_conversations
+from fsdpq.data.loader import Step, build_step, iterate_steps, split_rows
+from fsdpq.data.tokenize import Row, tokenize_conversations
+from fsdpq.protocols import MetricSink
+from fsdpq.recipe.root import Recipe
+from fsdpq.registry import resolve_builder
+from fsdpq.training.loop import Trainer
+from fsdpq.training.step import evaluate
+from fsdpq.worker.assemble import Assembled, Inputs
+
+
+@dataclass(frozen=True)
+class Data:
+    """Tokenized rows, the same on every rank."""
+
+    train: list[Row]
+    held_out: list[Row]
+
+
+def load_data(
+    recipe: Recipe, inputs: Inputs, tokenizer: PreTrainedTokenizerBase, events: MetricSink
+) -> Data:
+    """Reads, tokenizes and splits the rows; says what was cut or dropped.
+
+    Ranks: all (collective).
+    """
+    conversations = read_conversations(inputs.data_path)
+    tokenized = tokenize_conversations(conversations, tokenizer, recipe.data)
+    dist.check_same_on_all_ranks("the data", repr(tokenized.rows))
+    if tokenized.num_cut:
+        message = f"{tokenized.num_cut} rows are longer than {recipe.data.seq_len} tokens: cut"
+        events.write({"event": "notice", "message": message})
+    if tokenized.num_dropped:
+        message = f"{tokenized.num_dropped} rows have no token that carries loss: left out"
+        events.write({"event": "notice", "message": message})
+    rows = tokenized.rows
+    train_ids, eval_ids = split_rows(len(rows), recipe.data.eval_fraction, recipe.training.seed)
+    return Data([rows[i] for i in train_ids], [rows[i] for i in eval_ids])
+
+
+def build_trainer(
+    recipe: Recipe, assembled: Assembled, data: Data, metrics: MetricSink, device: torch.device
+) -> Trainer:
+    """Builds optimizer, schedule and loop."""
+    total_steps = count_steps(recipe, len(data.train))
+    parameters = assembled.trainable
+    build_optimizer = resolve_builder("optimizer", recipe.optimizer)
+    build_schedule = resolve_builder("lr_scheduler", recipe.lr_scheduler)
+    held_out = held_out_steps(recipe, data)
+    return Trainer(
+        model=assembled.model,
+        parameters=parameters,
+        optimizer=build_optimizer(recipe.optimizer, parameters),
+        schedule=build_schedule(recipe.lr_scheduler, total_steps=total_steps),
+        options=recipe.training,
+        total_steps=total_steps,
+        log_interval=recipe.metrics.log_interval,
+        metrics=metrics,
+        evaluate=(lambda: evaluate(assembled.model, held_out, device=device)) if held_out else None,
+        device=device,
+    )
+
+
+def count_steps(recipe: Recipe, num_train_rows: int) -> int:
+    """Returns the optimizer steps of the run."""
+    if recipe.training.steps is not None:
+        return recipe.training.steps
+    rows = (recipe.training.epochs or 1.0) * num_train_rows
+    return max(1, math.ceil(rows / recipe.training.global_batch_size))
+
+
+def steps_of_rank(recipe: Recipe, data: Data) -> Iterator[Step]:
+    """Returns this rank's endless iterator of training steps."""
+    return iterate_steps(
+        data.train,
+        global_batch_size=recipe.training.global_batch_size,
+        micro_batch_size=recipe.training.micro_batch_size,
+        rank=dist.rank(),
+        world_size=dist.world_size(),
+        seed=recipe.training.seed,
+    )
+
+
+def held_out_steps(recipe: Recipe, data: Data) -> list[Step]:
+    """Returns this rank's part of the held-out rows."""
+    size = recipe.training.micro_batch_size * dist.world_size()
+    rows = sorted(data.held_out, key=lambda row: len(row.input_ids))
+    return [
+        build_step(
+            rows[start : start + size],
+            micro_batch_size=recipe.training.micro_batch_size,
+            rank=dist.rank(),
+            world_size=dist.world_size(),
+        )
+        for start in range(0, len(rows), size)
+    ]

@@ -1,0 +1,167 @@
+"""Training, as one rank sees it: ~15 readable calls in order."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from fsdpq import dist
+from fsdpq.checkpoint.peft import export_adapter
+from fsdpq.metrics.memory import peak_bytes
+from fsdpq.metrics.report import write_report
+from fsdpq.metrics.sinks import JsonlSink, NoSink
+from fsdpq.protocols import MetricSink
+from fsdpq.recipe.load import load_resolved
+from fsdpq.recipe.root import Recipe
+from fsdpq.run_files import RunFiles, RunSummary, SetupSummary
+from fsdpq.training.loop import Progress, Trainer
+from fsdpq.worker.assemble import (
+    Assembled,
+    Inputs,
+    assemble_model,
+    load_tokenizer,
+    read_inputs,
+    resolve_dtype,
+    stop_ids,
+)
+from fsdpq.worker.sampler import Sampler
+from fsdpq.worker.setup import Data, build_trainer, load_data, steps_of_rank
+
+LOAD_REPORT_S = 0.2
+
+
+def train(files: RunFiles) -> None:
+    """Runs the recipe of a run directory.
+
+    Ranks: all (collective).
+    """
+    recipe, inputs = load_resolved(files.resolved), read_inputs(files)
+    device = dist.start_process_group(recipe.launch.device)
+    dist.seed_everything(recipe.training.seed)
+    events = sink(files.events)
+    enter(events, "data")
+    tokenizer = load_tokenizer(inputs.model_dir)
+    data = load_data(recipe, inputs, tokenizer, events)
+    enter(events, "load")
+    assembled = assemble_model(
+        recipe, inputs.model_dir, device=device, report_load=load_reporter(events)
+    )
+    trainer = build_trainer(recipe, assembled, data, sink(files.metrics), device)
+    summary = summarize_setup(recipe, assembled, data, trainer, device)
+    events.write({"event": "setup", **dataclasses.asdict(summary)})
+    stops = stop_ids(inputs.model_dir, tokenizer)
+    sampler = Sampler(assembled, tokenizer, stop_ids=stops, device=device)
+    enter(events, "eval")
+    loss_before = trainer.log_evaluation(0)
+    sampler.write_samples(recipe.metrics, "before", events)
+    enter(events, "train")
+    started = time.monotonic()
+    progress = trainer.run(steps_of_rank(recipe, data))
+    train_s = time.monotonic() - started
+    enter(events, "eval")
+    loss_after = trainer.log_evaluation(progress.steps)
+    sampler.write_samples(recipe.metrics, "after", events)
+    enter(events, "export")
+    export(recipe, inputs, assembled, files.adapter)
+    done = summarize_run(progress, train_s, (loss_before, loss_after), device, files.adapter)
+    events.write({"event": "done", **dataclasses.asdict(done)})
+    enter(events, "report")
+    if dist.rank() == 0:
+        write_report(files)
+    dist.stop_process_group()
+
+
+def sink(path: Path) -> MetricSink:
+    """Returns what takes rows for ``path``: a file on rank 0, nothing elsewhere."""
+    return JsonlSink(path) if dist.rank() == 0 else NoSink()
+
+
+def enter(events: MetricSink, phase: str, detail: str = "") -> None:
+    """Tells the screen that a phase begins."""
+    events.write({"event": "phase", "name": phase, "detail": detail})
+
+
+def load_reporter(events: MetricSink) -> Callable[[int, int], None]:
+    """Returns a callback that tells the screen how much is loaded, not too often."""
+    last = 0.0
+
+    def report(done_bytes: int, total_bytes: int) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last >= LOAD_REPORT_S or done_bytes == total_bytes:
+            last = now
+            row = {"event": "load", "done_bytes": done_bytes, "total_bytes": total_bytes}
+            events.write(row)
+
+    return report
+
+
+def export(recipe: Recipe, inputs: Inputs, assembled: Assembled, directory: Path) -> None:
+    """Writes the adapter in PEFT's format.
+
+    Ranks: all (collective).
+    """
+    on_hub = inputs.model_revision is not None
+    export_adapter(
+        assembled.adapted_layers,
+        directory,
+        options=recipe.adapter,
+        base_model=recipe.model.name_or_path if on_hub else str(inputs.model_dir),
+        revision=inputs.model_revision,
+    )
+
+
+def summarize_setup(
+    recipe: Recipe, assembled: Assembled, data: Data, trainer: Trainer, device: torch.device
+) -> SetupSummary:
+    """Returns what is about to be trained.
+
+    Ranks: all (collective).
+    """
+    base_bytes = dist.gather_numbers(assembled.own_bytes(trainable=False))
+    adapter_bytes = dist.gather_numbers(assembled.own_bytes(trainable=True))
+    on_gpu = device.type == "cuda"
+    dtype = resolve_dtype(recipe, device)
+    return SetupSummary(
+        model=recipe.model.name_or_path,
+        num_parameters=assembled.num_parameters,
+        num_trainable=sum(parameter.numel() for parameter in trainer.parameters),
+        num_quantized=assembled.num_quantized,
+        num_groups=assembled.num_groups,
+        world_size=dist.world_size(),
+        device=torch.cuda.get_device_name(device) if on_gpu else "CPU",
+        dtype="bf16" if dtype is torch.bfloat16 else "fp32",
+        base_bytes_per_rank=[int(value) for value in base_bytes],
+        adapter_bytes_per_rank=[int(value) for value in adapter_bytes],
+        num_train_rows=len(data.train),
+        num_eval_rows=len(data.held_out),
+        total_steps=trainer.total_steps,
+    )
+
+
+def summarize_run(
+    progress: Progress,
+    train_s: float,
+    eval_losses: tuple[float | None, float | None],
+    device: torch.device,
+    adapter: Path,
+) -> RunSummary:
+    """Returns what the run achieved.
+
+    Ranks: all (collective).
+    """
+    peaks = dist.gather_numbers(peak_bytes(device))
+    return RunSummary(
+        steps=progress.steps,
+        train_s=train_s,
+        tokens=progress.tokens,
+        trained_tokens=progress.trained_tokens,
+        eval_loss_before=eval_losses[0],
+        eval_loss_after=eval_losses[1],
+        peak_memory_bytes=[int(peak) for peak in peaks],
+        adapter=str(adapter),
+    )

@@ -1,0 +1,138 @@
+"""Sharded training equals one unsharded process, however ranks and micro-batches share the rows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from fsdpq.data.loader import build_step
+from fsdpq.training.step import train_step
+from fsdpq.worker.assemble import Assembled, assemble_model
+from support import reference
+from support.ranks import RankPool
+from support.tiny import random_rows, save_tiny_llama, tiny_recipe
+
+NUM_STEPS = 5
+BATCH = 8
+LR = 1e-3
+MAX_NORM = 1.0
+CPU = torch.device("cpu")
+
+
+def _assemble(directory: Path, **sections: dict[str, Any]) -> Assembled:
+    recipe = tiny_recipe(**sections)
+    return assemble_model(recipe, directory, device=CPU, report_load=lambda _done, _total: None)
+
+
+def _whole(parameter: nn.Parameter) -> Tensor:
+    return parameter.detach().full_tensor().clone()  # pyright: ignore[reportCallIssue]
+
+
+def train_sharded(directory: Path, micro_batch_size: int, fsdp: dict[str, str]) -> dict[str, Any]:
+    """Trains on this rank; returns losses, gradient norms and the initial adapter."""
+    assembled = _assemble(directory, fsdp=fsdp)
+    layers = assembled.adapted_layers
+    initial = {name: _whole(layer.lora_A) for name, layer in layers.items()}  # pyright: ignore[reportArgumentType]
+    optimizer = torch.optim.AdamW(assembled.trainable, lr=LR, weight_decay=0.0, fused=True)
+    rows = random_rows(NUM_STEPS * BATCH)
+    losses: list[float] = []
+    norms: list[float] = []
+    for start in range(0, len(rows), BATCH):
+        step = build_step(
+            rows[start : start + BATCH],
+            micro_batch_size=micro_batch_size,
+            rank=dist.get_rank(),
+            world_size=dist.get_world_size(),
+        )
+        result = train_step(
+            assembled.model,
+            step,
+            optimizer=optimizer,
+            parameters=assembled.trainable,
+            max_grad_norm=MAX_NORM,
+            device=CPU,
+        )
+        loss = result.loss.clone()
+        dist.all_reduce(loss)
+        losses.append(loss.item())
+        norms.append(result.grad_norm.item())
+    return {"initial": initial, "losses": losses, "norms": norms}
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_sharded_training_equals_unsharded_peft(
+    ranks: RankPool, tmp_path: Path, tied: bool
+) -> None:
+    directory = save_tiny_llama(tmp_path, tied=tied)
+    model = reference.load_dequantized(directory)
+    rows = random_rows(NUM_STEPS * BATCH)
+    batches = [rows[start : start + BATCH] for start in range(0, len(rows), BATCH)]
+    expected: tuple[list[float], list[float]] | None = None
+    for num_ranks in (1, 2, 4):
+        answers = ranks.run(num_ranks, train_sharded, directory, 2, {})
+        if expected is None:
+            peft_model = reference.with_peft_lora(model, answers[0]["initial"], rank=4)
+            expected = reference.train(peft_model, batches, lr=LR, max_norm=MAX_NORM)
+            assert len(set(expected[0])) == NUM_STEPS
+        for answer in answers:
+            # fp32 sums in another order, amplified by five Adam steps: 1e-5 relative.
+            assert answer["losses"] == pytest.approx(expected[0], rel=1e-5)
+            assert answer["norms"] == pytest.approx(expected[1], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "fsdp", [{"strategy": "shard_grad_op"}, {"activation_checkpointing": "none"}]
+)
+def test_strategies_and_checkpointing_do_not_change_the_losses(
+    ranks: RankPool, tmp_path: Path, fsdp: dict[str, str]
+) -> None:
+    directory = save_tiny_llama(tmp_path)
+    plain = ranks.run(2, train_sharded, directory, 2, {})[0]
+    other = ranks.run(2, train_sharded, directory, 2, fsdp)[0]
+    assert other["losses"] == pytest.approx(plain["losses"], rel=1e-6)
+    assert other["norms"] == pytest.approx(plain["norms"], rel=1e-6)
+
+
+def gradients(directory: Path, micro_batch_size: int) -> dict[str, Tensor]:
+    """Returns the whole gradients of one step over seven uneven rows."""
+    assembled = _assemble(directory)
+    torch.manual_seed(0)
+    for layer in assembled.adapted_layers.values():
+        # B away from zero, or A would have no gradient; all ranks draw the same whole matrix.
+        whole = torch.randn(layer.lora_B.shape) * 0.1  # pyright: ignore[reportArgumentType, reportCallIssue]
+        from fsdpq.dist import assign_own_rows
+
+        assign_own_rows(layer.lora_B, whole)  # pyright: ignore[reportArgumentType]
+    step = build_step(
+        random_rows(7, seed=3),
+        micro_batch_size=micro_batch_size,
+        rank=dist.get_rank(),
+        world_size=dist.get_world_size(),
+    )
+    for batch in step.micro_batches:
+        losses = assembled.model(batch.input_ids, batch.loss_positions, batch.targets)
+        (losses / step.num_trained).backward()
+    named = assembled.model.named_parameters()
+    return {
+        name: parameter.grad.full_tensor()  # pyright: ignore[reportAttributeAccessIssue]
+        for name, parameter in named
+        if parameter.requires_grad and parameter.grad is not None
+    }
+
+
+def test_gradients_do_not_depend_on_the_split(ranks: RankPool, tmp_path: Path) -> None:
+    directory = save_tiny_llama(tmp_path)
+    whole = ranks.run(1, gradients, directory, 7)[0]
+    assert len(whole) == 2 * 7 * 3
+    for num_ranks, micro_batch_size in [(1, 1), (1, 3), (2, 1), (2, 4), (3, 2), (4, 1)]:
+        split = ranks.run(num_ranks, gradients, directory, micro_batch_size)[0]
+        assert split.keys() == whole.keys()
+        for name, gradient in whole.items():
+            # fp32 rounding of sums in another order, relative to the largest entry.
+            bound = 2e-6 * gradient.abs().max().item()
+            assert torch.allclose(split[name], gradient, rtol=0, atol=bound), name

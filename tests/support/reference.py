@@ -1,0 +1,67 @@
+"""The unsharded reference: transformers, PEFT's LoRA, bitsandbytes' functional API, plain torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import bitsandbytes.functional as bnb
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
+
+from fsdpq.data.tokenize import Row
+
+
+def load_dequantized(directory: Path) -> nn.Module:
+    """Returns the fp32 model with every linear inside its layers rounded to NF4 and back."""
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear) and ".layers." in name:
+            codes, state = bnb.quantize_4bit(
+                module.weight.data, blocksize=64, quant_type="nf4", compress_statistics=True
+            )
+            module.weight.data = bnb.dequantize_4bit(codes, state)
+    return model
+
+
+def with_peft_lora(model: nn.Module, initial_a: dict[str, Tensor], *, rank: int) -> nn.Module:
+    """Adds PEFT's LoRA (alpha = 2 * rank) with given values of A; B is zero."""
+    targets = sorted({name.rpartition(".")[2] for name in initial_a})
+    config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=targets, lora_dropout=0.0)
+    peft_model = get_peft_model(model, config)  # pyright: ignore[reportArgumentType]
+    for name, module in peft_model.named_modules():
+        if hasattr(module, "lora_A"):
+            weight = initial_a[name.removeprefix("base_model.model.")]
+            module.lora_A["default"].weight.data.copy_(weight)
+    return peft_model
+
+
+def batch_loss(model: nn.Module, rows: Sequence[Row]) -> Tensor:
+    """Mean token loss over all rows, one row at a time: no padding, no batching."""
+    total = torch.zeros(())
+    for row in rows:
+        ids = torch.tensor([row.input_ids])
+        logits = model(input_ids=ids).logits[0, :-1].float()
+        kept = torch.tensor(row.trained[1:])
+        total = total + nn.functional.cross_entropy(logits[kept], ids[0, 1:][kept], reduction="sum")
+    return total / sum(row.num_trained for row in rows)
+
+
+def train(
+    model: nn.Module, batches: Sequence[Sequence[Row]], *, lr: float, max_norm: float
+) -> tuple[list[float], list[float]]:
+    """Trains with plain torch; returns losses and gradient norms."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=0.0)
+    losses: list[float] = []
+    norms: list[float] = []
+    for rows in batches:
+        loss = batch_loss(model, rows)
+        loss.backward()
+        norms.append(float(torch.nn.utils.clip_grad_norm_(parameters, max_norm)))
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    return losses, norms
