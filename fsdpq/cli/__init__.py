@@ -1,0 +1,1 @@
+"""The command line. Torch is never imported here: the first answer should feel instant."""

@@ -1,0 +1,306 @@
+"""Drawing a run: what is trained, how it goes, what came of it. All on stderr.
+
+On a terminal a progress bar moves; in a pipe or in CI plain lines are printed, a step at most every
+few seconds, without control characters.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import shlex
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, TextIO
+
+import click
+
+from fsdpq.cli.render import clean, render_table, wants_color
+from fsdpq.launch.torchrun import Row
+from fsdpq.run_files import RunFiles
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+STEP_INTERVAL_S = 5.0
+MAX_ANSWER = 400
+
+_PHASES = {
+    "start": "starting the ranks",
+    "build": "building the model",
+    "load": "loading and quantizing the base",
+    "data": "preparing the data",
+    "eval": "evaluating",
+    "train": "training",
+    "export": "exporting the adapter",
+    "report": "writing the report",
+}
+
+
+def open_screen(stream: TextIO) -> PlainScreen:
+    """Returns a live screen where ``stream`` is a terminal, else a plain one."""
+    is_terminal = stream.isatty() and os.environ.get("TERM") != "dumb"
+    if is_terminal and not os.environ.get("CI"):
+        return LiveScreen(stream)
+    return PlainScreen(stream)
+
+
+class PlainScreen:
+    """Shows a run as lines of text."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._files: RunFiles | None = None
+        self._clock = _StepClock()
+        self._last_step_shown = 0.0
+        self._last_loss: float | None = None
+        self._samples: dict[str, dict[str, str]] = {}
+        self._summary: Row | None = None
+        self._handlers: dict[str, Callable[[Row], None]] = {
+            "phase": self._show_phase,
+            "load": self._show_load,
+            "setup": self._show_setup,
+            "step": self._show_step,
+            "eval": self._show_eval,
+            "sample": self._show_sample,
+            "notice": self._show_notice,
+            "done": self._take_summary,
+        }
+
+    def report(self, message: str) -> None:
+        """Shows one line about the preparations."""
+        self._print(message)
+
+    def open_run(self, files: RunFiles) -> None:
+        """Shows where the run goes; the ranks start now."""
+        self._files = files
+        self._print(f"run directory {files.root}")
+
+    def show_row(self, row: Row) -> None:
+        """Shows one row of metrics or events; a row of an unknown sort is left out."""
+        handler = self._handlers.get(str(row.get("event")))
+        if handler is not None:
+            handler(row)
+
+    def close(self) -> None:
+        """Leaves the terminal as it was."""
+
+    def show_summary(self) -> None:
+        """Shows what the finished run achieved and what to do next."""
+        if self._summary is None or self._files is None:
+            return
+        for line in summary_lines(self._summary, self._samples, self._files):
+            self._print(line)
+
+    def _print(self, text: str) -> None:
+        click.echo(clean(text, keep="\n"), file=self._stream, color=wants_color(self._stream))
+
+    def _show_phase(self, row: Row) -> None:
+        name, detail = str(row["name"]), str(row.get("detail") or "")
+        self._print(_PHASES.get(name, name) + (f": {detail}" if detail else ""))
+
+    def _show_load(self, row: Row) -> None:
+        """Nothing in plain text: the phase line has said it."""
+
+    def _show_setup(self, row: Row) -> None:
+        self._print("")
+        for line in setup_lines(row):
+            self._print(line)
+        self._print("")
+
+    def _show_step(self, row: Row) -> None:
+        self._clock.take(row)
+        self._last_loss = row["loss"]
+        now, last = time.monotonic(), row["step"] == row["total_steps"]
+        if last or now - self._last_step_shown >= STEP_INTERVAL_S:
+            self._last_step_shown = now
+            width = len(str(row["total_steps"]))
+            step = f"step {row['step']:>{width}}/{row['total_steps']}"
+            self._print(f"{step}  {step_text(row)}  eta {self._clock.eta(row)}")
+
+    def _show_eval(self, row: Row) -> None:
+        perplexity = f" (perplexity {row['perplexity']:.2f})"
+        self._print(f"held-out loss at step {row['step']}: {row['loss']:.4f}{perplexity}")
+
+    def _show_sample(self, row: Row) -> None:
+        prompt, when = str(row["prompt"]), str(row["when"])
+        self._samples.setdefault(prompt, {})[when] = str(row["answer"])
+        self._print(f"{when}: {one_line(prompt)} -> {one_line(str(row['answer']))}")
+
+    def _show_notice(self, row: Row) -> None:
+        self._print(f"note: {row['message']}")
+
+    def _take_summary(self, row: Row) -> None:
+        self._summary = row
+
+
+class LiveScreen(PlainScreen):
+    """Shows a run with a moving bar for loading and for training."""
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__(stream)
+        self._bar: Progress | None = None
+        self._task: TaskID | None = None
+        self._bar_name = ""
+
+    def close(self) -> None:
+        """Takes the bar off the screen."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def _print(self, text: str) -> None:
+        if self._bar is None:
+            super()._print(text)
+        else:
+            text = clean(text, keep="\n")
+            self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def _show_phase(self, row: Row) -> None:
+        if row["name"] not in ("load", "train"):
+            self.close()
+        super()._show_phase(row)
+
+    def _show_load(self, row: Row) -> None:
+        text = f"{format_bytes(row['done_bytes'])} of {format_bytes(row['total_bytes'])}"
+        self._move("load", row["done_bytes"], row["total_bytes"], text)
+
+    def _show_step(self, row: Row) -> None:
+        self._clock.take(row)
+        text = f"{step_text(row)}  eta {self._clock.eta(row)}"
+        self._move("step", row["step"], row["total_steps"], text)
+
+    def _move(self, name: str, done: int, total: int, text: str) -> None:
+        if self._bar is None or self._bar_name != name:
+            self.close()
+            self._bar = self._open_bar()
+            self._task = self._bar.add_task(name, total=total, text=text, count="")
+            self._bar_name = name
+        if self._task is not None:
+            count = f"{done}/{total}" if name == "step" else ""
+            self._bar.update(self._task, completed=done, total=total, text=text, count=count)
+
+    def _open_bar(self) -> Progress:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn
+
+        console = Console(file=self._stream)
+        columns = (
+            TextColumn("{task.description} {task.fields[count]}", markup=False),
+            BarColumn(bar_width=24),
+            TextColumn("{task.fields[text]}", markup=False),
+        )
+        bar = Progress(*columns, console=console, redirect_stdout=False, redirect_stderr=False)
+        bar.start()
+        return bar
+
+
+class _StepClock:
+    """Measures steps by the times that rank 0 wrote."""
+
+    def __init__(self) -> None:
+        self._first: tuple[int, float] | None = None
+        self._last: tuple[int, float] | None = None
+
+    def take(self, row: Row) -> None:
+        """Takes one row of a step."""
+        self._last = (row["step"], row["time"])
+        self._first = self._first or self._last
+
+    def eta(self, row: Row) -> str:
+        """Returns the time that the remaining steps take at the mean speed so far."""
+        if self._first is None or self._last is None or self._first[0] == self._last[0]:
+            return "--:--"
+        pace = (self._last[1] - self._first[1]) / (self._last[0] - self._first[0])
+        return format_seconds(pace * (row["total_steps"] - row["step"]))
+
+
+def setup_lines(row: Row) -> list[str]:
+    """Returns the block that says what is being run."""
+    share = 100 * row["num_trainable"] / max(1, row["num_parameters"])
+    quantized = 100 * row["num_quantized"] / max(1, row["num_parameters"])
+    ranks = f"{row['world_size']} x {row['device']}, {row['dtype']}"
+    base, adapter = max(row["base_bytes_per_rank"]), max(row["adapter_bytes_per_rank"])
+    rows = [
+        ("model", f"{row['model']}, {format_count(row['num_parameters'])} parameters"),
+        ("quantized", f"{format_count(row['num_quantized'])} of them ({quantized:.1f} %)"),
+        ("trained", f"{format_count(row['num_trainable'])} adapter weights ({share:.2f} %)"),
+        ("ranks", f"{ranks}, {row['num_groups']} FSDP groups"),
+        ("per rank", f"base {format_bytes(base)}, adapter {format_bytes(adapter)}"),
+        ("rows", f"{row['num_train_rows']} to train on, {row['num_eval_rows']} held out"),
+        ("steps", f"{row['total_steps']}"),
+    ]
+    return list(render_table(rows, indent="  "))
+
+
+def step_text(row: Row) -> str:
+    """Returns loss, learning rate, speed and memory of one step."""
+    return (
+        f"loss {row['loss']:.4f}  lr {row['lr']:.2e}  {row['tokens_per_s']:.0f} tokens/s  "
+        f"{format_bytes(row['memory_bytes'])}"
+    )
+
+
+def summary_lines(row: Row, samples: dict[str, dict[str, str]], files: RunFiles) -> list[str]:
+    """Returns the table at the end of a run."""
+    lines = ["", f"{row['steps']} steps in {format_seconds(row['train_s'])}", ""]
+    before, after = row.get("eval_loss_before"), row.get("eval_loss_after")
+    if before is not None and after is not None:
+        table = [
+            ("", "before", "after"),
+            ("held-out loss", f"{before:.4f}", f"{after:.4f}"),
+            ("perplexity", _perplexity(before), _perplexity(after)),
+        ]
+        lines += [*render_table(table, indent="  "), ""]
+    for prompt, answers in samples.items():
+        lines.append(f"  {one_line(prompt)}")
+        table = [(when, one_line(answers.get(when, ""))) for when in ("before", "after")]
+        lines += [*render_table(table, indent="    "), ""]
+    prompt = next(iter(samples), "What is the capital of France?")
+    peaks = ", ".join(format_bytes(peak) for peak in row["peak_memory_bytes"])
+    places = [
+        ("adapter", str(row["adapter"])),
+        ("metrics", str(files.metrics)),
+        *([("report", str(files.report_html))] if files.report_html.exists() else []),
+        ("peak memory", f"{peaks} (one number per rank)"),
+        ("try", f"fsdpq generate {_shell_word(files.root)} --prompt {_shell_word(prompt)}"),
+    ]
+    return [*lines, *render_table(places, indent="  "), ""]
+
+
+def format_bytes(number: float) -> str:
+    """Returns a number of bytes with a binary unit: ``1.23 GiB``."""
+    for unit, size in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if number >= size:
+            return f"{number / size:.2f} {unit}"
+    return f"{number:.0f} B"
+
+
+def format_count(number: float) -> str:
+    """Returns a count with a decimal unit: ``134.5 M``."""
+    for unit, size in (("B", 10**9), ("M", 10**6), ("k", 10**3)):
+        if number >= size:
+            return f"{number / size:.1f} {unit}"
+    return f"{number:.0f}"
+
+
+def format_seconds(seconds: float) -> str:
+    """Returns a duration as ``1:23`` or ``1:02:03``."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def one_line(text: str) -> str:
+    """Returns ``text`` on one line, shortened."""
+    text = " ".join(text.split())
+    return text if len(text) <= MAX_ANSWER else text[: MAX_ANSWER - 3] + "..."
+
+
+def _perplexity(loss: float) -> str:
+    return f"{math.exp(loss):.2f}" if loss < 50 else "inf"
+
+
+def _shell_word(value: str | Path) -> str:
+    return shlex.quote(str(value))

@@ -1,0 +1,190 @@
+"""Finding out why a run ended: the root cause, not the noise of the ranks that lost a peer.
+
+A rank that raises writes ``logs/rank-N.error.json``. A rank that is killed writes nothing, and its
+peers then fail with network errors; torchrun's log tells who was killed and whom torchrun itself
+ended afterwards. The patterns below are what torchrun 2.13 prints.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from fsdpq.errors import ExitCode, FsdpqError, LaunchError
+from fsdpq.run_files import RankError, RunFiles
+
+MEMORY_HINT = (
+    "use less memory: a smaller `training.micro_batch_size` or `data.seq_len`, "
+    "or fewer ranks (`launch.nproc_per_node`)"
+)
+_TAIL_LINES = 25
+_ENDED_BY_TORCHRUN = re.compile(r"Sending process (\d+) closing signal")
+_FAILURE = re.compile(
+    r"time\s*: (?P<time>\S+)\s+host\s*: .*\s+rank\s*: (?P<rank>\d+) .*\s+"
+    r"exitcode\s*: (?P<code>-?\d+) \(pid: (?P<pid>\d+)\)"
+)
+_LOST_PEER = re.compile(
+    r"Connection closed by peer|Connection reset by peer|Broken pipe|Connection refused|"
+    r"remote process exited|Socket Timeout|recvValue failed|failed to recv|sendBytes failed|"
+    r"NCCL communicator was aborted|collective operation timeout|DistNetworkError",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True)
+class EndedRank:
+    """How torchrun saw a rank fail.
+
+    Attributes:
+        rank: which rank.
+        exit_code: negative for a signal.
+        time: seconds since the epoch, whole ones.
+        by_torchrun: torchrun itself ended it, because another rank had failed.
+    """
+
+    rank: int
+    exit_code: int
+    time: float
+    by_torchrun: bool
+
+
+def count_oom_kills() -> dict[str, int]:
+    """Returns how many processes the kernel has killed for memory, by where it is counted."""
+    counts: dict[str, int] = {}
+    for name in ("/proc/vmstat", "/sys/fs/cgroup/memory.events"):
+        try:
+            lines = Path(name).read_text().splitlines()
+        except OSError:
+            continue
+        for line in lines:
+            if line.startswith("oom_kill "):
+                counts[name] = int(line.split()[1])
+    return counts
+
+
+def explain_failure(
+    files: RunFiles, *, exit_code: int, oom_kills_before: Mapping[str, int]
+) -> FsdpqError:
+    """Returns the error that tells the user why the run failed.
+
+    Args:
+        files: the run directory.
+        exit_code: torchrun's, not 0.
+        oom_kills_before: `count_oom_kills` from before the run.
+    """
+    after = count_oom_kills()
+    num_oom_kills = max([after[key] - oom_kills_before.get(key, 0) for key in after], default=0)
+    if exit_code < 0:
+        return _killed("torchrun", -exit_code, num_oom_kills)
+    records = read_rank_errors(files)
+    killed = [rank for rank in read_torchrun_failures(files.torchrun_log) if _was_killed(rank)]
+    causes = [record for record in records if not _is_lost_peer(record)]
+    first_killed = min(killed, key=lambda rank: rank.time, default=None)
+    if first_killed and not any(record.time < first_killed.time + 1 for record in causes):
+        return _killed(f"rank {first_killed.rank}", -first_killed.exit_code, num_oom_kills)
+    if causes or records:
+        return _explain_record((causes or records)[0], files)
+    return _explain_by_logs(files, exit_code)
+
+
+def read_rank_errors(files: RunFiles, *, since: float = 0.0) -> list[RankError]:
+    """Returns the errors that ranks wrote after ``since``, the earliest first."""
+    errors: list[RankError] = []
+    for path in sorted(files.logs.glob("rank-*.error.json")):
+        try:
+            error = RankError(**json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):
+            continue  # a rank that died while writing it: the others, or the logs, tell the rest
+        if error.time >= since:
+            errors.append(error)
+    return sorted(errors, key=lambda error: error.time)
+
+
+def read_torchrun_failures(log: Path) -> list[EndedRank]:
+    """Returns the ranks that torchrun's log calls failed."""
+    text = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
+    ended = set(_ENDED_BY_TORCHRUN.findall(text))
+    return [
+        EndedRank(
+            rank=int(match["rank"]),
+            exit_code=int(match["code"]),
+            time=_parse_time(match["time"]),
+            by_torchrun=match["pid"] in ended,
+        )
+        for match in _FAILURE.finditer(text)
+    ]
+
+
+def explain_rank_error(error: RankError, *, log: Path) -> FsdpqError:
+    """Returns the error of one rank as an exception; a traceback goes last."""
+    if not error.traceback:
+        known = LaunchError(error.message, hint=error.hint)
+    else:
+        message = f"rank {error.rank} failed: {error.kind}: {_first_line(error.message)}"
+        details = f"log: {log}\n\n{error.traceback.rstrip()}"
+        known = LaunchError(message, hint=error.hint, details=details)
+    known.exit_code = _exit_code(error.exit_code)
+    return known
+
+
+def _explain_record(record: RankError, files: RunFiles) -> FsdpqError:
+    return explain_rank_error(record, log=files.rank_log(record.rank))
+
+
+def _exit_code(number: int) -> ExitCode:
+    try:
+        return ExitCode(number) if number else ExitCode.RUN_FAILED
+    except ValueError:
+        return ExitCode.RUN_FAILED
+
+
+def _was_killed(rank: EndedRank) -> bool:
+    return rank.exit_code < 0 and not rank.by_torchrun
+
+
+def _is_lost_peer(record: RankError) -> bool:
+    return bool(record.traceback and _LOST_PEER.search(record.message))
+
+
+def _killed(who: str, number: int, num_oom_kills: int) -> LaunchError:
+    try:
+        name = signal.Signals(number).name
+    except ValueError:
+        name = f"signal {number}"
+    message = f"{who} was killed ({name})"
+    if num_oom_kills > 0:
+        times = "one process" if num_oom_kills == 1 else f"{num_oom_kills} processes"
+        message += f": memory ran out, the kernel killed {times} for it during this run"
+        return LaunchError(message, hint=MEMORY_HINT)
+    if name == "SIGKILL":
+        message += ": that is how the system ends a process when memory runs out"
+        return LaunchError(message, hint=MEMORY_HINT)
+    return LaunchError(message, hint="its log in `logs/` may tell more")
+
+
+def _explain_by_logs(files: RunFiles, exit_code: int) -> LaunchError:
+    parts: list[str] = []
+    for path in [files.torchrun_log, *sorted(files.logs.glob("rank-*.log"))]:
+        text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+        tail = "\n".join(text.splitlines()[-_TAIL_LINES:])
+        if tail.strip():
+            parts.append(f"the end of {path}:\n{tail}")
+    message = f"the ranks ended with exit code {exit_code} and without a message"
+    hint = f"the logs are in `{files.logs}`"
+    return LaunchError(message, hint=hint, details="\n\n".join(parts))
+
+
+def _first_line(text: str) -> str:
+    return text.strip().splitlines()[0] if text.strip() else ""
+
+
+def _parse_time(text: str) -> float:
+    try:
+        return time.mktime(time.strptime(text, "%Y-%m-%d_%H:%M:%S"))
+    except ValueError:
+        return 0.0

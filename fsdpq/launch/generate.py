@@ -1,0 +1,91 @@
+"""The flow of ``fsdpq generate``: one answer of a trained run, in one worker process."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from fsdpq.errors import LaunchError, RunStoppedError, UsageError
+from fsdpq.launch.failure import explain_rank_error, read_rank_errors
+from fsdpq.launch.processes import ProcessTree, catch_stop_signals, worker_environment
+from fsdpq.recipe.load import load_resolved
+from fsdpq.run_files import RunFiles
+
+GENERATOR = ("-m", "fsdpq.worker", "generate")
+
+
+@dataclass(frozen=True)
+class Question:
+    """What to ask a run.
+
+    Attributes:
+        prompt: the user's message.
+        max_new_tokens: longest answer.
+        temperature: 0 takes the likeliest token each time.
+        base: answer without the adapter.
+    """
+
+    prompt: str
+    max_new_tokens: int = 64
+    temperature: float = 0.0
+    base: bool = False
+
+
+def generate(run_dir: Path, question: Question, *, worker: Sequence[str] = GENERATOR) -> str:
+    """Returns the answer of the run in ``run_dir``.
+
+    Raises:
+        UsageError: there is no finished run.
+        FsdpqError: whatever the worker reports.
+    """
+    files = _open_run(run_dir)
+    device = load_resolved(files.resolved).launch.device
+    files.logs.mkdir(exist_ok=True)
+    answer, log = files.logs / "generate.out", files.logs / "generate.log"
+    command = [
+        sys.executable, *worker, str(files.root), f"--prompt={question.prompt}",
+        f"--max-new-tokens={question.max_new_tokens}", f"--temperature={question.temperature}",
+        *(["--base"] if question.base else []),
+    ]  # fmt: skip
+    started = time.time()
+    log.unlink(missing_ok=True)
+    code = _run(command, device=device, answer=answer, log=log)
+    if code == 0:
+        text = answer.read_text(encoding="utf-8")
+        answer.unlink()
+        return text.removesuffix("\n")
+    errors = read_rank_errors(files, since=started)
+    if errors:
+        raise explain_rank_error(errors[0], log=log)
+    tail = "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-25:])
+    raise LaunchError(f"the worker ended with exit code {code}", f"its log is `{log}`", tail)
+
+
+def _open_run(run_dir: Path) -> RunFiles:
+    files = RunFiles(run_dir)
+    if not files.resolved.is_file() or not files.lock.is_file():
+        hint = "name a directory that `fsdpq train` made, such as `runs/quickstart-1a2b3c4d`"
+        raise UsageError(f"`{run_dir}` is no run directory", hint=hint)
+    if not (files.adapter / "adapter_model.safetensors").is_file():
+        message = f"the run `{run_dir}` has no adapter: it did not finish"
+        hint = "train it to the end with `fsdpq train`; `logs/` tells why it ended"
+        raise UsageError(message, hint=hint)
+    return files
+
+
+def _run(command: list[str], *, device: str, answer: Path, log: Path) -> int:
+    environment = worker_environment(device=device, num_ranks=1)
+    with catch_stop_signals() as stop:
+        tree = ProcessTree(command, environment=environment, stdout=answer, stderr=log)
+        try:
+            while (code := tree.poll()) is None and not stop.received:
+                time.sleep(0.05)
+            if code is None:
+                tree.stop(stop)
+                raise RunStoppedError(f"stopped by {stop.name}")
+        finally:
+            tree.kill()
+    return code

@@ -1,0 +1,153 @@
+"""Starting a process of our own and ending it with everything it started.
+
+torchrun puts every rank into a session of its own, so a signal to a process group does not reach
+the ranks: they are found as descendants, noted while they live, and ended one by one.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+
+import psutil
+
+from fsdpq.errors import LaunchError
+
+GRACE_S = 10.0
+"""Time that a stopped run gets to end by itself."""
+
+LAUNCHER_PID = "FSDPQ_LAUNCHER_PID"
+"""Environment variable with the launcher's process id; a worker whose launcher is gone ends."""
+
+_NOTE_INTERVAL_S = 0.5
+
+
+@dataclass
+class StopSignals:
+    """The signals that asked for an end, in order."""
+
+    received: list[int] = field(default_factory=list[int])
+
+    @property
+    def name(self) -> str:
+        """Name of the first one, ``SIGINT``."""
+        return signal.Signals(self.received[0]).name if self.received else ""
+
+
+@contextmanager
+def catch_stop_signals() -> Generator[StopSignals, None, None]:
+    """Notes SIGINT, SIGTERM and SIGHUP instead of dying of them, until the block ends."""
+    stop = StopSignals()
+
+    def note(number: int, _frame: FrameType | None) -> None:
+        stop.received.append(number)
+
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    previous = {number: signal.signal(number, note) for number in numbers}
+    try:
+        yield stop
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+class ProcessTree:
+    """A process in a session of its own, and everything that it starts.
+
+    Args:
+        command: program and arguments.
+        environment: its whole environment.
+        stdout: file that its standard output goes to; its standard error too without ``stderr``.
+        stderr: file that its standard error goes to.
+    """
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        *,
+        environment: dict[str, str],
+        stdout: Path,
+        stderr: Path | None = None,
+    ) -> None:
+        self._seen: dict[tuple[int, float], psutil.Process] = {}
+        self._next_note = 0.0
+        with stdout.open("wb") as out, (stderr or stdout).open("ab") as err:
+            try:
+                self._process = subprocess.Popen(
+                    command, env=environment, stdin=subprocess.DEVNULL, stdout=out, stderr=err,
+                    start_new_session=True, close_fds=True,
+                )  # fmt: skip
+            except OSError as error:
+                message = f"`{command[0]}` cannot be started: {error.strerror}"
+                raise LaunchError(message, hint="check the Python installation") from None
+
+    def poll(self) -> int | None:
+        """Returns the exit code, None while the process runs; notes its descendants."""
+        if time.monotonic() >= self._next_note:
+            self._note_descendants(of=[self._process.pid])
+            self._next_note = time.monotonic() + _NOTE_INTERVAL_S
+        return self._process.poll()
+
+    def wait(self, stop: StopSignals, *, timeout_s: float) -> int | None:
+        """Waits for the end, a stop signal or the timeout; returns the exit code if it ended."""
+        known = len(stop.received)
+        deadline = time.monotonic() + timeout_s
+        while (code := self.poll()) is None and time.monotonic() < deadline:
+            if len(stop.received) > known:
+                break
+            time.sleep(0.05)
+        return code
+
+    def stop(self, stop: StopSignals) -> None:
+        """Asks for an end by SIGTERM, and ends everything after `GRACE_S` or a second signal."""
+        self._note_descendants(of=[self._process.pid])
+        if self._process.poll() is None:
+            self._process.send_signal(signal.SIGTERM)
+            if len(stop.received) < 2:
+                self.wait(stop, timeout_s=GRACE_S)
+        self.kill()
+
+    def kill(self) -> None:
+        """Ends the process and every descendant that is left, at once."""
+        self._note_descendants(of=[self._process.pid, *(pid for pid, _ in self._seen)])
+        if self._process.poll() is None:
+            self._process.kill()
+        self._process.wait()
+        left = [process for process in self._seen.values() if process.is_running()]
+        for process in left:
+            try:
+                process.kill()
+            except psutil.NoSuchProcess:
+                continue
+        psutil.wait_procs(left, timeout=5)
+
+    def _note_descendants(self, *, of: list[int]) -> None:
+        for pid in of:
+            try:
+                for child in psutil.Process(pid).children(recursive=True):
+                    self._seen[child.pid, child.create_time()] = child
+            except psutil.Error:
+                continue
+
+
+def worker_environment(*, device: str, num_ranks: int) -> dict[str, str]:
+    """Returns the environment of the workers: ours, without the network, threads shared out."""
+    environment = dict(os.environ)
+    environment.update(
+        {
+            LAUNCHER_PID: str(os.getpid()),
+            "TOKENIZERS_PARALLELISM": "false",
+            "HF_HUB_OFFLINE": "1",
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+        }
+    )
+    num_threads = max(1, (os.cpu_count() or 1) // num_ranks)
+    environment.setdefault("OMP_NUM_THREADS", str(num_threads if device == "cpu" else 1))
+    return environment

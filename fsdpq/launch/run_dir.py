@@ -1,0 +1,111 @@
+"""Making the run directory: named after what runs, whole or not there at all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from fsdpq.errors import EnvironmentProblemError, UsageError
+from fsdpq.recipe.load import dump_recipe
+from fsdpq.recipe.root import Recipe
+from fsdpq.run_files import RunFiles
+
+RUNS = Path("runs")
+MIN_FREE_BYTES = 500 * 10**6
+
+
+def create_run_dir(
+    recipe: Recipe, *, raw: bytes, lock: dict[str, Any], run_dir: Path | None = None
+) -> RunFiles:
+    """Creates the directory of one run and writes the recipe, as given and resolved, and its lock.
+
+    Args:
+        recipe: the resolved recipe.
+        raw: the recipe as the user gave it.
+        lock: the content of ``run.lock.json``.
+        run_dir: where; None takes a new directory ``runs/<name>-<hash of the recipe>``.
+
+    Raises:
+        UsageError: ``run_dir`` holds something already.
+        EnvironmentProblemError: it cannot be written, or the disk is nearly full.
+    """
+    resolved = dump_recipe(recipe)
+    if run_dir is not None:
+        check_run_dir(run_dir)
+    parent = run_dir.absolute().parent if run_dir is not None else RUNS.absolute()
+    with _explain_disk_errors(run_dir or RUNS):
+        parent.mkdir(parents=True, exist_ok=True)
+        _check_free_space(parent)
+        files = RunFiles(_make_directory(recipe.name, resolved, run_dir))
+        try:
+            files.logs.mkdir()
+            write_whole(files.recipe, raw)
+            write_whole(files.resolved, resolved.encode())
+            write_whole(files.lock, (json.dumps(lock, indent=2) + "\n").encode())
+        except BaseException:
+            shutil.rmtree(files.root, ignore_errors=True)
+            raise
+    return files
+
+
+def check_run_dir(run_dir: Path) -> None:
+    """Checks that a run may be written to ``run_dir``: it is new, or an empty directory.
+
+    Raises:
+        UsageError: it is not.
+    """
+    if run_dir.is_dir() and any(run_dir.iterdir()):
+        message = f"the run directory `{run_dir}` exists and is not empty"
+        raise UsageError(message, hint="name another one, or leave `--run-dir` out for a new one")
+    if run_dir.exists() and not run_dir.is_dir():
+        raise UsageError(f"`{run_dir}` is a file", hint="name a directory with `--run-dir`")
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Writes ``path`` so that it is there whole or not at all."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def _make_directory(name: str, resolved: str, run_dir: Path | None) -> Path:
+    if run_dir is not None:
+        run_dir.mkdir(exist_ok=True)
+        return run_dir
+    stem = f"{name}-{hashlib.sha256(resolved.encode()).hexdigest()[:8]}"
+    number = 1
+    while True:
+        path = RUNS / (stem if number == 1 else f"{stem}-{number}")
+        try:
+            path.mkdir()
+        except FileExistsError:
+            number += 1
+        else:
+            return path
+
+
+def _check_free_space(directory: Path) -> None:
+    free = shutil.disk_usage(directory).free
+    if free < MIN_FREE_BYTES:
+        message = f"the disk of `{directory}` has {free / 1e6:.0f} MB left"
+        hint = f"a run needs {MIN_FREE_BYTES / 1e6:.0f} MB: free some, or use `--run-dir`"
+        raise EnvironmentProblemError(message, hint=hint)
+
+
+@contextmanager
+def _explain_disk_errors(path: Path) -> Generator[None, None, None]:
+    try:
+        yield
+    except OSError as error:
+        message = f"the run directory cannot be written under `{path}`: {error.strerror or error}"
+        hint = "choose a place that you can write to: `--run-dir DIR`"
+        raise EnvironmentProblemError(message, hint=hint) from None

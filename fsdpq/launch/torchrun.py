@@ -1,0 +1,126 @@
+"""Running the ranks under torchrun and following what rank 0 writes.
+
+One machine, ``torch.distributed.run``. Without an endpoint torchrun finds a free port on the
+loopback device; a given port is used as it is, by static rendezvous, because c10d rendezvous waits
+for ever on a port where something else answers (torch 2.13).
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from fsdpq.errors import EnvironmentProblemError
+from fsdpq.launch.processes import ProcessTree, catch_stop_signals, worker_environment
+from fsdpq.recipe.run_sections import LaunchOptions
+from fsdpq.run_files import RunFiles
+
+POLL_S = 0.1
+WORKER = ("-m", "fsdpq.worker", "train")
+
+Row = dict[str, Any]
+
+
+class JsonLinesTail:
+    """Reads what is appended to a file of JSON lines; a line counts once its newline is there."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._position = 0
+
+    def read_new(self) -> Iterator[Row]:
+        """Yields the rows that were completed since the last call."""
+        if not self._path.exists():
+            return
+        with self._path.open("rb") as file:
+            file.seek(self._position)
+            for line in file:
+                if not line.endswith(b"\n"):
+                    break
+                self._position += len(line)
+                yield json.loads(line)
+
+
+def run_torchrun(
+    files: RunFiles,
+    launch: LaunchOptions,
+    *,
+    on_row: Callable[[Row], None],
+    worker: Sequence[str] = WORKER,
+) -> tuple[int, str]:
+    """Runs the ranks to their end, giving ``on_row`` every row of metrics and events.
+
+    Whatever happens, no process that was started here outlives the call.
+
+    Args:
+        files: the run directory.
+        launch: resolved options.
+        on_row: called about ten times a second at most with what is new, in order of each file.
+        worker: arguments of torchrun that name the worker; the run directory follows.
+
+    Returns:
+        torchrun's exit code, and the name of the signal that stopped the run or "".
+
+    Raises:
+        EnvironmentProblemError: the port of ``launch.rdzv_endpoint`` is in use.
+    """
+    num_ranks = int(launch.nproc_per_node)
+    environment = worker_environment(device=launch.device, num_ranks=num_ranks)
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--nnodes=1",
+        f"--nproc-per-node={num_ranks}", *_rendezvous(launch.rdzv_endpoint),
+        *worker, str(files.root),
+    ]  # fmt: skip
+    tails = [JsonLinesTail(files.events), JsonLinesTail(files.metrics)]
+    with catch_stop_signals() as stop:
+        tree = ProcessTree(command, environment=environment, stdout=files.torchrun_log)
+        try:
+            while (code := tree.poll()) is None and not stop.received:
+                _pass_on(tails, on_row)
+                time.sleep(POLL_S)
+            stopped_by = stop.name if code is None else ""
+            if code is None:
+                tree.stop(stop)
+        finally:
+            tree.kill()
+    _pass_on(tails, on_row)
+    return (code or 0), stopped_by
+
+
+def _pass_on(tails: list[JsonLinesTail], on_row: Callable[[Row], None]) -> None:
+    rows = [row for tail in tails for row in tail.read_new()]
+    for row in sorted(rows, key=lambda row: row.get("time", 0.0)):
+        on_row(row)
+
+
+def _rendezvous(endpoint: str | None) -> list[str]:
+    if endpoint is None:
+        return [
+            "--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0", "--local-addr=127.0.0.1",
+        ]  # fmt: skip
+    host, _, port = endpoint.rpartition(":")
+    _check_port_free(host, int(port))
+    return [f"--master-addr={host}", f"--master-port={port}"]
+
+
+def _check_port_free(host: str, port: int) -> None:
+    """Raises EnvironmentProblemError where ``host:port`` cannot be listened on."""
+    try:
+        addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except OSError:
+        message = f"`launch.rdzv_endpoint`: the host `{host}` is not known"
+        raise EnvironmentProblemError(message, hint="use `127.0.0.1`, or delete it") from None
+    family, kind, protocol, _, address = addresses[0]
+    with socket.socket(family, kind, protocol) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(address)
+        except OSError as error:
+            message = f"`launch.rdzv_endpoint`: {host}:{port} cannot be used: {error.strerror}"
+            hint = "choose another port, or delete it: a free port is found by itself"
+            raise EnvironmentProblemError(message, hint=hint) from None
