@@ -84,24 +84,18 @@ def cached_directory(
         EnvironmentProblemError: the cache cannot be written.
     """
     final = cache_root() / key
-    entry, damage = _read_entry(final, converter)
+    entry, _ = _read_entry(final, converter)
     if entry is not None:
         return entry
     with _translated_errors(final, needed_bytes):
         final.parent.mkdir(parents=True, exist_ok=True)
         with _locked(final, report):
-            entry, damage = _read_entry(final, converter)
+            entry, damage = _read_entry(final, converter)  # another process may have built it
             if entry is not None:
                 return entry
             if damage:
                 report(f"`{final}` is damaged ({damage}), making it again")
-            _remove_leftovers(final)
-            _check_free_space(final.parent, needed_bytes)
-            _build_entry(final, build, converter)
-    entry, damage = _read_entry(final, converter)
-    if entry is None:
-        raise FetchError(f"`{final}` is damaged right after it was made: {damage}", hint=WAY_OUT)
-    return entry
+            return _replace_entry(final, build, needed_bytes=needed_bytes, converter=converter)
 
 
 def format_bytes(num_bytes: int) -> str:
@@ -130,6 +124,19 @@ def _read_entry(final: Path, converter: str) -> tuple[CacheEntry | None, str]:
         return None, f"`{Path(error.filename).name}` is missing"
     except (ValueError, KeyError, TypeError):
         return None, f"`{MANIFEST}` cannot be read"
+
+
+def _replace_entry(
+    final: Path, build: Callable[[Path], None], *, needed_bytes: int, converter: str
+) -> CacheEntry:
+    """Builds the entry anew; the lock is held."""
+    _remove_leftovers(final)
+    _check_free_space(final.parent, needed_bytes)
+    _build_entry(final, build, converter)
+    entry, damage = _read_entry(final, converter)
+    if entry is None:
+        raise FetchError(f"`{final}` is damaged right after it was made: {damage}", hint=WAY_OUT)
+    return entry
 
 
 def _build_entry(final: Path, build: Callable[[Path], None], converter: str) -> None:

@@ -63,19 +63,15 @@ def write_tokenizer(
     Raises:
         FetchError: the GGUF's tokenizer is of another kind than byte-level BPE with ``smollm``.
     """
-    kind = (fields.get("tokenizer.ggml.model"), fields.get("tokenizer.ggml.pre"))
-    if kind != ("gpt2", "smollm"):
+    model, pre = fields.get("tokenizer.ggml.model"), fields.get("tokenizer.ggml.pre")
+    if (model, pre) != ("gpt2", "smollm"):
         raise FetchError(
-            f"cannot convert the GGUF's tokenizer `{kind[0]}` with pre-tokenizer `{kind[1]}`",
+            f"cannot convert the GGUF's tokenizer `{model}` with pre-tokenizer `{pre}`",
             hint="use a safetensors checkpoint with its own tokenizer.json",
         )
     tokens: list[str] = fields["tokenizer.ggml.tokens"]
     types: list[int] = fields["tokenizer.ggml.token_type"]
-    special = [
-        token
-        for token, token_type in zip(tokens, types, strict=True)
-        if token_type == CONTROL_TOKEN_TYPE
-    ]
+    special = [t for t, kind in zip(tokens, types, strict=True) if kind == CONTROL_TOKEN_TYPE]
     tokenizer = _build_tokenizer(tokens, fields["tokenizer.ggml.merges"], special)
     tokenizer.save(str(directory / "tokenizer.json"), pretty=False)
     config = {

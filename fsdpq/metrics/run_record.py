@@ -66,7 +66,8 @@ def read_record(files: RunFiles) -> RunRecord:
     record.summary = _last_event(events, "done")
     record.notices = [str(row.get("message", "")) for row in events if row["event"] == "notice"]
     record.samples = _pair_samples(events)
-    record.error = _root_cause(files.logs)
+    if not record.summary:  # a finished run may hold the errors of an earlier attempt
+        record.error = _root_cause(files.logs)
     return record
 
 
