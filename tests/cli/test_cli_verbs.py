@@ -1,0 +1,190 @@
+"""What the verbs print, and that they never import torch."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from fsdpq.cli.main import main
+from fsdpq.launch import generate, train
+from fsdpq.recipe.root import recipe_schema_text
+
+ROOT = Path(__file__).parents[2]
+QUICKSTART = str(ROOT / "recipes" / "quickstart.yaml")
+FAKE_WORKER = str(ROOT / "tests" / "unit" / "launch" / "fake_worker.py")
+HEAVY = ("torch", "transformers", "peft", "bitsandbytes", "datasets", "accelerate")
+
+IMPORT_CHECK = f"""
+import sys
+from fsdpq.cli.main import cli
+for arguments in (
+    ["--help"], ["train", "--help"], ["--version"], ["kinds"], ["kinds", "model"], ["schema"],
+    ["validate", {QUICKSTART!r}, "adapter.rank=8"], ["show", {QUICKSTART!r}],
+):
+    cli.main(args=arguments, standalone_mode=False)
+import fsdpq.cli.screen, fsdpq.launch.train, fsdpq.launch.generate, fsdpq.fetch.resolve
+print("HEAVY", sorted(set({HEAVY!r}) & set(sys.modules)))
+"""
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    main(arguments)
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    return captured.out
+
+
+def test_front_half_never_imports_torch() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", IMPORT_CHECK], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "HEAVY []"
+
+
+def test_validate_needs_neither_hydra_nor_rich() -> None:
+    code = (
+        "import sys; from fsdpq.cli.main import main\n"
+        f"main(['validate', {QUICKSTART!r}])\n"
+        "print([name for name in ('hydra', 'rich', 'numpy') if name in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.stdout.splitlines()[-1] == "[]", done.stderr
+
+
+def test_validate_says_that_all_is_well(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(capsys, "validate", QUICKSTART) == f"{QUICKSTART}: no mistakes found\n"
+
+
+def test_show_prints_the_resolved_recipe(capsys: pytest.CaptureFixture[str]) -> None:
+    shown = yaml.safe_load(run(capsys, "show", QUICKSTART, "adapter.rank=8"))
+    assert shown["adapter"]["rank"] == 8
+    assert shown["adapter"]["use_rslora"] is False
+
+
+def test_schema_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(capsys, "schema") == recipe_schema_text()
+
+
+def test_kinds_lists_every_choice(capsys: pytest.CaptureFixture[str]) -> None:
+    out = run(capsys, "kinds")
+    for text in ("kind: bnb ", "kind: cosine ", "pypi:smollm2-135m-instruct", "pypi:chatterbot"):
+        assert text in out
+
+
+def test_kinds_of_a_section_explains_its_keys(capsys: pytest.CaptureFixture[str]) -> None:
+    out = run(capsys, "kinds", "adapter")
+    assert "  rank: a whole number from 1 to 4096 (default 16)\n" in out
+    assert "  dtype: auto, bf16 or fp32 (default auto)\n" in run(capsys, "kinds", "model")
+
+
+@pytest.mark.parametrize("verb", ["train", "validate", "show", "kinds", "generate", "schema"])
+def test_every_verb_has_help(capsys: pytest.CaptureFixture[str], verb: str) -> None:
+    assert f" {verb} " in run(capsys, verb, "--help")
+
+
+@pytest.fixture
+def fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A directory of our own, inputs that need no network, and a worker that needs no torch."""
+    inputs: dict[str, Any] = {"model": {"directory": "/m"}, "data": {"path": "/d"}}
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setattr(train, "fetch_inputs", lambda *_args, **_kwargs: inputs)
+    monkeypatch.setitem(train.train.__kwdefaults__, "worker", (FAKE_WORKER,))
+
+
+@pytest.mark.usefixtures("fetched")
+def test_train_prints_the_run_directory(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAKE_MODE", "finish-quietly")
+    monkeypatch.setattr(train, "run_torchrun", fake_run)
+    main(["train", QUICKSTART, "--run-dir", "here"])
+    captured = capsys.readouterr()
+    assert captured.out == "here\n"
+    assert "held-out loss  3.0000  2.0000" in captured.err
+    assert "fsdpq generate here --prompt 'How are you?'" in captured.err
+    assert "\x1b" not in captured.err
+
+
+def fake_run(*_args: object, on_row: Any, **_kwargs: object) -> tuple[int, str]:
+    on_row({"event": "sample", "when": "before", "prompt": "How are you?", "answer": "\x1b[2J"})
+    on_row({
+        "event": "done", "steps": 3, "train_s": 61.0, "tokens": 9, "trained_tokens": 5,
+        "eval_loss_before": 3.0, "eval_loss_after": 2.0, "peak_memory_bytes": [2**30],
+        "adapter": "here/adapter",
+    })  # fmt: skip
+    return 0, ""
+
+
+@pytest.mark.usefixtures("fetched")
+def test_traceback_of_a_dead_rank_is_the_last_thing_on_screen(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAKE_MODE", "raise")
+    with pytest.raises(SystemExit) as end:
+        main(["train", QUICKSTART, "--run-dir", "here"])
+    captured = capsys.readouterr()
+    assert (end.value.code, captured.out) == (1, "")
+    assert captured.err.splitlines()[-1] == "ValueError: boom"
+    assert "error: rank 1 failed: ValueError: boom" in captured.err
+
+
+@pytest.mark.usefixtures("fetched")
+def test_stopped_run_exits_130_with_one_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*_args: object, on_row: Any, **_kwargs: object) -> tuple[int, str]:
+        on_row({
+            "event": "step", "step": 4, "total_steps": 9, "loss": 1.0, "lr": 1e-4,
+            "tokens_per_s": 1.0, "memory_bytes": 1, "time": 0.0,
+        })  # fmt: skip
+        return 0, "SIGINT"
+
+    monkeypatch.setattr(train, "run_torchrun", stopped)
+    with pytest.raises(SystemExit) as end:
+        main(["train", QUICKSTART, "--run-dir", "here"])
+    assert end.value.code == 130
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        "stopped by SIGINT after step 4 of 9; its metrics and logs are in `here`"
+    )
+
+
+ANSWER = "import sys; print('Paris is', sys.argv[2:]); print('noise', file=sys.stderr)"
+
+
+def finished_run(tmp_path: Path) -> Path:
+    from fsdpq.launch.devices import resolve_launch
+    from fsdpq.launch.run_dir import create_run_dir
+    from fsdpq.recipe.load import load_recipe
+
+    recipe = resolve_launch(load_recipe(Path(QUICKSTART)).recipe, num_gpus=0)
+    files = create_run_dir(recipe, raw=b"", lock={}, run_dir=tmp_path / "run")
+    files.adapter.mkdir()
+    (files.adapter / "adapter_model.safetensors").touch()
+    return files.root
+
+
+def test_generate_prints_the_answer_only(tmp_path: Path) -> None:
+    run_dir = finished_run(tmp_path)
+    question = generate.Question("capital?", max_new_tokens=5, base=True)
+    answer = generate.generate(run_dir, question, worker=("-c", ANSWER))
+    assert answer == (
+        "Paris is ['--prompt=capital?', '--max-new-tokens=5', '--temperature=0.0', '--base']"
+    )
+    assert (run_dir / "logs" / "generate.log").read_text() == "noise\n"
+
+
+def test_generate_shows_why_its_worker_ended(tmp_path: Path) -> None:
+    from fsdpq.errors import LaunchError
+
+    run_dir = finished_run(tmp_path)
+    code = "raise SystemExit('no such model')"
+    with pytest.raises(LaunchError, match="exit code 1") as caught:
+        generate.generate(run_dir, generate.Question("x"), worker=("-c", code))
+    assert "no such model" in caught.value.details

@@ -1,0 +1,55 @@
+"""A rank without torch: started by a real torchrun, it does what ``FAKE_MODE`` says."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+run_dir, rank = Path(sys.argv[1]), int(os.environ["RANK"])
+mode = os.environ["FAKE_MODE"]
+
+
+def append(name: str, **row: object) -> None:
+    if rank == 0:
+        with (run_dir / name).open("a") as file:
+            file.write(json.dumps({**row, "time": time.time()}) + "\n")
+
+
+def record(kind: str, message: str, *, traceback: str = "", exit_code: int = 1) -> None:
+    fields = {
+        "rank": rank, "kind": kind, "message": message, "hint": "a hint",
+        "traceback": traceback, "exit_code": exit_code, "time": time.time(),
+    }  # fmt: skip
+    (run_dir / "logs" / f"rank-{rank}.error.json").write_text(json.dumps(fields))
+
+
+(run_dir / f"pid-{rank}").write_text(str(os.getpid()))
+for step in (1, 2, 3):
+    values = {"loss": 1.5, "lr": 1e-4, "tokens_per_s": 100.0, "memory_bytes": 2**20}
+    append("metrics.jsonl", event="step", step=step, total_steps=9, **values)
+if mode == "finish":
+    append("events.jsonl", event="done")
+    sys.exit(0)
+if mode == "stubborn":  # does not end when asked, and has a child in a session of its own
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    (run_dir / f"pid-child-{rank}").write_text(str(child.pid))
+(run_dir / f"ready-{rank}").touch()
+while not (run_dir / "ready-0").exists() or not (run_dir / "ready-1").exists():
+    time.sleep(0.01)
+if mode == "raise" and rank == 1:
+    record("ValueError", "boom", traceback="Traceback ...\nValueError: boom")
+    sys.exit(1)
+if mode == "own-error" and rank == 1:
+    record("TrainingError", "the loss is nan at step 3", exit_code=1)
+    sys.exit(1)
+if mode == "kill" and rank == 1:
+    os.kill(os.getpid(), signal.SIGKILL)
+if mode == "kill":  # what a peer of a killed rank does
+    time.sleep(0.05)
+    record("RuntimeError", "Connection closed by peer [127.0.0.1]:4711", traceback="Traceback")
+    sys.exit(1)
+time.sleep(600)

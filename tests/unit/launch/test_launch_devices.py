@@ -1,0 +1,89 @@
+"""Counting GPUs without torch, and what `auto` becomes."""
+
+from pathlib import Path
+
+import pytest
+
+from fsdpq.errors import EnvironmentProblemError
+from fsdpq.launch.devices import list_gpus, resolve_launch
+from fsdpq.recipe.load import load_recipe
+from fsdpq.recipe.root import Recipe
+
+QUICKSTART = Path(__file__).parents[3] / "recipes" / "quickstart.yaml"
+NVIDIA_SMI = """\
+#!/bin/sh
+echo "GPU 0: NVIDIA H100 80GB HBM3 (UUID: GPU-aaaa-1111)"
+echo "GPU 1: NVIDIA H100 80GB HBM3 (UUID: GPU-bbbb-2222)"
+"""
+
+
+@pytest.fixture
+def two_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "nvidia-smi"
+    program.write_text(NVIDIA_SMI)
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+
+
+def recipe(*overrides: str) -> Recipe:
+    return load_recipe(QUICKSTART, overrides).recipe
+
+
+@pytest.mark.parametrize(
+    ("visible", "count"),
+    [
+        (None, 2),
+        ("", 0),
+        (" ", 0),
+        ("0", 1),
+        ("1,0", 2),
+        ("0,7", 1),
+        ("-1", 0),
+        ("GPU-bbbb", 1),
+        ("GPU-cccc", 0),
+    ],
+)
+@pytest.mark.usefixtures("two_gpus")
+def test_visible_gpus_are_counted_as_cuda_does(visible: str | None, count: int) -> None:
+    environ = {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
+    assert len(list_gpus(environ)) == count
+
+
+def test_no_nvidia_smi_means_no_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert list_gpus({}) == []
+
+
+@pytest.mark.parametrize(
+    ("overrides", "num_gpus", "num_cpus", "expected"),
+    [
+        ((), 0, 8, ("cpu", 2, "fp32")),
+        ((), 0, 1, ("cpu", 1, "fp32")),
+        ((), 4, 8, ("cuda", 4, "bf16")),
+        (("launch.device=cpu",), 4, 8, ("cpu", 2, "fp32")),
+        (("launch.nproc_per_node=2",), 4, 8, ("cuda", 2, "bf16")),
+        (("launch.nproc_per_node=3",), 0, 2, ("cpu", 3, "fp32")),
+        (("model.dtype=fp32",), 1, 8, ("cuda", 1, "fp32")),
+        (("model.dtype=bf16",), 0, 8, ("cpu", 2, "bf16")),
+    ],
+)
+def test_auto_becomes_concrete(
+    overrides: tuple[str, ...], num_gpus: int, num_cpus: int, expected: tuple[str, int, str]
+) -> None:
+    found = resolve_launch(recipe(*overrides), num_gpus=num_gpus, num_cpus=num_cpus)
+    assert (found.launch.device, found.launch.nproc_per_node, found.model.dtype) == expected
+
+
+def test_more_ranks_than_gpus_says_both_numbers() -> None:
+    with pytest.raises(EnvironmentProblemError) as caught:
+        resolve_launch(recipe("launch.nproc_per_node=8"), num_gpus=2)
+    assert caught.value.message == (
+        "`launch.nproc_per_node` asks for 8 ranks and this machine has 2 GPUs"
+    )
+    assert "launch.nproc_per_node=2" in caught.value.hint
+    assert "launch.device=cpu" in caught.value.hint
+
+
+def test_cuda_without_a_gpu_is_refused() -> None:
+    with pytest.raises(EnvironmentProblemError, match="shows no GPU"):
+        resolve_launch(recipe("launch.device=cuda"), num_gpus=0)

@@ -1,0 +1,31 @@
+"""The registry, the sections' unions and the builders stay in step."""
+
+import pytest
+
+from fsdpq.recipe.describe import list_sections
+from fsdpq.registry import ROWS, Row, find_row, resolve_builder
+
+SECTIONS = list_sections()
+ROW_IDS = [f"{row.section}-{row.kind}" for row in ROWS]
+
+
+def test_every_kind_of_every_section_has_one_row() -> None:
+    kinds = {(s.name, kind) for s in SECTIONS.values() for kind in s.kinds if kind}
+    assert sorted((row.section, row.kind) for row in ROWS) == sorted(kinds)
+
+
+@pytest.mark.parametrize("row", ROWS, ids=ROW_IDS)
+def test_row_names_the_options_of_its_kind(row: Row) -> None:
+    assert SECTIONS[row.section].kinds[row.kind] is row.options
+    assert row.summary
+
+
+@pytest.mark.parametrize("row", ROWS, ids=ROW_IDS)
+def test_builder_can_be_imported(row: Row) -> None:
+    assert row.builder.startswith("fsdpq.")
+    assert callable(resolve_builder(row.section, row.options(kind=row.kind)))  # type: ignore[call-arg]
+
+
+def test_unknown_kind_has_no_row() -> None:
+    with pytest.raises(KeyError, match="no kind `x`"):
+        find_row("adapter", "x")
