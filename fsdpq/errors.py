@@ -19,6 +19,7 @@ halves import this module, so it imports nothing but the standard library.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from enum import IntEnum
 
@@ -70,11 +71,11 @@ class Problem:
     hint: str = ""
 
     @property
-    def sort_key(self) -> tuple[str, int, int, str]:
-        """Orders problems by file, line and column; unlocated ones come last."""
+    def sort_key(self) -> tuple[str, float, int]:
+        """Orders problems by file, line and column; those of a whole file come after its lines."""
         if self.location is None:
-            return ("\uffff", 0, 0, self.key)
-        return (self.location.source, self.location.line, self.location.column, self.key)
+            return ("\uffff", 0, 0)
+        return (self.location.source, self.location.line or math.inf, self.location.column)
 
 
 @dataclass

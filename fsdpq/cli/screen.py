@@ -54,7 +54,6 @@ class PlainScreen:
         self._files: RunFiles | None = None
         self._clock = _StepClock()
         self._last_step_shown = 0.0
-        self._last_loss: float | None = None
         self._samples: dict[str, dict[str, str]] = {}
         self._summary: Row | None = None
         self._handlers: dict[str, Callable[[Row], None]] = {
@@ -111,7 +110,6 @@ class PlainScreen:
 
     def _show_step(self, row: Row) -> None:
         self._clock.take(row)
-        self._last_loss = row["loss"]
         now, last = time.monotonic(), row["step"] == row["total_steps"]
         if last or now - self._last_step_shown >= STEP_INTERVAL_S:
             self._last_step_shown = now

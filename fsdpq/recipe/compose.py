@@ -118,7 +118,7 @@ def _parse_one(parser: Any, text: str) -> Override | Problem:
     from hydra.errors import HydraException
 
     if not text.isprintable():
-        shown = text.encode("ascii", "backslashreplace").decode()
+        shown = text.encode("unicode_escape").decode()
         return _problem(shown, f"`{shown}` holds characters that cannot be printed", _QUOTE_HINT)
     if "=" not in text and not text.startswith("~"):
         return _problem(text, f"`{text}` is no override: it has no `=`", "")

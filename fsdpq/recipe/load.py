@@ -246,7 +246,8 @@ class _Translator:
         hint = f"write the keys of `{name}` on indented lines below it"
         if value is None:
             message = f"`{name}` is empty"
-            hint += ", or delete it to take its defaults"
+            required = Recipe.model_fields[name].is_required()
+            hint += "" if required else ", or delete it to take its defaults"
         return self._problem(message, (name,), self.marks.key((name,)), hint)
 
     def _bad_value(self, path: KeyPath) -> Problem:

@@ -281,7 +281,7 @@ class _Builder:
             return _parse_scalar(kind, text)
         except (ValueError, KeyError):
             shown = text if len(text) <= 40 else text[:37] + "..."
-            shown = shown.encode("ascii", "backslashreplace").decode()
+            shown = shown.encode("unicode_escape").decode()
             what = "string" if kind == "str" else kind
             self._report(node, path, f"`{shown}` is no {what} that can be used", "change the value")
             return None
