@@ -48,7 +48,7 @@ def build_meta_model(
             hint="the directory needs the config.json of a causal language model",
         ) from error
     hf.tie_weights()
-    hf.requires_grad_(requires_grad=False)
+    hf.requires_grad_(False)
     model = CausalLM(hf)
     swap_linears(hf, quantizer)
     return model.train()

@@ -64,7 +64,7 @@ class QuantizedLinear(nn.Module):
             self.register_parameter(name, nn.Parameter(packed, requires_grad=False))
         self.bias = linear.bias
         if self.bias is not None:
-            self.bias.requires_grad_(requires_grad=False)
+            self.bias.requires_grad_(False)
 
     def dequantize(self, packed: tuple[Tensor, ...], dtype: torch.dtype) -> Tensor:
         """Returns the ``(out_features, in_features)`` weight from whole packed tensors."""

@@ -1,0 +1,57 @@
+# fsdpq: `make train` finetunes a real model, `make test` proves the numbers, `make help` lists all.
+
+PYTHON ?= python3
+VENV ?= .venv
+RECIPE ?= recipes/quickstart.yaml
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help train test check lint types imports schema format clean
+
+help:  ## Show what each target does
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+
+train: $(VENV)/.installed  ## Finetune SmolLM2-135M with QLoRA on every GPU, or on two CPU processes
+	$(BIN)/fsdpq train $(RECIPE)
+
+test: $(VENV)/.installed-dev  ## Run all tests
+	$(BIN)/python -m pytest
+
+check: lint types imports schema test  ## Run everything that CI runs
+
+lint: $(VENV)/.installed-dev  ## Check style, docstrings and spelling
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/codespell fsdpq tests recipes docs scripts README.md CHANGELOG.md
+	$(BIN)/python scripts/check_sizes.py
+
+types: $(VENV)/.installed-dev  ## Check types (strict in the torch-free half)
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+imports: $(VENV)/.installed-dev  ## Check that the layers and the doors to heavy libraries hold
+	$(BIN)/lint-imports
+
+schema: $(VENV)/.installed-dev  ## Check that schemas/recipe.schema.json is what the models say
+	$(BIN)/fsdpq schema | diff - schemas/recipe.schema.json
+
+format: $(VENV)/.installed-dev  ## Format the code
+	$(BIN)/ruff check --fix-only --quiet .
+	$(BIN)/ruff format .
+
+clean:  ## Remove the virtual environment and caches (not your runs)
+	rm -rf $(VENV) .pytest_cache .ruff_cache .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
+	@echo "installing fsdpq into $(VENV) (torch is large: this takes a few minutes the first time)"
+	$(PIP) -e .
+	@touch $@
+
+$(VENV)/.installed-dev: pyproject.toml constraints.txt | $(VENV)/bin/python
+	@echo "installing fsdpq and its test tools into $(VENV)"
+	$(PIP) -e '.[dev]'
+	@touch $@ $(VENV)/.installed
