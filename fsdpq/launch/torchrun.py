@@ -71,11 +71,7 @@ def run_torchrun(
     """
     num_ranks = int(launch.nproc_per_node)
     environment = worker_environment(device=launch.device, num_ranks=num_ranks)
-    command = [
-        sys.executable, "-m", "torch.distributed.run", "--nnodes=1",
-        f"--nproc-per-node={num_ranks}", *_rendezvous(launch.rdzv_endpoint),
-        *worker, str(files.root),
-    ]  # fmt: skip
+    command = [*_torchrun(num_ranks, launch.rdzv_endpoint), *worker, str(files.root)]
     tails = [JsonLinesTail(files.events), JsonLinesTail(files.metrics)]
     with catch_stop_signals() as stop:
         tree = ProcessTree(command, environment=environment, stdout=files.torchrun_log)
@@ -90,6 +86,13 @@ def run_torchrun(
             tree.kill()
     _pass_on(tails, on_row)
     return (code or 0), stopped_by
+
+
+def _torchrun(num_ranks: int, endpoint: str | None) -> list[str]:
+    return [
+        sys.executable, "-m", "torch.distributed.run", "--nnodes=1",
+        f"--nproc-per-node={num_ranks}", *_rendezvous(endpoint),
+    ]  # fmt: skip
 
 
 def _pass_on(tails: list[JsonLinesTail], on_row: Callable[[Row], None]) -> None:
