@@ -1,14 +1,13 @@
 """Deals rows to optimizer steps, ranks and micro-batches.
 
 The order of rows depends on seed and epoch only. Every step takes the next ``global_batch_size``
-rows, splits them as evenly as it can over the ranks and each rank's share into micro-batches. All
-ranks run the same number of micro-batches: a rank without rows left gets an empty one, so any
-number of ranks trains on the same rows and nobody waits for a collective that never comes.
+rows and deals them to the ranks in micro-batches. All ranks run the same number of micro-batches: a
+rank without rows left gets an empty one, so any number of ranks trains on the same rows and nobody
+waits for a collective that never comes.
 """
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -91,15 +90,16 @@ def iterate_steps(
 
 
 def build_step(batch: Sequence[Row], *, micro_batch_size: int, rank: int, world_size: int) -> Step:
-    """Returns one rank's part of a global batch."""
-    bounds = [len(batch) * r // world_size for r in range(world_size + 1)]
-    largest = max(stop - start for start, stop in itertools.pairwise(bounds))
-    # Rows of like length share a micro-batch: less padding, same loss.
-    own = sorted(batch[bounds[rank] : bounds[rank + 1]], key=lambda row: len(row.input_ids))
-    num_micro_batches = -(-largest // micro_batch_size)
+    """Returns one rank's part of a global batch.
+
+    Rows of like length are computed at the same time on all ranks: little padding, and no rank
+    waits for another's long rows. The loss does not depend on who computes what.
+    """
+    by_length = sorted(batch, key=lambda row: len(row.input_ids))
+    wave = micro_batch_size * world_size
     micro_batches = [
-        collate(own[index * micro_batch_size : (index + 1) * micro_batch_size])
-        for index in range(num_micro_batches)
+        collate(by_length[start : start + wave][rank::world_size])
+        for start in range(0, len(by_length), wave)
     ]
     return Step(
         micro_batches,

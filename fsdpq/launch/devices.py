@@ -5,12 +5,17 @@ from __future__ import annotations
 import os
 import subprocess
 from collections.abc import Mapping
+from pathlib import Path
 
 from fsdpq.errors import EnvironmentProblemError
 from fsdpq.recipe.root import Recipe
 
 CPU_RANKS = 2
 """Ranks on a machine without a GPU: the fewest that shard anything."""
+
+
+BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
+"""What /proc/cpuinfo calls bf16 matrix instructions on x86 and Arm."""
 
 
 def list_gpus(environ: Mapping[str, str] = os.environ) -> list[str]:
@@ -33,8 +38,16 @@ def list_gpus(environ: Mapping[str, str] = os.environ) -> list[str]:
     return chosen
 
 
-def resolve_launch(recipe: Recipe, *, num_gpus: int, num_cpus: int | None = None) -> Recipe:
+def resolve_launch(
+    recipe: Recipe, *, num_gpus: int, num_cpus: int | None = None, cpu_bf16: bool | None = None
+) -> Recipe:
     """Returns ``recipe`` with device, number of ranks and dtype made concrete.
+
+    Args:
+        recipe: as it was loaded.
+        num_gpus: GPUs that this process may use.
+        num_cpus: CPU cores, by default those of this machine.
+        cpu_bf16: whether the CPU has bf16 instructions, by default this machine's.
 
     Raises:
         EnvironmentProblemError: it asks for GPUs that are not there.
@@ -55,7 +68,8 @@ def resolve_launch(recipe: Recipe, *, num_gpus: int, num_cpus: int | None = None
         raise EnvironmentProblemError(message, hint=hint)
     dtype = recipe.model.dtype
     if dtype == "auto":
-        dtype = "bf16" if device == "cuda" else "fp32"
+        cpu_bf16 = cpu_has_bf16() if cpu_bf16 is None else cpu_bf16
+        dtype = "bf16" if device == "cuda" or cpu_bf16 else "fp32"
     changed = {"device": device, "nproc_per_node": num_ranks}
     return recipe.model_copy(
         update={
@@ -63,6 +77,18 @@ def resolve_launch(recipe: Recipe, *, num_gpus: int, num_cpus: int | None = None
             "model": recipe.model.model_copy(update={"dtype": dtype}),
         }
     )
+
+
+def cpu_has_bf16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+    """Whether the CPU multiplies bf16 matrices in hardware; False where Linux does not say so.
+
+    A rule rather than a measurement, so that one machine always trains in one dtype.
+    """
+    if not cpuinfo.exists():
+        return False
+    lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
+    flags = next((line for line in lines if line.lower().startswith(("flags", "features"))), "")
+    return not BF16_FLAGS.isdisjoint(flags.split())
 
 
 def _ask_nvidia_smi() -> list[str]:

@@ -2,7 +2,7 @@
 
 The loss is computed inside the head, so that the head's weight is gathered for it and freed after
 it, and so that the whole ``(tokens, vocabulary)`` logits never exist: positions without loss are
-dropped first, the rest goes through torch's chunked ``linear_cross_entropy`` (torch >= 2.13).
+dropped first, the rest goes through `fsdpq.model.chunked_loss`.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
 from fsdpq.errors import CheckpointError
+from fsdpq.model.chunked_loss import chunked_cross_entropy
 from fsdpq.model.structure import find_decoder_layers
 
 UNSUPPORTED_HEADS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
@@ -47,14 +48,7 @@ class OutputHead(nn.Module):
             return functional.linear(hidden, self.weight, self.bias)
         if targets.numel() == 0:
             return hidden.float().sum() * 0.0
-        return functional.linear_cross_entropy(
-            hidden,
-            self.weight,
-            targets,
-            linear_bias=self.bias,
-            reduction="sum",
-            options=nn.LinearCrossEntropyOptions(),
-        ).float()
+        return chunked_cross_entropy(hidden, self.weight, self.bias, targets)
 
 
 class CausalLM(nn.Module):

@@ -59,12 +59,15 @@ def build_cosine_schedule(options: CosineScheduleOptions, *, total_steps: int) -
 def _with_warmup(
     options: ConstantScheduleOptions, total_steps: int, decay: Callable[[float], float]
 ) -> Schedule:
-    """``decay`` sees its progress from 0 to 1, as in transformers' ``get_*_with_warmup``."""
+    """``decay`` sees its progress from 0 at the peak to 1 after the last step.
+
+    As transformers' ``get_*_schedule_with_warmup``, but no step is wasted on a learning rate of 0.
+    """
     decay_steps = max(1, total_steps - options.warmup_steps)
 
     def factor(step: int) -> float:
         if step < options.warmup_steps:
-            return step / options.warmup_steps
+            return (step + 1) / (options.warmup_steps + 1)
         return decay(min(1.0, (step - options.warmup_steps) / decay_steps))
 
     return factor

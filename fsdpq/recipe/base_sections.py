@@ -20,8 +20,8 @@ class ModelOptions(Options):
     """Commit, branch or tag of the hub repository; None is its main branch."""
 
     dtype: Literal["auto", "bf16", "fp32"] = "auto"
-    """Compute dtype, and dtype of the weights that stay unquantized. ``auto`` is bf16 on a GPU
-    and fp32 on a CPU, where fp32 matrix products are the faster ones."""
+    """Compute dtype, and dtype of the weights that stay unquantized. ``auto`` is bf16 on a GPU and
+    on a CPU with bf16 instructions, else fp32."""
 
     attn_implementation: Literal["sdpa", "eager"] = "sdpa"
     """Attention code path of transformers."""

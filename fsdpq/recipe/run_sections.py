@@ -75,11 +75,11 @@ class ConstantScheduleOptions(Options):
     """Selects this schedule."""
 
     warmup_steps: int = Field(default=0, ge=0)
-    """Steps of linear increase from 0."""
+    """Steps of linear increase; the first of them has ``1 / (warmup_steps + 1)`` of the peak."""
 
 
 class LinearScheduleOptions(ConstantScheduleOptions):
-    """Linear decrease to ``min_lr_ratio`` times the peak at the last step."""
+    """Linear decrease that reaches ``min_lr_ratio`` times the peak after the last step."""
 
     kind: Literal["linear"]  # pyright: ignore[reportIncompatibleVariableOverride]
     """Selects this schedule."""
@@ -89,7 +89,7 @@ class LinearScheduleOptions(ConstantScheduleOptions):
 
 
 class CosineScheduleOptions(LinearScheduleOptions):
-    """Half a cosine down to ``min_lr_ratio`` times the peak at the last step."""
+    """Half a cosine that reaches ``min_lr_ratio`` times the peak after the last step."""
 
     kind: Literal["cosine"]  # pyright: ignore[reportIncompatibleVariableOverride]
     """Selects this schedule."""

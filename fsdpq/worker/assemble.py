@@ -92,20 +92,19 @@ def read_inputs(files: RunFiles) -> Inputs:
 
 
 def resolve_dtype(recipe: Recipe, device: torch.device) -> torch.dtype:
-    """Returns the compute dtype.
+    """Returns the compute dtype of a resolved recipe.
 
     Raises:
         EnvironmentProblemError: bf16 on a GPU that has none.
     """
-    name = recipe.model.dtype
-    if name == "auto":
-        name = "bf16" if device.type == "cuda" else "fp32"
-    if name == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
+    dtype = DTYPES[recipe.model.dtype]
+    on_gpu = device.type == "cuda"
+    if dtype is torch.bfloat16 and on_gpu and not torch.cuda.is_bf16_supported(False):
         raise EnvironmentProblemError(
             f"{torch.cuda.get_device_name(device)} does not compute in bf16",
             hint="add `model.dtype=fp32` to the command line",
         )
-    return DTYPES[name]
+    return dtype
 
 
 def assemble_model(

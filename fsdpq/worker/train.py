@@ -25,7 +25,6 @@ from fsdpq.worker.assemble import (
     assemble_model,
     load_tokenizer,
     read_inputs,
-    resolve_dtype,
     stop_ids,
 )
 from fsdpq.worker.sampler import Sampler
@@ -125,7 +124,6 @@ def summarize_setup(
     base_bytes = dist.gather_numbers(assembled.own_bytes(trainable=False))
     adapter_bytes = dist.gather_numbers(assembled.own_bytes(trainable=True))
     on_gpu = device.type == "cuda"
-    dtype = resolve_dtype(recipe, device)
     return SetupSummary(
         model=recipe.model.name_or_path,
         num_parameters=assembled.num_parameters,
@@ -134,7 +132,7 @@ def summarize_setup(
         num_groups=assembled.num_groups,
         world_size=dist.world_size(),
         device=torch.cuda.get_device_name(device) if on_gpu else "CPU",
-        dtype="bf16" if dtype is torch.bfloat16 else "fp32",
+        dtype=recipe.model.dtype,
         base_bytes_per_rank=[int(value) for value in base_bytes],
         adapter_bytes_per_rank=[int(value) for value in adapter_bytes],
         num_train_rows=len(data.train),

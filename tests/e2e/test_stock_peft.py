@@ -8,6 +8,8 @@ import pytest
 import torch
 import torch.distributed as dist
 from peft import PeftModel
+from support.ranks import RankPool
+from support.tiny import VOCAB_SIZE, random_rows, save_tiny_llama, tiny_recipe
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from transformers.cache_utils import DynamicCache
 
@@ -16,8 +18,6 @@ from fsdpq.data.loader import build_step
 from fsdpq.errors import ExportError
 from fsdpq.training.step import train_step
 from fsdpq.worker.assemble import assemble_model
-from support.ranks import RankPool
-from support.tiny import VOCAB_SIZE, random_rows, save_tiny_llama, tiny_recipe
 
 CPU = torch.device("cpu")
 PROMPT = [5, 17, 230, 44, 9, 101, 77, 300]

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from fsdpq.errors import EnvironmentProblemError
-from fsdpq.launch.devices import list_gpus, resolve_launch
+from fsdpq.launch.devices import cpu_has_bf16, list_gpus, resolve_launch
 from fsdpq.recipe.load import load_recipe
 from fsdpq.recipe.root import Recipe
 
@@ -70,8 +70,26 @@ def test_no_nvidia_smi_means_no_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_auto_becomes_concrete(
     overrides: tuple[str, ...], num_gpus: int, num_cpus: int, expected: tuple[str, int, str]
 ) -> None:
-    found = resolve_launch(recipe(*overrides), num_gpus=num_gpus, num_cpus=num_cpus)
+    found = resolve_launch(recipe(*overrides), num_gpus=num_gpus, num_cpus=num_cpus, cpu_bf16=False)
     assert (found.launch.device, found.launch.nproc_per_node, found.model.dtype) == expected
+
+
+@pytest.mark.parametrize(
+    ("line", "dtype"),
+    [
+        ("flags\t\t: fpu avx512f avx512_bf16 avx512vbmi", "bf16"),
+        ("Features\t: fp asimd bf16 i8mm", "bf16"),
+        ("flags\t\t: fpu avx512f avx512_vnni", "fp32"),
+        ("model name\t: avx512_bf16 in a name is no flag", "fp32"),
+    ],
+)
+def test_auto_dtype_on_a_cpu_follows_its_instructions(
+    tmp_path: Path, line: str, dtype: str
+) -> None:
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text(f"processor\t: 0\n{line}\n")
+    found = resolve_launch(recipe(), num_gpus=0, cpu_bf16=cpu_has_bf16(cpuinfo))
+    assert found.model.dtype == dtype
 
 
 def test_more_ranks_than_gpus_says_both_numbers() -> None:
