@@ -1,0 +1,156 @@
+"""`fsdpq train` with the real worker on two ranks: what it leaves, and how it fails."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from support.commands import Run
+from fsdpq.run_files import RunFiles, read_json_lines
+
+
+def _losses(files: RunFiles) -> list[float]:
+    return [row["loss"] for row in read_json_lines(files.metrics) if row["event"] == "step"]
+
+
+def _workers() -> list[psutil.Process]:
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        if "fsdpq.worker" in (process.info["cmdline"] or []):
+            found.append(process)
+    return found
+
+
+def test_a_run_leaves_all_that_it_promises(fsdpq: Run, project: Path, tmp_path: Path) -> None:
+    files = RunFiles(tmp_path / "first")
+    done = fsdpq("train", "recipe.yaml", "--run-dir", str(files.root))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip().endswith("first")
+
+    losses = _losses(files)
+    assert len(losses) == 24
+    held_out = [row for row in read_json_lines(files.metrics) if row["event"] == "eval"]
+    assert [row["step"] for row in held_out] == [0, 24]
+    # The answers repeat the question's word: there is much to learn in few steps.
+    assert held_out[1]["loss"] < 0.8 * held_out[0]["loss"]
+    assert f"{held_out[1]['loss']:.4f}" in done.stderr
+    step = next(row for row in read_json_lines(files.metrics) if row["event"] == "step")
+    keys = {"loss", "lr", "grad_norm", "tokens", "tokens_per_s", "memory_bytes"}
+    assert keys <= step.keys()
+
+    lock = json.loads(files.lock.read_text())
+    assert lock["world_size"] == 2
+    assert files.recipe.read_text() == (project / "recipe.yaml").read_text()
+    assert "What is one?" in files.report_html.read_text()
+    assert files.rank_log(0).exists()
+    assert files.rank_log(1).exists()
+
+    weights = load_file(files.adapter / "adapter_model.safetensors")
+    assert len(weights) == 2 * 7 * 3
+    base = AutoModelForCausalLM.from_pretrained(project / "model", dtype=torch.float32)
+    stock = PeftModel.from_pretrained(base, files.adapter)
+    loaded = dict(stock.named_parameters())
+    for name, weight in weights.items():
+        key = name.replace(".weight", ".default.weight")
+        assert torch.equal(loaded[key], weight)
+
+    again = RunFiles(tmp_path / "second")
+    assert fsdpq("train", "recipe.yaml", "--run-dir", str(again.root)).returncode == 0
+    assert _losses(again) == losses, "same recipe, same seed, same losses"
+    for name, weight in load_file(again.adapter / "adapter_model.safetensors").items():
+        assert torch.equal(weight, weights[name])
+
+    answer = fsdpq("generate", str(files.root), "--prompt", "What is one?")
+    assert answer.returncode == 0, answer.stderr
+    samples = [row for row in read_json_lines(files.events) if row["event"] == "sample"]
+    after = next(row["answer"] for row in samples if row["when"] == "after")
+    assert answer.stdout.strip().startswith(after), "generate answers as the run did at its end"
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(fsdpq: Run, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    done = fsdpq(
+        "train", "recipe.yaml", "optimizer.lr=1e20", "training.max_grad_norm=null",
+        "data.eval_fraction=0", "--run-dir", str(run_dir),
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "is not finite on rank" in done.stderr
+    assert "the loss of step" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not RunFiles(run_dir).adapter.exists(), "nothing half-trained is exported"
+
+
+def test_data_without_answers_is_explained(fsdpq: Run, project: Path, tmp_path: Path) -> None:
+    rows = project / "questions.jsonl"
+    rows.write_text(json.dumps({"messages": [{"role": "user", "content": "hello"}]}) + "\n")
+    done = fsdpq(
+        "train", "recipe.yaml", "data.path=questions.jsonl", "--run-dir", str(tmp_path / "run")
+    )
+    assert done.returncode == 2
+    assert "none of the 1 rows has a token that carries loss" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_checkpoint_that_does_not_fit_trains_nothing(
+    fsdpq: Run, project: Path, tmp_path: Path
+) -> None:
+    broken = project / "broken"
+    broken.mkdir(exist_ok=True)
+    for path in (project / "model").iterdir():
+        (broken / path.name).write_bytes(path.read_bytes())
+    config = json.loads((broken / "config.json").read_text())
+    (broken / "config.json").write_text(json.dumps(config | {"intermediate_size": 384}))
+    done = fsdpq(
+        "train", "recipe.yaml", "model.name_or_path=broken", "--run-dir", str(tmp_path / "run")
+    )
+    assert done.returncode == 1
+    assert "`model.layers.0.mlp.down_proj.weight` has shape [192, 320]" in done.stderr
+    assert "the model needs [192, 384]" in done.stderr
+    assert not RunFiles(tmp_path / "run").metrics.exists()
+
+
+@pytest.mark.parametrize(
+    ("victim", "exit_code", "message"),
+    [("launcher", 130, "stopped"), ("rank", 1, "was killed (SIGKILL)")],
+)
+def test_a_stopped_run_leaves_no_process(
+    project: Path,
+    environment: dict[str, str],
+    tmp_path: Path,
+    victim: str,
+    exit_code: int,
+    message: str,
+) -> None:
+    files = RunFiles(tmp_path / "run")
+    arguments = ["train", "recipe.yaml", "training.steps=100000", "--run-dir", str(files.root)]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "fsdpq", *arguments],
+        cwd=project, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 120
+    while not _losses(files):
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    if victim == "launcher":
+        process.send_signal(signal.SIGINT)
+    else:
+        ranks = [p for p in _workers() if p.environ().get("RANK") == "1"]
+        os.kill(ranks[0].pid, signal.SIGKILL)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == exit_code, errors
+    assert message in errors
+    assert not [p for p in _workers() if str(files.root) in p.cmdline()]
+    assert not files.adapter.exists()

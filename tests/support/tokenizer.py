@@ -1,0 +1,53 @@
+"""A tiny byte-level BPE tokenizer with a chat template, trained on the spot."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+SPECIAL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+TEXTS = [
+    "What is the capital of France? The capital of France is Paris.",
+    "user assistant system hello there general greetings how are you I am fine",
+    "red green blue one two three four five six seven eight nine ten",
+]
+
+
+def build_tokenizer(
+    *,
+    template: str = CHATML,
+    texts: list[str] | None = None,
+    vocab_size: int = 331,
+    split: bool = True,
+) -> PreTrainedTokenizerBase:
+    """Returns a tokenizer; without ``split`` merges may cross words and turns."""
+    tokenizer = Tokenizer(models.BPE())
+    if split:
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    else:
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=SPECIAL_TOKENS,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts or TEXTS, trainer)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|im_end|>"
+    )
+    fast.chat_template = template
+    return fast
+
+
+def save_tokenizer(directory: Path) -> Path:
+    """Saves the ChatML tokenizer beside a tiny model."""
+    build_tokenizer().save_pretrained(directory)
+    return directory

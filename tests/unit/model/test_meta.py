@@ -1,0 +1,68 @@
+"""Building on meta: what is swapped, what stays, what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from support.tiny import save_tiny_llama
+from torch import nn
+
+from fsdpq.errors import CheckpointError
+from fsdpq.model.meta import build_meta_model, count_parameters
+from fsdpq.model.quantized_linear import QuantizedLinear
+from fsdpq.model.stream import checkpoint_name
+from fsdpq.quantization.bnb import BnbQuantizer
+from fsdpq.quantization.none import NoQuantizer
+from fsdpq.recipe.base_sections import BnbOptions, NoQuantOptions
+
+
+def _build(directory: Path, **options: object):
+    quantizer = BnbQuantizer(BnbOptions.model_validate({"kind": "bnb", **options}))
+    return build_meta_model(
+        directory, dtype=torch.bfloat16, attn_implementation="sdpa", quantizer=quantizer
+    )
+
+
+def test_every_linear_of_the_layers_is_swapped_and_nothing_has_memory(tmp_path: Path) -> None:
+    model = _build(save_tiny_llama(tmp_path))
+    swapped = [n for n, m in model.named_modules() if isinstance(m, QuantizedLinear)]
+    assert len(swapped) == 3 * 7
+    assert all(p.is_meta and not p.requires_grad for p in model.parameters())
+    assert model.embedding.weight is model.head.weight
+    num_parameters, num_quantized = count_parameters(model)
+    per_layer = 192 * 192 * 2 + 192 * 96 * 2 + 3 * 192 * 320
+    assert num_quantized == 3 * per_layer
+    assert num_parameters == num_quantized + 331 * 192 + 7 * 192
+
+
+def test_modules_not_to_convert_stay_linear(tmp_path: Path) -> None:
+    save_tiny_llama(tmp_path)
+    model = _build(tmp_path, modules_to_not_convert=("o_proj", "mlp.down_proj"))
+    plain = {n.rpartition(".")[2] for n, m in model.named_modules() if isinstance(m, nn.Linear)}
+    assert plain == {"o_proj", "down_proj"}
+    with pytest.raises(CheckpointError, match="names oproj, which this model does not have"):
+        _build(tmp_path, modules_to_not_convert=("oproj",))
+
+
+def test_no_quantizer_swaps_nothing(tmp_path: Path) -> None:
+    model = build_meta_model(
+        save_tiny_llama(tmp_path, tied=False),
+        dtype=torch.float32,
+        attn_implementation="eager",
+        quantizer=NoQuantizer(NoQuantOptions(kind="none")),
+    )
+    assert not any(isinstance(m, QuantizedLinear) for m in model.modules())
+    assert len(model.embedding_groups) == 2
+
+
+def test_a_directory_without_a_model_is_explained(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "nonsense"}')
+    with pytest.raises(CheckpointError, match="cannot build the model"):
+        _build(tmp_path)
+
+
+def test_our_names_map_to_the_checkpoints() -> None:
+    name = "hf.model.layers.0.self_attn.q_proj.base.weight"
+    assert checkpoint_name(name) == "model.layers.0.self_attn.q_proj.weight"

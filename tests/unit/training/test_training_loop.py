@@ -1,0 +1,104 @@
+"""The guard against losses that are not finite, and what a log line says."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+import torch
+from support.tiny import VOCAB_SIZE, random_rows
+from torch import nn
+
+from fsdpq.data.loader import Step, build_step
+from fsdpq.errors import TrainingError
+from fsdpq.recipe.run_sections import TrainingOptions
+from fsdpq.training.loop import Trainer, check_finite
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_the_first_bad_step_and_its_ranks_are_named(value: float) -> None:
+    losses = torch.tensor([[1.0, 1.0, 1.0], [1.0, value, value], [value, value, value]])
+    with pytest.raises(TrainingError) as caught:
+        check_finite(losses.double(), first_step=11)
+    assert "the loss of step 12 is not finite on rank 1, 2" in caught.value.message
+    assert "optimizer.lr" in caught.value.hint
+
+
+def test_finite_losses_pass() -> None:
+    check_finite(torch.ones(4, 2), first_step=1)
+
+
+class ListSink:
+    """Keeps rows."""
+
+    def __init__(self) -> None:
+        self.rows: list[Mapping[str, Any]] = []
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        self.rows.append(row)
+
+
+class Bigram(nn.Module):
+    """The smallest language model with our forward; ``fail_at`` makes one loss NaN."""
+
+    def __init__(self, fail_at: int = 0) -> None:
+        super().__init__()
+        self.table = nn.Embedding(VOCAB_SIZE, VOCAB_SIZE)
+        self.calls = 0
+        self.fail_at = fail_at
+
+    def forward(
+        self, input_ids: torch.Tensor, positions: torch.Tensor, targets: torch.Tensor
+    ) -> torch.Tensor:
+        self.calls += 1
+        logits = self.table(input_ids).flatten(0, 1)[positions]
+        loss = nn.functional.cross_entropy(logits, targets, reduction="sum")
+        return loss * math.nan if self.calls == self.fail_at else loss
+
+
+def _train(model: Bigram, *, log_interval: int, steps: list[Step]) -> ListSink:
+    sink = ListSink()
+    parameters = list(model.parameters())
+    trainer = Trainer(
+        model=model,
+        parameters=parameters,
+        optimizer=torch.optim.SGD(parameters, lr=0.5),
+        schedule=lambda step: 1.0 / (step + 1),
+        options=TrainingOptions(steps=len(steps)),
+        total_steps=len(steps),
+        log_interval=log_interval,
+        metrics=sink,
+        evaluate=None,
+        device=torch.device("cpu"),
+    )
+    trainer.run(iter(steps))
+    return sink
+
+
+def _steps(count: int) -> list[Step]:
+    return [
+        build_step(random_rows(3 + index, seed=index), micro_batch_size=2, rank=0, world_size=1)
+        for index in range(count)
+    ]
+
+
+def test_a_log_line_is_the_token_mean_of_its_steps() -> None:
+    torch.manual_seed(0)
+    steps = _steps(5)
+    each = _train(Bigram(), log_interval=1, steps=steps).rows
+    torch.manual_seed(0)
+    some = _train(Bigram(), log_interval=2, steps=steps).rows
+    assert [row["step"] for row in some] == [2, 4, 5]
+    weights = [step.num_trained for step in steps[:2]]
+    mean = sum(w * r["loss"] for w, r in zip(weights, each[:2], strict=True)) / sum(weights)
+    assert some[0]["loss"] == pytest.approx(mean, rel=1e-6)
+    assert some[0]["trained_tokens"] == sum(weights)
+    assert [row["lr"] for row in each] == pytest.approx([0.5 / (i + 1) for i in range(5)])
+
+
+def test_a_nan_between_two_log_lines_is_still_named_by_its_step() -> None:
+    steps = [build_step(random_rows(2), micro_batch_size=2, rank=0, world_size=1)] * 8
+    with pytest.raises(TrainingError, match="loss of step 6 is not finite on rank 0"):
+        _train(Bigram(fail_at=6), log_interval=4, steps=steps)
