@@ -7,10 +7,10 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help train test check lint types imports schema format clean
+.PHONY: help train test check lint types imports schema schema-check format clean
 
 help:  ## Show what each target does
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
 
 train: $(VENV)/.installed  ## Finetune SmolLM2-135M with QLoRA on every GPU, or on two CPU processes
 	$(BIN)/fsdpq train $(RECIPE)
@@ -18,7 +18,7 @@ train: $(VENV)/.installed  ## Finetune SmolLM2-135M with QLoRA on every GPU, or 
 test: $(VENV)/.installed-dev  ## Run all tests
 	$(BIN)/python -m pytest
 
-check: lint types imports schema test  ## Run everything that CI runs
+check: lint types imports schema-check test  ## Run everything that CI runs
 
 lint: $(VENV)/.installed-dev  ## Check style, docstrings and spelling
 	$(BIN)/ruff check .
@@ -32,7 +32,11 @@ types: $(VENV)/.installed-dev  ## Check types (strict in the torch-free half)
 imports: $(VENV)/.installed-dev  ## Check that the layers and the doors to heavy libraries hold
 	$(BIN)/lint-imports
 
-schema: $(VENV)/.installed-dev  ## Check that schemas/recipe.schema.json is what the models say
+schema: $(VENV)/.installed-dev  ## Write the JSON Schema and the generated reference pages
+	$(BIN)/fsdpq schema > schemas/recipe.schema.json
+	$(BIN)/python scripts/make_reference.py
+
+schema-check: $(VENV)/.installed-dev  ## Check that the committed schema is what the models say
 	$(BIN)/fsdpq schema | diff - schemas/recipe.schema.json
 
 format: $(VENV)/.installed-dev  ## Format the code

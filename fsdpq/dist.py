@@ -181,5 +181,5 @@ def check_same_on_all_ranks(what: str, text: str) -> None:
     if others:
         raise TrainingError(
             f"{what} differ between rank 0 and ranks {others}",
-            hint="all ranks must read the same files: compare them on every machine",
+            hint="all ranks must read the same files: did one change while the run started?",
         )

@@ -27,8 +27,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-PHASES = ("start", "build", "load", "data", "eval", "train", "export", "report")
-"""The phases of a training run, in order."""
+PHASES = ("data", "load", "eval", "train", "export", "report")
+"""The phases of a training run, in order; ``eval`` comes again after ``train``."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +79,11 @@ class RunFiles:
     def rank_error(self, rank: int) -> Path:
         """The error that ended rank ``rank``, as JSON: see `RankError`."""
         return self.logs / f"rank-{rank}.error.json"
+
+    @property
+    def generate_error(self) -> Path:
+        """The error that ended ``fsdpq generate``, as JSON: see `RankError`."""
+        return self.logs / "generate.error.json"
 
     @property
     def adapter(self) -> Path:

@@ -23,6 +23,7 @@ PREFIX = "base_model.model."
 """What PEFT puts before the name of a module of the base model."""
 
 WEIGHTS_NAME = "adapter_model.safetensors"
+CONFIG_NAME = "adapter_config.json"
 
 
 def export_adapter(
@@ -62,6 +63,8 @@ def export_adapter(
         temporary.mkdir(parents=True)
         save_file(weights, temporary / WEIGHTS_NAME, metadata={"format": "pt"})
         _config(options, list(layers), base_model, revision).save_pretrained(str(temporary))
+        # safetensors writes files that only their owner can read.
+        (temporary / WEIGHTS_NAME).chmod((temporary / CONFIG_NAME).stat().st_mode)
         shutil.rmtree(directory, ignore_errors=True)
         temporary.rename(directory)
     except OSError as error:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 import os
 import shlex
+import shutil
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -27,10 +29,8 @@ STEP_INTERVAL_S = 5.0
 MAX_ANSWER = 400
 
 _PHASES = {
-    "start": "starting the ranks",
-    "build": "building the model",
-    "load": "loading and quantizing the base",
     "data": "preparing the data",
+    "load": "loading and quantizing the base",
     "eval": "evaluating",
     "train": "training",
     "export": "exporting the adapter",
@@ -75,6 +75,7 @@ class PlainScreen:
         """Shows where the run goes; the ranks start now."""
         self._files = files
         self._print(f"run directory {files.root}")
+        self._print("starting the ranks")
 
     def show_row(self, row: Row) -> None:
         """Shows one row of metrics or events; a row of an unknown sort is left out."""
@@ -257,12 +258,13 @@ def summary_lines(row: Row, samples: dict[str, dict[str, str]], files: RunFiles)
         lines += [*render_table(table, indent="    "), ""]
     prompt = next(iter(samples), "What is the capital of France?")
     peaks = ", ".join(format_bytes(peak) for peak in row["peak_memory_bytes"])
+    generate = f"generate {_shell_word(files.root)} --prompt {_shell_word(prompt)}"
     places = [
         ("adapter", str(row["adapter"])),
         ("metrics", str(files.metrics)),
         *([("report", str(files.report_html))] if files.report_html.exists() else []),
         ("peak memory", f"{peaks} (one number per rank)"),
-        ("try", f"fsdpq generate {_shell_word(files.root)} --prompt {_shell_word(prompt)}"),
+        ("try", f"{program_name()} {generate}"),
     ]
     return [*lines, *render_table(places, indent="  "), ""]
 
@@ -294,6 +296,14 @@ def one_line(text: str) -> str:
     """Returns ``text`` on one line, shortened."""
     text = " ".join(text.split())
     return text if len(text) <= MAX_ANSWER else text[: MAX_ANSWER - 3] + "..."
+
+
+def program_name() -> str:
+    """Returns what starts fsdpq in this shell: ``fsdpq`` where it is on the path, or as started."""
+    started = Path(sys.argv[0])
+    if started.name != "fsdpq" or shutil.which("fsdpq") == str(started.absolute()):
+        return "fsdpq"
+    return _shell_word(os.path.relpath(started))
 
 
 def _perplexity(loss: float) -> str:

@@ -17,6 +17,12 @@ from fsdpq.data.formats import Conversation
 from fsdpq.errors import FsdpqError, Problem, RecipeError
 from fsdpq.recipe.run_sections import DataOptions
 
+TEMPLATE_HINT = "change the row, set `data.train_on_prompt: true`, or use another model"
+
+
+class TemplateError(ValueError):
+    """The chat template does not say which part of a conversation is an answer."""
+
 
 @dataclass(frozen=True)
 class Row:
@@ -66,8 +72,11 @@ def tokenize_conversations(
         raise _unusable("the tokenizer gives no character offsets", "use a fast tokenizer")
     rows: list[Row] = []
     num_cut = num_dropped = 0
-    for conversation in conversations:
-        whole = tokenize_conversation(conversation, tokenizer, options.train_on_prompt)
+    for number, conversation in enumerate(conversations, start=1):
+        try:
+            whole = tokenize_conversation(conversation, tokenizer, options.train_on_prompt)
+        except TemplateError as error:
+            raise _unusable(f"row {number}: {error}", TEMPLATE_HINT) from error
         row = Row(whole.input_ids[: options.seq_len], whole.trained[: options.seq_len])
         num_cut += len(whole.input_ids) > options.seq_len
         if row.num_trained:
@@ -85,7 +94,11 @@ def tokenize_conversations(
 def tokenize_conversation(
     conversation: Conversation, tokenizer: PreTrainedTokenizerBase, train_on_prompt: bool
 ) -> Row:
-    """Tokenizes one conversation."""
+    """Tokenizes one conversation.
+
+    Raises:
+        TemplateError: where answers begin and end cannot be told.
+    """
     text = _render(tokenizer, conversation)
     spans = [(0, len(text))] if train_on_prompt else _answer_spans(tokenizer, conversation, text)
     encoded: Any = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
@@ -117,10 +130,7 @@ def _answer_spans(
         before = _render(tokenizer, conversation[:index], add_generation_prompt=True)
         upto = _render(tokenizer, conversation[: index + 1])
         if not (text.startswith(before) and text.startswith(upto)):
-            raise _unusable(
-                "the chat template renders a turn differently when another one follows",
-                "set data.train_on_prompt: true, or use another template",
-            )
+            raise TemplateError("the chat template renders a turn differently when more follows")
         spans.append((len(before), len(upto.rstrip())))
     return spans
 
@@ -131,7 +141,7 @@ def _render(
     add_generation_prompt: bool = False,
 ) -> str:
     if not conversation:
-        raise _unusable("a conversation starts with the assistant", "start with a user message")
+        raise TemplateError("the conversation starts with the assistant")
     text = tokenizer.apply_chat_template(
         conversation, tokenize=False, add_generation_prompt=add_generation_prompt
     )

@@ -227,13 +227,11 @@ def _translated_errors(final: Path, needed_bytes: int) -> Generator[None, None, 
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise disk_full(final.parent, needed_bytes) from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
-            raise EnvironmentProblemError(
-                f"the cache `{cache_root()}` cannot be written: {error.strerror}",
-                hint="set FSDPQ_CACHE to a directory that you can write",
-                details=str(error),
-            ) from error
-        raise
+        raise EnvironmentProblemError(
+            f"the cache `{cache_root()}` cannot be written: {error.strerror or error}",
+            hint="set FSDPQ_CACHE to a directory that you can write",
+            details=str(error),
+        ) from error
 
 
 def disk_full(directory: Path, needed_bytes: int) -> FetchError:

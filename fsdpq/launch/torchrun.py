@@ -65,9 +65,6 @@ def run_torchrun(
 
     Returns:
         torchrun's exit code, and the name of the signal that stopped the run or "".
-
-    Raises:
-        EnvironmentProblemError: the port of ``launch.rdzv_endpoint`` is in use.
     """
     num_ranks = int(launch.nproc_per_node)
     environment = worker_environment(device=launch.device, num_ranks=num_ranks)
@@ -107,12 +104,15 @@ def _rendezvous(endpoint: str | None) -> list[str]:
             "--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0", "--local-addr=127.0.0.1",
         ]  # fmt: skip
     host, _, port = endpoint.rpartition(":")
-    _check_port_free(host, int(port))
     return [f"--master-addr={host}", f"--master-port={port}"]
 
 
-def _check_port_free(host: str, port: int) -> None:
-    """Raises EnvironmentProblemError where ``host:port`` cannot be listened on."""
+def check_endpoint(launch: LaunchOptions) -> None:
+    """Raises EnvironmentProblemError where ``launch.rdzv_endpoint`` cannot be listened on."""
+    if launch.rdzv_endpoint is None:
+        return
+    host, _, port_text = launch.rdzv_endpoint.rpartition(":")
+    port = int(port_text)
     try:
         addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except OSError:

@@ -12,7 +12,7 @@ from fsdpq.launch.devices import list_gpus, resolve_launch
 from fsdpq.launch.failure import count_oom_kills, explain_failure
 from fsdpq.launch.lock_file import describe_run
 from fsdpq.launch.run_dir import check_run_dir, create_run_dir
-from fsdpq.launch.torchrun import WORKER, Row, run_torchrun
+from fsdpq.launch.torchrun import WORKER, Row, check_endpoint, run_torchrun
 from fsdpq.recipe.load import LoadedRecipe, load_recipe
 from fsdpq.recipe.root import Recipe
 from fsdpq.run_files import RunFiles
@@ -56,6 +56,7 @@ def train(
         check_run_dir(run_dir)
     gpus = list_gpus()
     recipe = resolve_launch(loaded.recipe, num_gpus=len(gpus))
+    check_endpoint(recipe.launch)
     inputs = fetch_inputs(loaded, screen=screen)
     lock = describe_run(loaded, recipe, gpus=gpus, inputs=inputs)
     files = create_run_dir(recipe, raw=loaded.raw, lock=lock, run_dir=run_dir)
@@ -85,14 +86,15 @@ def fetch_inputs(loaded: LoadedRecipe, *, screen: Screen) -> dict[str, Any]:
     from fsdpq.fetch.resolve import fetch_data, fetch_model
 
     recipe: Recipe = loaded.recipe
+    # The data first: its mistakes are cheap to find, a model takes long to download.
+    data = fetch_data(
+        recipe.data.path, recipe.data.dataset, base_dir=loaded.base_dir, report=screen.report
+    )
     model = fetch_model(
         recipe.model.name_or_path,
         revision=recipe.model.revision,
         base_dir=loaded.base_dir,
         report=screen.report,
-    )
-    data = fetch_data(
-        recipe.data.path, recipe.data.dataset, base_dir=loaded.base_dir, report=screen.report
     )
     return {"model": _plain(asdict(model)), "data": _plain(asdict(data))}
 

@@ -17,7 +17,7 @@ class ModelOptions(Options):
     for a model that a Python package carries (``fsdpq kinds model`` lists them)."""
 
     revision: str | None = None
-    """Commit, branch or tag of the hub repository; None is its main branch."""
+    """Commit, branch or tag of the hub repository; null is its main branch."""
 
     dtype: Literal["auto", "bf16", "fp32"] = "auto"
     """Compute dtype, and dtype of the weights that stay unquantized. ``auto`` is bf16 on a GPU and
@@ -37,7 +37,7 @@ class BnbOptions(Options):
     """The 16 values a code stands for: quantiles of a normal distribution, or 4-bit floats."""
 
     block_size: Literal[64, 128, 256, 512, 1024, 2048, 4096] = 64
-    """Weights that share one scale (absmax)."""
+    """Weights that share one scale (absmax). transformers loads bitsandbytes bases with 64 only."""
 
     double_quant: bool = True
     """Quantize the scales too: 4.13 instead of 4.5 bits per weight at block size 64."""

@@ -26,7 +26,8 @@ def check_one_data_source(recipe: Recipe, _base_dir: Path) -> Iterator[Problem]:
         yield Problem("`data` needs `path` or `dataset`", "data", hint=hint)
     if data.path is not None and data.dataset is not None:
         message = "`data` has both `path` and `dataset`"
-        yield Problem(message, "data.dataset", hint="delete one of them")
+        hint = "delete one of them (on the command line: `data.dataset=null`)"
+        yield Problem(message, "data.dataset", hint=hint)
 
 
 def check_data_path_exists(recipe: Recipe, base_dir: Path) -> Iterator[Problem]:

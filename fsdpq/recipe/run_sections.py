@@ -47,7 +47,7 @@ class DataOptions(Options):
 class AdamWOptions(Options):
     """AdamW with decoupled weight decay (https://arxiv.org/abs/1711.05101)."""
 
-    kind: Literal["adamw"] = "adamw"
+    kind: Literal["adamw"]
     """Selects this optimizer."""
 
     lr: float = Field(default=2e-4, gt=0)
@@ -111,20 +111,20 @@ class TrainingOptions(Options):
     """Passes over the training rows."""
 
     global_batch_size: int = Field(default=16, ge=1)
-    """Rows per optimizer step over all ranks. Losses and gradients depend on this number only,
-    not on how many ranks or micro-batches share the rows."""
+    """Rows per optimizer step over all ranks. Losses and gradients depend on this number, not on
+    how many ranks or micro-batches share the rows (with dropout each rank draws its own)."""
 
     micro_batch_size: int = Field(default=4, ge=1)
     """Rows that one rank computes at once; memory grows with it."""
 
     max_grad_norm: float | None = Field(default=1.0, gt=0)
-    """Gradients are scaled down to this global norm; None leaves them."""
+    """Gradients are scaled down to this global norm; null leaves them."""
 
     seed: int = Field(default=0, ge=0, lt=2**63)
     """Seed of the adapters, the row order and the dropout."""
 
     eval_interval: int | None = Field(default=None, ge=1)
-    """Evaluate every so many steps; None is before and after training only."""
+    """Evaluate every so many steps; null is before and after training only."""
 
 
 class ExportOptions(Options):
@@ -159,4 +159,4 @@ class LaunchOptions(Options):
     rdzv_endpoint: str | None = Field(
         default=None, pattern=r"^[^\s:]+:\d{1,5}$", examples=["127.0.0.1:29500"]
     )
-    """``host:port`` where the ranks meet; None takes a free port of this machine."""
+    """``host:port`` where the ranks meet; null takes a free port of this machine."""

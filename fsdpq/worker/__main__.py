@@ -23,8 +23,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     generate = verbs.add_parser("generate")
     generate.add_argument("run_dir", type=Path)
     generate.add_argument("--prompt", required=True)
-    generate.add_argument("--max-new-tokens", type=int, default=256)
+    generate.add_argument("--max-new-tokens", type=int, required=True)
     generate.add_argument("--temperature", type=float, default=0.0)
+    generate.add_argument("--device", choices=("cuda", "cpu"), required=True)
     generate.add_argument("--base", action="store_true")
     return parser.parse_args(arguments)
 
@@ -35,8 +36,9 @@ def main(arguments: list[str] | None = None) -> None:
     files = RunFiles(parsed.run_dir)
     rank = int(os.environ.get("RANK", "0"))
     end_with_launcher()
-    with recorded_errors(files, rank):
-        if parsed.verb == "train":
+    training = parsed.verb == "train"
+    with recorded_errors(files.rank_error(rank) if training else files.generate_error, rank):
+        if training:
             redirect_output(files.rank_log(rank))
             from fsdpq.worker.train import train
 
@@ -49,6 +51,7 @@ def main(arguments: list[str] | None = None) -> None:
                 prompt=parsed.prompt,
                 max_new_tokens=parsed.max_new_tokens,
                 temperature=parsed.temperature,
+                device_type=parsed.device,
                 use_adapter=not parsed.base,
             )
 

@@ -13,7 +13,13 @@ from fsdpq.worker.sampler import Sampler
 
 
 def generate(
-    files: RunFiles, *, prompt: str, max_new_tokens: int, temperature: float, use_adapter: bool
+    files: RunFiles,
+    *,
+    prompt: str,
+    max_new_tokens: int,
+    temperature: float,
+    device_type: str,
+    use_adapter: bool,
 ) -> None:
     """Writes the answer to stdout.
 
@@ -22,10 +28,11 @@ def generate(
         prompt: the user's message.
         max_new_tokens: longest answer.
         temperature: 0 is greedy.
+        device_type: ``cuda`` or ``cpu``.
         use_adapter: False answers with the quantized base alone.
     """
     recipe, inputs = load_resolved(files.resolved), read_inputs(files)
-    device = dist.start_process_group(recipe.launch.device)
+    device = dist.start_process_group(device_type)
     dist.seed_everything(recipe.training.seed)
     tokenizer = load_tokenizer(inputs.model_dir)
     assembled = assemble_model(

@@ -15,10 +15,14 @@ from pathlib import Path
 
 import psutil
 
-from fsdpq.errors import ExitCode, FsdpqError, RecipeError
-from fsdpq.run_files import RankError, RunFiles
+from fsdpq.errors import ExitCode, FsdpqError, Problem, RecipeError
+from fsdpq.run_files import RankError
 
 POLL_S = 1.0
+OUT_OF_MEMORY_HINT = (
+    "use less GPU memory: a smaller `training.micro_batch_size` or `data.seq_len`, "
+    "`fsdp.activation_checkpointing=full`, `fsdp.strategy=full_shard`, or more GPUs"
+)
 
 
 def redirect_output(path: Path) -> None:
@@ -51,32 +55,30 @@ def end_with_launcher() -> None:
 
 
 @contextlib.contextmanager
-def recorded_errors(files: RunFiles, rank: int) -> Iterator[None]:
-    """Writes the error that ends this rank to its error file, then exits."""
+def recorded_errors(path: Path, rank: int) -> Iterator[None]:
+    """Writes the error that ends this rank to ``path`` as a `RankError`, then exits."""
     try:
         yield
     except FsdpqError as error:
-        _record(files, rank, error, "")
+        _record(path, rank, error, "")
         sys.exit(error.exit_code)
     except Exception as error:
         text = traceback.format_exc()
-        _record(files, rank, error, text)
+        _record(path, rank, error, text)
         sys.stderr.write(text)
         sys.exit(ExitCode.RUN_FAILED)
 
 
-def _record(files: RunFiles, rank: int, error: Exception, text: str) -> None:
-    known = isinstance(error, FsdpqError)
+def _record(path: Path, rank: int, error: Exception, text: str) -> None:
     record = RankError(
         rank=rank,
         kind=type(error).__name__,
         message=_message(error),
-        hint=error.hint if isinstance(error, FsdpqError) else "",
+        hint=_hint(error),
         traceback=text,
-        exit_code=int(error.exit_code if known else ExitCode.RUN_FAILED),
+        exit_code=int(getattr(error, "exit_code", ExitCode.RUN_FAILED)),
         time=time.time(),
     )
-    path = files.rank_error(rank)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".partial")
     temporary.write_text(json.dumps(dataclasses.asdict(record)), encoding="utf-8")
@@ -85,14 +87,19 @@ def _record(files: RunFiles, rank: int, error: Exception, text: str) -> None:
 
 def _message(error: Exception) -> str:
     if isinstance(error, RecipeError):
-        return "\n".join(_problem_lines(error))
+        return "\n".join(_problem_line(problem) for problem in error.problems)
     return error.message if isinstance(error, FsdpqError) else str(error)
 
 
-def _problem_lines(error: RecipeError) -> Iterator[str]:
-    for problem in error.problems:
-        place = ""
-        if problem.location is not None:
-            place = f"{problem.location.source}:{problem.location.line}: "
-        hint = f" ({problem.hint})" if problem.hint else ""
-        yield f"{place}{problem.message}{hint}"
+def _hint(error: Exception) -> str:
+    if isinstance(error, RecipeError):
+        return "; ".join(dict.fromkeys(p.hint for p in error.problems if p.hint))
+    if isinstance(error, FsdpqError):
+        return error.hint
+    return OUT_OF_MEMORY_HINT if type(error).__name__ == "OutOfMemoryError" else ""
+
+
+def _problem_line(problem: Problem) -> str:
+    if problem.location is None:
+        return problem.message
+    return f"{problem.location.source}:{problem.location.line}: {problem.message}"

@@ -13,6 +13,7 @@ from fsdpq import dist
 from fsdpq.data.formats import read_conversations
 from fsdpq.data.loader import Step, build_step, iterate_steps, split_rows
 from fsdpq.data.tokenize import Row, tokenize_conversations
+from fsdpq.errors import Problem, RecipeError
 from fsdpq.protocols import MetricSink
 from fsdpq.recipe.root import Recipe
 from fsdpq.registry import resolve_builder
@@ -46,6 +47,9 @@ def load_data(
         message = f"{tokenized.num_dropped} rows have no token that carries loss: left out"
         events.write({"event": "notice", "message": message})
     rows = tokenized.rows
+    if recipe.data.eval_fraction and len(rows) < 2:
+        hint = "add rows, or set data.eval_fraction=0"
+        raise RecipeError([Problem("one row cannot be split for evaluation", "data", None, hint)])
     train_ids, eval_ids = split_rows(len(rows), recipe.data.eval_fraction, recipe.training.seed)
     return Data([rows[i] for i in train_ids], [rows[i] for i in eval_ids])
 
@@ -74,11 +78,22 @@ def build_trainer(
 
 
 def count_steps(recipe: Recipe, num_train_rows: int) -> int:
-    """Returns the optimizer steps of the run."""
+    """Returns the optimizer steps of the run.
+
+    Raises:
+        RecipeError: the warmup does not end before the training does.
+    """
     if recipe.training.steps is not None:
         return recipe.training.steps
     rows = (recipe.training.epochs or 1.0) * num_train_rows
-    return max(1, math.ceil(rows / recipe.training.global_batch_size))
+    steps = max(1, math.ceil(rows / recipe.training.global_batch_size))
+    warmup = recipe.lr_scheduler.warmup_steps
+    if warmup >= steps:
+        message = f"`lr_scheduler.warmup_steps` is {warmup}, and {num_train_rows} rows make "
+        message += f"{steps} steps"
+        hint = "lower `lr_scheduler.warmup_steps`, or raise `training.epochs`"
+        raise RecipeError([Problem(message, "lr_scheduler.warmup_steps", None, hint)])
+    return steps
 
 
 def steps_of_rank(recipe: Recipe, data: Data) -> Iterator[Step]:

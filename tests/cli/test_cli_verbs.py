@@ -1,5 +1,6 @@
 """What the verbs print, and that they never import torch."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 import yaml
 
 from fsdpq.cli.main import main
+from fsdpq.errors import UsageError
 from fsdpq.launch import generate, train
 from fsdpq.recipe.root import recipe_schema_text
 
@@ -164,7 +166,12 @@ def finished_run(tmp_path: Path) -> Path:
     from fsdpq.recipe.load import load_recipe
 
     recipe = resolve_launch(load_recipe(Path(QUICKSTART)).recipe, num_gpus=0)
-    files = create_run_dir(recipe, raw=b"", lock={}, run_dir=tmp_path / "run")
+    files = create_run_dir(
+        recipe,
+        raw=b"",
+        lock={"inputs": {"model": {"directory": str(tmp_path)}}},
+        run_dir=tmp_path / "run",
+    )
     files.adapter.mkdir()
     (files.adapter / "adapter_model.safetensors").touch()
     return files.root
@@ -175,9 +182,20 @@ def test_generate_prints_the_answer_only(tmp_path: Path) -> None:
     question = generate.Question("capital?", max_new_tokens=5, base=True)
     answer = generate.generate(run_dir, question, worker=("-c", ANSWER))
     assert answer == (
-        "Paris is ['--prompt=capital?', '--max-new-tokens=5', '--temperature=0.0', '--base']"
+        "Paris is ['--prompt=capital?', '--max-new-tokens=5', '--temperature=0.0', '--device=cpu', "
+        "'--base']"
     )
     assert (run_dir / "logs" / "generate.log").read_text() == "noise\n"
+
+
+def test_generate_without_its_base_says_so(tmp_path: Path) -> None:
+    run_dir = finished_run(tmp_path)
+    gone = tmp_path / "gone"
+    (run_dir / "run.lock.json").write_text(
+        json.dumps({"inputs": {"model": {"directory": str(gone)}}})
+    )
+    with pytest.raises(UsageError, match=f"is gone: there is no `{gone}`"):
+        generate.generate(run_dir, generate.Question("x"))
 
 
 def test_generate_shows_why_its_worker_ended(tmp_path: Path) -> None:

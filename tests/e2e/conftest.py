@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 
 import pytest
-
 from support.commands import Run
 from support.tiny import save_tiny_llama
 from support.tokenizer import save_tokenizer

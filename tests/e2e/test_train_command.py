@@ -15,9 +15,9 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
+from support.commands import Run
 from transformers import AutoModelForCausalLM
 
-from support.commands import Run
 from fsdpq.run_files import RunFiles, read_json_lines
 
 

@@ -43,7 +43,7 @@ def tiny_recipe(**sections: dict[str, Any]) -> Recipe:
         "quantization": {"kind": "bnb"},
         "adapter": {"kind": "lora", "rank": 4, "alpha": 8.0},
         "data": {"path": "rows.jsonl"},
-        "optimizer": {"lr": 1e-3},
+        "optimizer": {"kind": "adamw", "lr": 1e-3},
         "lr_scheduler": {"kind": "constant"},
         "training": {"steps": 5, "global_batch_size": 8, "micro_batch_size": 2, "seed": 7},
         "launch": {"device": "cpu", "nproc_per_node": 2},

