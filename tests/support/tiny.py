@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from fsdpq.data.tokenize import Row
 from fsdpq.recipe.root import Recipe
@@ -14,8 +14,13 @@ from fsdpq.recipe.root import Recipe
 VOCAB_SIZE = 331
 
 
-def save_tiny_llama(directory: Path, *, tied: bool = True, seed: int = 0, **changes: Any) -> Path:
-    """Saves an fp32 Llama of 3 layers; hidden 192 is three blocks of 64, an odd number."""
+def save_tiny_llama(
+    directory: Path, *, tied: bool = True, seed: int = 0, family: str = "llama", **changes: Any
+) -> Path:
+    """Saves an fp32 Llama (or another family) of 3 layers.
+
+    Hidden 192 is three blocks of 64, an odd number.
+    """
     torch.manual_seed(seed)
     options: dict[str, Any] = {
         "vocab_size": VOCAB_SIZE,
@@ -30,7 +35,12 @@ def save_tiny_llama(directory: Path, *, tied: bool = True, seed: int = 0, **chan
         "bos_token_id": 1,
         "eos_token_id": 2,
     }
-    LlamaForCausalLM(LlamaConfig(**(options | changes))).save_pretrained(directory)
+    config = AutoConfig.for_model(family, **(options | changes))
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
+            torch.nn.init.normal_(parameter)  # zeros would hide a bias that is lost
+    model.save_pretrained(directory)
     return directory
 
 
