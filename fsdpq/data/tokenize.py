@@ -8,6 +8,7 @@ the template's white space after it is not.
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,6 +56,13 @@ class TokenizedData:
     rows: list[Row]
     num_cut: int
     num_dropped: int
+
+    def digest(self) -> str:
+        """Returns a hash of all rows, to compare over ranks."""
+        rows = hashlib.sha256()
+        for row in self.rows:
+            rows.update(repr(row).encode())
+        return rows.hexdigest()
 
 
 def tokenize_conversations(

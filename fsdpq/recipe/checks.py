@@ -11,6 +11,7 @@ from pathlib import Path
 
 from fsdpq.errors import Problem
 from fsdpq.recipe.base_sections import BnbOptions
+from fsdpq.recipe.options import Options
 from fsdpq.recipe.root import Recipe
 from fsdpq.recipe.run_sections import MetricsOptions
 
@@ -20,14 +21,8 @@ Check = Callable[[Recipe, Path], Iterator[Problem]]
 
 def check_one_data_source(recipe: Recipe, _base_dir: Path) -> Iterator[Problem]:
     """Yields a Problem unless exactly one of ``data.path`` and ``data.dataset`` is set."""
-    data = recipe.data
-    if data.path is None and data.dataset is None:
-        hint = "add `path: rows.jsonl` or `dataset: pypi:chatterbot-english`"
-        yield Problem("`data` needs `path` or `dataset`", "data", hint=hint)
-    if data.path is not None and data.dataset is not None:
-        message = "`data` has both `path` and `dataset`"
-        hint = "delete one of them (on the command line: `data.dataset=null`)"
-        yield Problem(message, "data.dataset", hint=hint)
+    hint = "add `path: rows.jsonl` or `dataset: pypi:chatterbot-english`"
+    yield from _exactly_one(recipe.data, "data", ("path", "dataset"), hint)
 
 
 def check_data_path_exists(recipe: Recipe, base_dir: Path) -> Iterator[Problem]:
@@ -56,13 +51,22 @@ def check_dataset_is_packaged(recipe: Recipe, _base_dir: Path) -> Iterator[Probl
 
 def check_one_duration(recipe: Recipe, _base_dir: Path) -> Iterator[Problem]:
     """Yields a Problem unless exactly one of ``training.steps`` and ``training.epochs`` is set."""
-    training = recipe.training
-    if training.steps is None and training.epochs is None:
-        hint = "add `steps: 100` or `epochs: 1`"
-        yield Problem("`training` needs `steps` or `epochs`", "training", hint=hint)
-    if training.steps is not None and training.epochs is not None:
-        hint = "delete one of them (on the command line: `training.epochs=null`)"
-        yield Problem("`training` has both `steps` and `epochs`", "training.epochs", hint=hint)
+    hint = "add `steps: 100` or `epochs: 1`"
+    yield from _exactly_one(recipe.training, "training", ("steps", "epochs"), hint)
+
+
+def _exactly_one(
+    options: Options, section: str, fields: tuple[str, str], hint: str
+) -> Iterator[Problem]:
+    """Yields a Problem unless exactly one of two fields is set."""
+    first, second = fields
+    num_set = sum(getattr(options, field) is not None for field in fields)
+    if num_set == 0:
+        yield Problem(f"`{section}` needs `{first}` or `{second}`", section, hint=hint)
+    if num_set == 2:
+        key = f"{section}.{second}"
+        hint = f"delete one of them (on the command line: `{key}=null`)"
+        yield Problem(f"`{section}` has both `{first}` and `{second}`", key, hint=hint)
 
 
 def check_eval_has_rows(recipe: Recipe, _base_dir: Path) -> Iterator[Problem]:

@@ -39,7 +39,7 @@ def load_data(
     """
     conversations = read_conversations(inputs.data_path)
     tokenized = tokenize_conversations(conversations, tokenizer, recipe.data)
-    dist.check_same_on_all_ranks("the data", repr(tokenized.rows))
+    dist.check_same_on_all_ranks("the data", tokenized.digest())
     if tokenized.num_cut:
         message = f"{tokenized.num_cut} rows are longer than {recipe.data.seq_len} tokens: cut"
         events.write({"event": "notice", "message": message})

@@ -8,20 +8,17 @@ import pytest
 import torch
 from transformers.cache_utils import DynamicCache
 
-from fsdpq.worker.assemble import assemble_model
 from support import reference
 from support.ranks import RankPool
-from support.tiny import save_tiny_llama, tiny_recipe
+from support.sharded import assemble
+from support.tiny import save_tiny_llama
 
 PROMPT = [5, 17, 230, 44, 9, 101, 77, 300]
 
 
 def last_logits(directory: Path) -> torch.Tensor:
     """Returns the logits after the prompt, by the sharded model."""
-    assembled = assemble_model(
-        tiny_recipe(), directory, device=torch.device("cpu"), report_load=lambda _d, _t: None
-    )
-    model = assembled.model.eval()
+    model = assemble(directory).model.eval()
     cache = DynamicCache(config=model.hf.config)
     return model.next_token_logits(torch.tensor([PROMPT]), cache)[0]
 

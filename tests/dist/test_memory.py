@@ -19,18 +19,12 @@ from torch.utils._pytree import tree_iter
 from fsdpq.data.loader import build_step
 from fsdpq.dist import own_shard, shard_range
 from fsdpq.model.quantized_linear import QuantizedLinear
-from fsdpq.worker.assemble import Assembled, assemble_model
 from support.ranks import RankPool
-from support.tiny import random_rows, save_tiny_llama, tiny_recipe
+from support.sharded import assemble
+from support.tiny import random_rows, save_tiny_llama
 
-CPU = torch.device("cpu")
 LARGE_BYTES = 1 << 16
 """Smaller storages are not looked up in the kernel's table of mappings."""
-
-
-def _assemble(directory: Path, **sections: dict[str, Any]) -> Assembled:
-    recipe = tiny_recipe(**sections)
-    return assemble_model(recipe, directory, device=CPU, report_load=lambda _done, _total: None)
 
 
 class AllocationTracker(TorchDispatchMode):
@@ -85,7 +79,7 @@ def measure_loading(directory: Path, double_quant: bool) -> dict[str, Any]:
     """Loads the model; returns resident and peak bytes of this rank and what they are made of."""
     quantization = {"kind": "bnb", "double_quant": double_quant}
     with AllocationTracker() as tracker:
-        assembled = _assemble(directory, quantization=quantization)
+        assembled = assemble(directory, quantization=quantization)
     frozen = [p for p in assembled.model.parameters() if not p.requires_grad]
     return {
         "resident": assembled.own_bytes(trainable=False),
@@ -141,7 +135,7 @@ def saved_tensors() -> Iterator[list[Tensor]]:
 
 def shapes_kept_by_backward(directory: Path) -> dict[str, Any]:
     """Returns the floating-point shapes saved by a forward without checkpointing."""
-    assembled = _assemble(directory, fsdp={"activation_checkpointing": "none"})
+    assembled = assemble(directory, fsdp={"activation_checkpointing": "none"})
     [batch] = build_step(random_rows(2), micro_batch_size=2, rank=0, world_size=1).micro_batches
     with saved_tensors() as kept:
         loss = assembled.model(batch.input_ids, batch.loss_positions, batch.targets)

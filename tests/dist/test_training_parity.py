@@ -11,22 +11,23 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from fsdpq.data.loader import build_step
-from fsdpq.training.step import train_step
-from fsdpq.worker.assemble import Assembled, assemble_model
+from fsdpq.data.tokenize import Row
+from fsdpq.dist import assign_own_rows
 from support import reference
 from support.ranks import RankPool
-from support.tiny import random_rows, save_tiny_llama, tiny_recipe
+from support.sharded import assemble, train
+from support.tiny import random_rows, save_tiny_llama
 
 NUM_STEPS = 5
 BATCH = 8
 LR = 1e-3
 MAX_NORM = 1.0
-CPU = torch.device("cpu")
 
 
-def _assemble(directory: Path, **sections: dict[str, Any]) -> Assembled:
-    recipe = tiny_recipe(**sections)
-    return assemble_model(recipe, directory, device=CPU, report_load=lambda _done, _total: None)
+def batches() -> list[list[Row]]:
+    """Returns the rows of every step."""
+    rows = random_rows(NUM_STEPS * BATCH)
+    return [rows[start : start + BATCH] for start in range(0, len(rows), BATCH)]
 
 
 def _whole(parameter: nn.Parameter) -> Tensor:
@@ -35,32 +36,12 @@ def _whole(parameter: nn.Parameter) -> Tensor:
 
 def train_sharded(directory: Path, micro_batch_size: int, fsdp: dict[str, str]) -> dict[str, Any]:
     """Trains on this rank; returns losses, gradient norms and the initial adapter."""
-    assembled = _assemble(directory, fsdp=fsdp)
+    assembled = assemble(directory, fsdp=fsdp)
     layers = assembled.adapted_layers
     initial = {name: _whole(layer.lora_A) for name, layer in layers.items()}  # pyright: ignore[reportArgumentType]
-    optimizer = torch.optim.AdamW(assembled.trainable, lr=LR, weight_decay=0.0, fused=True)
-    rows = random_rows(NUM_STEPS * BATCH)
-    losses: list[float] = []
-    norms: list[float] = []
-    for start in range(0, len(rows), BATCH):
-        step = build_step(
-            rows[start : start + BATCH],
-            micro_batch_size=micro_batch_size,
-            rank=dist.get_rank(),
-            world_size=dist.get_world_size(),
-        )
-        result = train_step(
-            assembled.model,
-            step,
-            optimizer=optimizer,
-            parameters=assembled.trainable,
-            max_grad_norm=MAX_NORM,
-            device=CPU,
-        )
-        loss = result.loss.clone()
-        dist.all_reduce(loss)
-        losses.append(loss.item())
-        norms.append(result.grad_norm.item())
+    losses, norms = train(
+        assembled, batches(), micro_batch_size=micro_batch_size, lr=LR, max_norm=MAX_NORM
+    )
     return {"initial": initial, "losses": losses, "norms": norms}
 
 
@@ -70,14 +51,12 @@ def test_sharded_training_equals_unsharded_peft(
 ) -> None:
     directory = save_tiny_llama(tmp_path, tied=tied)
     model = reference.load_dequantized(directory)
-    rows = random_rows(NUM_STEPS * BATCH)
-    batches = [rows[start : start + BATCH] for start in range(0, len(rows), BATCH)]
     expected: tuple[list[float], list[float]] | None = None
     for num_ranks in (1, 2, 4):
         answers = ranks.run(num_ranks, train_sharded, directory, 2, {})
         if expected is None:
             peft_model = reference.with_peft_lora(model, answers[0]["initial"], rank=4)
-            expected = reference.train(peft_model, batches, lr=LR, max_norm=MAX_NORM)
+            expected = reference.train(peft_model, batches(), lr=LR, max_norm=MAX_NORM)
             assert len(set(expected[0])) == NUM_STEPS
         for answer in answers:
             # fp32 sums in another order, amplified by five Adam steps: 1e-5 relative.
@@ -100,13 +79,11 @@ def test_strategies_and_checkpointing_do_not_change_the_losses(
 
 def gradients(directory: Path, micro_batch_size: int) -> dict[str, Tensor]:
     """Returns the whole gradients of one step over seven uneven rows."""
-    assembled = _assemble(directory)
+    assembled = assemble(directory)
     torch.manual_seed(0)
     for layer in assembled.adapted_layers.values():
         # B away from zero, or A would have no gradient; all ranks draw the same whole matrix.
         whole = torch.randn(layer.lora_B.shape) * 0.1  # pyright: ignore[reportArgumentType, reportCallIssue]
-        from fsdpq.dist import assign_own_rows
-
         assign_own_rows(layer.lora_B, whole)  # pyright: ignore[reportArgumentType]
     step = build_step(
         random_rows(7, seed=3),

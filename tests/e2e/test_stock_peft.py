@@ -6,47 +6,28 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 from peft import PeftModel
 from support.ranks import RankPool
+from support.sharded import assemble, train
 from support.tiny import VOCAB_SIZE, random_rows, save_tiny_llama, tiny_recipe
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from transformers.cache_utils import DynamicCache
 
 from fsdpq.checkpoint.peft import export_adapter, import_adapter
-from fsdpq.data.loader import build_step
 from fsdpq.errors import ExportError
-from fsdpq.training.step import train_step
-from fsdpq.worker.assemble import assemble_model
 
-CPU = torch.device("cpu")
+ADAPTER = {"rank": 4, "alpha": 16.0}
 PROMPT = [5, 17, 230, 44, 9, 101, 77, 300]
 
 
-def train_and_export(directory: Path, adapter: Path, *, steps: int) -> torch.Tensor:
-    """Trains, exports, and returns the logits after each prefix of the prompt."""
-    recipe = tiny_recipe(adapter={"rank": 4, "alpha": 16.0})
-    assembled = assemble_model(recipe, directory, device=CPU, report_load=lambda _d, _t: None)
-    optimizer = torch.optim.AdamW(assembled.trainable, lr=1e-2, fused=True)
-    for index in range(steps):
-        step = build_step(
-            random_rows(4, seed=index),
-            micro_batch_size=2,
-            rank=dist.get_rank(),
-            world_size=dist.get_world_size(),
-        )
-        train_step(
-            assembled.model,
-            step,
-            optimizer=optimizer,
-            parameters=assembled.trainable,
-            max_grad_norm=None,
-            device=CPU,
-        )
+def train_and_export(directory: Path, adapter: Path) -> torch.Tensor:
+    """Trains four steps, exports, and returns the logits after each prefix of the prompt."""
+    assembled = assemble(directory, adapter=ADAPTER)
+    batches = [random_rows(4, seed=index) for index in range(4)]
+    train(assembled, batches, micro_batch_size=2, lr=1e-2, max_norm=None)
+    options = tiny_recipe(adapter=ADAPTER).adapter
     layers = assembled.adapted_layers
-    export_adapter(
-        layers, adapter, options=recipe.adapter, base_model=str(directory), revision=None
-    )
+    export_adapter(layers, adapter, options=options, base_model=str(directory), revision=None)
     return prefix_logits(assembled.model)
 
 
@@ -65,8 +46,7 @@ def prefix_logits(model: torch.nn.Module) -> torch.Tensor:
 
 def import_and_answer(directory: Path, adapter: Path) -> torch.Tensor:
     """Loads an exported adapter into a fresh model on this rank; returns the logits."""
-    recipe = tiny_recipe(adapter={"rank": 4, "alpha": 16.0})
-    assembled = assemble_model(recipe, directory, device=CPU, report_load=lambda _d, _t: None)
+    assembled = assemble(directory, adapter=ADAPTER)
     import_adapter(assembled.adapted_layers, adapter)
     return prefix_logits(assembled.model)
 
@@ -93,7 +73,7 @@ def _stock_logits(directory: Path, adapter: Path) -> torch.Tensor:
 def test_stock_peft_reproduces_our_logits(ranks: RankPool, tmp_path: Path, tied: bool) -> None:
     directory = save_tiny_llama(tmp_path / "base", tied=tied)
     adapter = tmp_path / "adapter"
-    ours, others = ranks.run(2, train_and_export_four_steps, directory, adapter)
+    ours, others = ranks.run(2, train_and_export, directory, adapter)
     assert torch.equal(ours, others), "all ranks compute the same logits"
     stock = _stock_logits(directory, adapter)
     assert stock.shape == (len(PROMPT), VOCAB_SIZE)
@@ -105,11 +85,6 @@ def test_stock_peft_reproduces_our_logits(ranks: RankPool, tmp_path: Path, tied:
     assert torch.allclose(again, ours, rtol=0, atol=2e-5 * stock.abs().max().item())
 
 
-def train_and_export_four_steps(directory: Path, adapter: Path) -> torch.Tensor:
-    """As `train_and_export`, with a number of steps that a test names nowhere else."""
-    return train_and_export(directory, adapter, steps=4)
-
-
 def _logits_without_adapter(directory: Path) -> torch.Tensor:
     model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
     return model(input_ids=torch.tensor([PROMPT])).logits[0].detach()
@@ -118,7 +93,7 @@ def _logits_without_adapter(directory: Path) -> torch.Tensor:
 def test_an_adapter_of_another_shape_is_refused(ranks: RankPool, tmp_path: Path) -> None:
     directory = save_tiny_llama(tmp_path / "base")
     adapter = tmp_path / "adapter"
-    ranks.run(1, train_and_export_four_steps, directory, adapter)
+    ranks.run(1, train_and_export, directory, adapter)
     other = save_tiny_llama(tmp_path / "other", intermediate_size=384)
     with pytest.raises(AssertionError, match=f"{ExportError.__name__}.*does not fit the model"):
         ranks.run(1, import_and_answer, other, adapter)

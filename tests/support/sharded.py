@@ -1,0 +1,63 @@
+"""What the ranks of the tests do: assemble a tiny model and train it on given batches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from fsdpq.data.loader import build_step
+from fsdpq.data.tokenize import Row
+from fsdpq.training.step import train_step
+from fsdpq.worker.assemble import Assembled, assemble_model
+from support.tiny import tiny_recipe
+
+CPU = torch.device("cpu")
+
+
+def assemble(directory: Path, **sections: dict[str, Any]) -> Assembled:
+    """Returns the tiny recipe's model, sharded over the ranks of the process group.
+
+    Ranks: all (collective).
+    """
+    recipe = tiny_recipe(**sections)
+    return assemble_model(recipe, directory, device=CPU, report_load=lambda _done, _total: None)
+
+
+def train(
+    assembled: Assembled,
+    batches: Sequence[Sequence[Row]],
+    *,
+    micro_batch_size: int,
+    lr: float,
+    max_norm: float | None,
+) -> tuple[list[float], list[float]]:
+    """Trains; returns the loss over all ranks and the gradient norm of each step.
+
+    Ranks: all (collective).
+    """
+    optimizer = torch.optim.AdamW(assembled.trainable, lr=lr, weight_decay=0.0, fused=True)
+    losses: list[float] = []
+    norms: list[float] = []
+    for batch in batches:
+        result = train_step(
+            assembled.model,
+            build_step(
+                batch,
+                micro_batch_size=micro_batch_size,
+                rank=dist.get_rank(),
+                world_size=dist.get_world_size(),
+            ),
+            optimizer=optimizer,
+            parameters=assembled.trainable,
+            max_grad_norm=max_norm,
+            device=CPU,
+        )
+        loss = result.loss.clone()
+        dist.all_reduce(loss)
+        losses.append(loss.item())
+        norms.append(result.grad_norm.item())
+    return losses, norms
