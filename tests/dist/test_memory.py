@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-import weakref
+import itertools
+import json
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,9 +14,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter
+from torch.profiler import ProfilerActivity, profile
 
 from fsdpq.data.loader import build_step
 from fsdpq.dist import own_shard, shard_range
@@ -23,62 +23,43 @@ from support.ranks import RankPool
 from support.sharded import assemble
 from support.tiny import random_rows, save_tiny_llama
 
-LARGE_BYTES = 1 << 16
-"""Smaller storages are not looked up in the kernel's table of mappings."""
 
+class PeakAllocation:
+    """Adds up what torch's host allocator hands out and takes back, inside operators too.
 
-class AllocationTracker(TorchDispatchMode):
-    """Counts the bytes of live host tensors that torch operators made, and their peak.
+    Args:
+        mapped: a file whose mapping torch reports like an allocation of its size, and which is
+            left out: its pages are the page cache's.
 
-    Views of a memory-mapped file are no allocations: their pages are the page cache's.
+    Attributes:
+        peak_bytes: the largest sum so far.
     """
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.live_bytes = 0
-        self.peak_bytes = 0
-        self._seen: set[int] = set()
+    def __init__(self, mapped: Path) -> None:
+        self._mapped_bytes = mapped.stat().st_size
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for value in tree_iter(result):
-            if isinstance(value, Tensor) and not isinstance(value, DTensor):
-                self._add(value)
-        return result
+    def __enter__(self) -> PeakAllocation:
+        self._profile = profile(activities=[ProfilerActivity.CPU], profile_memory=True)
+        self._profile.__enter__()
+        return self
 
-    def _add(self, value: Tensor) -> None:
-        storage = value.untyped_storage()
-        key = storage._cdata
-        size = storage.nbytes()
-        if storage.device.type != "cpu" or key in self._seen:
-            return
-        if size > LARGE_BYTES and _is_mapped_file(value.data_ptr()):
-            return
-        self._seen.add(key)
-        self.live_bytes += size
-        self.peak_bytes = max(self.peak_bytes, self.live_bytes)
-        weakref.finalize(storage, self._drop, key, size)
-
-    def _drop(self, key: int, size: int) -> None:
-        self._seen.discard(key)
-        self.live_bytes -= size
-
-
-def _is_mapped_file(address: int) -> bool:
-    """Whether an address lies in a mapped checkpoint, by the kernel's table (Linux only)."""
-    for line in Path("/proc/self/maps").read_text().splitlines():
-        start, _, stop = line.split(maxsplit=1)[0].partition("-")
-        if int(start, 16) <= address < int(stop, 16):
-            return line.endswith(".safetensors")
-    return False
+    def __exit__(self, *error: Any) -> None:
+        self._profile.__exit__(*error)
+        with tempfile.TemporaryDirectory() as directory:
+            path = Path(directory) / "trace.json"
+            self._profile.export_chrome_trace(str(path))
+            events = json.loads(path.read_text())["traceEvents"]
+        memory = sorted((e for e in events if e["name"] == "[memory]"), key=lambda e: e["ts"])
+        changes = [int(e["args"]["Bytes"]) for e in memory]
+        assert changes.count(self._mapped_bytes) <= 1
+        own = (change for change in changes if abs(change) != self._mapped_bytes)
+        self.peak_bytes = max(itertools.accumulate(own))
 
 
 def measure_loading(directory: Path, double_quant: bool) -> dict[str, Any]:
     """Loads the model; returns resident and peak bytes of this rank and what they are made of."""
     quantization = {"kind": "bnb", "double_quant": double_quant}
-    with AllocationTracker() as tracker:
+    with PeakAllocation(directory / "model.safetensors") as tracker:
         assembled = assemble(directory, quantization=quantization)
     frozen = [p for p in assembled.model.parameters() if not p.requires_grad]
     return {
@@ -104,7 +85,6 @@ def _slice_bytes(module: nn.Module) -> int:
     return max(own, default=0)
 
 
-@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs Linux's /proc")
 @pytest.mark.parametrize("double_quant", [True, False])
 @pytest.mark.parametrize("num_ranks", [1, 2, 4])
 def test_no_rank_holds_more_than_its_share(

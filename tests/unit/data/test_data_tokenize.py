@@ -56,14 +56,14 @@ def test_the_mask_is_that_of_transformers_generation_tags() -> None:
 
 
 def test_a_token_that_merges_across_the_boundary_is_not_trained() -> None:
-    # Trained on "A: yes" without word splits, the tokenizer has tokens that begin in the prompt and
-    # end in the answer; encoding the prompt alone would give other tokens and shift the mask.
+    # "A: yes" is one token: it begins in the prompt and ends in the answer. Encoding the prompt
+    # alone would give other tokens and shift the mask.
     template = (
         "{% for m in messages %}{% if m.role == 'user' %}Q: {{ m.content }} {% else %}"
         "A: {{ m.content }} {% endif %}{% endfor %}{% if add_generation_prompt %}A: {% endif %}"
     )
     tokenizer = build_tokenizer(
-        template=template, texts=["Q: red A: yes sure "] * 50, vocab_size=290, split=False
+        template=template, texts=["A: yes"] * 50, vocab_size=264, split=False
     )
     chat = [{"role": "user", "content": "red"}, {"role": "assistant", "content": "yes sure"}]
     text = str(tokenizer.apply_chat_template(chat, tokenize=False))
@@ -72,6 +72,7 @@ def test_a_token_that_merges_across_the_boundary_is_not_trained() -> None:
     crossing = [s < begin < e for s, e in encoded["offset_mapping"]]  # pyright: ignore[reportGeneralTypeIssues]
     assert any(crossing), "the tokenizer must merge across the boundary for this test to say much"
     row = tokenize_conversation(chat, tokenizer, train_on_prompt=False)
+    assert row.num_trained == len(" sure")
     for (start, _), trained in zip(encoded["offset_mapping"], row.trained, strict=True):  # pyright: ignore[reportArgumentType]
         assert not (trained and start < begin)
 
