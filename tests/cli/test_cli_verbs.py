@@ -1,5 +1,6 @@
 """What the verbs print, and that they never import torch."""
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -125,6 +126,7 @@ def fake_run(*_args: object, on_row: Any, **_kwargs: object) -> tuple[int, str]:
 
 
 @pytest.mark.usefixtures("fetched")
+@pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="needs torchrun")
 def test_traceback_of_a_dead_rank_is_the_last_thing_on_screen(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
