@@ -12,9 +12,7 @@ import datetime
 import hashlib
 import os
 import random
-import tempfile
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -42,9 +40,8 @@ def start_process_group(device_type: str) -> torch.device:
     if "RANK" in os.environ:
         dist.init_process_group(backend, timeout=TIMEOUT)
     else:
-        store = Path(tempfile.mkdtemp(prefix="fsdpq-")) / "store"
         dist.init_process_group(
-            backend, store=dist.FileStore(str(store), 1), rank=0, world_size=1, timeout=TIMEOUT
+            backend, store=dist.HashStore(), rank=0, world_size=1, timeout=TIMEOUT
         )
     return device
 

@@ -7,7 +7,6 @@ them on under these protocols.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -23,19 +22,12 @@ RowReader = Callable[[int, int], Tensor]
 ``(stop - start, in_features)``, in ``model.dtype`` on the rank's device."""
 
 
-@dataclass(frozen=True)
-class PackedSpec:
-    """Shape of one frozen byte tensor of a quantized matrix (dtype uint8, sharded on dim 0)."""
-
-    shape: tuple[int, int]
-
-
 class Quantizer(Protocol):
     """Packs the matrices of frozen linear layers into sharded byte tensors, and back."""
 
     modules_to_not_convert: tuple[str, ...]
 
-    def packed_specs(self, out_features: int, in_features: int) -> dict[str, PackedSpec]:
+    def packed_shapes(self, out_features: int, in_features: int) -> dict[str, tuple[int, int]]:
         """Names and shapes of the byte tensors of one ``(out_features, in_features)`` matrix.
 
         Empty when the matrix stays as it is.
@@ -52,7 +44,7 @@ class Quantizer(Protocol):
         Args:
             read: reads rows of the matrix.
             shape: ``(out_features, in_features)``.
-            shards: one `Shard` per name of `packed_specs`.
+            shards: one `Shard` per name of `packed_shapes`.
         """
         ...
 

@@ -11,7 +11,7 @@ metrics.jsonl, field ``event`` is one of:
     ``eval``  step, loss, perplexity, trained_tokens, time
 
 events.jsonl, field ``event`` is one of:
-    ``phase``   name (see `PHASES`), detail, time
+    ``phase``   name (see `PHASES`), time
     ``load``    done_bytes, total_bytes, time
     ``setup``   the fields of `SetupSummary`, time
     ``sample``  when (``before`` or ``after``), prompt, answer, time

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
@@ -67,7 +68,7 @@ def export_adapter(
         (temporary / WEIGHTS_NAME).chmod((temporary / CONFIG_NAME).stat().st_mode)
         shutil.rmtree(directory, ignore_errors=True)
         temporary.rename(directory)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise ExportError(
             f"the adapter cannot be written to {directory}: {error}",
             hint="make room on the disk or make the directory writable, then run again",
@@ -82,7 +83,7 @@ def import_adapter(layers: Mapping[str, nn.Module], directory: Path) -> None:
     """
     try:
         weights = load_file(directory / WEIGHTS_NAME)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise ExportError(
             f"no adapter in {directory}: {error}", hint="did the run finish? see its logs"
         ) from error

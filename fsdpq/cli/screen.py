@@ -97,8 +97,8 @@ class PlainScreen:
         click.echo(clean(text, keep="\n"), file=self._stream, color=wants_color(self._stream))
 
     def _show_phase(self, row: Row) -> None:
-        name, detail = str(row["name"]), str(row.get("detail") or "")
-        self._print(_PHASES.get(name, name) + (f": {detail}" if detail else ""))
+        name = str(row["name"])
+        self._print(_PHASES.get(name, name))
 
     def _show_load(self, row: Row) -> None:
         """Nothing in plain text: the phase line has said it."""

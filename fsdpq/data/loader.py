@@ -29,13 +29,11 @@ class MicroBatch:
         input_ids: ``(rows, tokens)``, int64, padded at the right.
         loss_positions: indices into ``rows * tokens`` whose next token carries loss, int64.
         targets: those next tokens, int64; as many as ``loss_positions``, maybe none.
-        num_tokens: tokens without padding.
     """
 
     input_ids: Tensor
     loss_positions: Tensor
     targets: Tensor
-    num_tokens: int
 
     def to(self, device: torch.device) -> MicroBatch:
         """Returns the same batch on ``device``."""
@@ -43,7 +41,6 @@ class MicroBatch:
             self.input_ids.to(device, non_blocking=True),
             self.loss_positions.to(device, non_blocking=True),
             self.targets.to(device, non_blocking=True),
-            self.num_tokens,
         )
 
 
@@ -117,14 +114,13 @@ def collate(rows: Sequence[Row]) -> MicroBatch:
     for index, row in enumerate(rows):
         input_ids[index, : len(row.input_ids)] = torch.tensor(row.input_ids)
         for place in range(1, len(row.input_ids)):
-            if row.trained[place]:
+            if row.loss_mask[place]:
                 positions.append(index * width + place - 1)
                 targets.append(row.input_ids[place])
     return MicroBatch(
         input_ids,
         torch.tensor(positions, dtype=torch.int64),
         torch.tensor(targets, dtype=torch.int64),
-        num_tokens=sum(len(row.input_ids) for row in rows),
     )
 
 

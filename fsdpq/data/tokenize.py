@@ -12,6 +12,7 @@ import hashlib
 from dataclasses import dataclass
 from typing import Any
 
+import jinja2
 from transformers import PreTrainedTokenizerBase
 
 from fsdpq.data.formats import Conversation
@@ -31,16 +32,16 @@ class Row:
 
     Attributes:
         input_ids: token ids.
-        trained: for each token, whether predicting it carries loss; the first never does.
+        loss_mask: for each token, whether predicting it carries loss; the first never does.
     """
 
     input_ids: list[int]
-    trained: list[bool]
+    loss_mask: list[bool]
 
     @property
     def num_trained(self) -> int:
         """Tokens that carry loss."""
-        return sum(self.trained)
+        return sum(self.loss_mask)
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ def tokenize_conversations(
             whole = tokenize_conversation(conversation, tokenizer, options.train_on_prompt)
         except TemplateError as error:
             raise _unusable(f"row {number}: {error}", TEMPLATE_HINT) from error
-        row = Row(whole.input_ids[: options.seq_len], whole.trained[: options.seq_len])
+        row = Row(whole.input_ids[: options.seq_len], whole.loss_mask[: options.seq_len])
         num_cut += len(whole.input_ids) > options.seq_len
         if row.num_trained:
             rows.append(row)
@@ -110,20 +111,27 @@ def tokenize_conversation(
     text = _render(tokenizer, conversation)
     spans = [(0, len(text))] if train_on_prompt else _answer_spans(tokenizer, conversation, text)
     encoded: Any = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    trained = [
+    loss_mask = [
         any(start >= low and end <= high and end > start for low, high in spans)
         for start, end in encoded["offset_mapping"]
     ]
-    if trained:
-        trained[0] = False
-    return Row(list(encoded["input_ids"]), trained)
+    if loss_mask:
+        loss_mask[0] = False
+    return Row(list(encoded["input_ids"]), loss_mask)
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
-    """Returns the token ids of a user's prompt, ready for the model's answer."""
+    """Returns the token ids of a user's prompt, ready for the model's answer.
+
+    Raises:
+        RecipeError: the chat template refuses a conversation of one user message.
+    """
     messages = [{"role": "user", "content": prompt}]
-    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    encoded: Any = tokenizer(str(text), add_special_tokens=False)
+    try:
+        text = _render(tokenizer, messages, add_generation_prompt=True)
+    except TemplateError as error:
+        raise _unusable(f"the prompt `{prompt}`: {error}", "use another model") from error
+    encoded: Any = tokenizer(text, add_special_tokens=False)
     return list(encoded["input_ids"])
 
 
@@ -150,9 +158,12 @@ def _render(
 ) -> str:
     if not conversation:
         raise TemplateError("the conversation starts with the assistant")
-    text = tokenizer.apply_chat_template(
-        conversation, tokenize=False, add_generation_prompt=add_generation_prompt
-    )
+    try:
+        text = tokenizer.apply_chat_template(
+            conversation, tokenize=False, add_generation_prompt=add_generation_prompt
+        )
+    except jinja2.TemplateError as error:
+        raise TemplateError(f"the chat template refuses it: {error}") from error
     return str(text)
 
 

@@ -9,6 +9,7 @@ group stays gathered; tied weights must share one group (torch >= 2.13 raises ot
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import cast
 
 import torch
 from torch import nn
@@ -43,15 +44,18 @@ def apply_fsdp(
         options: how long gathered weights live.
         mesh: 1-D mesh over all ranks.
         layers: decoder layers, one group each.
-        embedding_groups: modules that share a group, for embedding and head.
+        embedding_groups: modules that share a group, for embedding and head; frozen.
         forward_methods: methods of ``model`` that gather like its forward.
     """
     reshard = options.strategy == "full_shard"
-    groups: list[list[nn.Module]] = [[layer] for layer in layers]
-    for group in groups:
-        fully_shard(group, mesh=mesh, reshard_after_forward=reshard)
+    num_layers = 0
+    for layer in layers:
+        fully_shard(layer, mesh=mesh, reshard_after_forward=reshard)
+        num_layers += 1
     for group in embedding_groups:
         fully_shard(group, mesh=mesh, reshard_after_forward=True)
+        # Frozen, and the loss computes the head's gradient in forward: no gather in backward.
+        cast("FSDPModule", group[0]).set_unshard_in_backward(False)
     fully_shard(model, mesh=mesh)
     for method in forward_methods:
         register_fsdp_forward_method(model, method)
@@ -59,4 +63,4 @@ def apply_fsdp(
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(enable=True)
-    return len(groups) + len(embedding_groups) + 1
+    return num_layers + len(embedding_groups) + 1

@@ -16,6 +16,7 @@ from fsdpq.launch.processes import ProcessTree, catch_stop_signals, worker_envir
 from fsdpq.recipe.load import load_resolved
 from fsdpq.run_files import RunFiles
 
+GROUP_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 GENERATOR = ("-m", "fsdpq.worker", "generate")
 
 
@@ -91,6 +92,8 @@ def _device(files: RunFiles) -> str:
 
 def _run(command: list[str], *, device: str, answer: Path, log: Path) -> int:
     environment = worker_environment(device=device, num_ranks=1)
+    for name in GROUP_VARIABLES:  # a job's own process group is none of ours
+        environment.pop(name, None)
     with catch_stop_signals() as stop:
         tree = ProcessTree(command, environment=environment, stdout=answer, stderr=log)
         try:

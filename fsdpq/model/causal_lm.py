@@ -1,8 +1,9 @@
 """The root of what FSDP shards: a transformers model and the loss on its head.
 
 The loss is computed inside the head, so that the head's weight is gathered for it and freed after
-it, and so that the whole ``(tokens, vocabulary)`` logits never exist: positions without loss are
-dropped first, the rest goes through `fsdpq.model.chunked_loss`.
+it; a tied weight stays gathered from the embedding to the loss. The whole ``(tokens, vocabulary)``
+logits never exist: positions without loss are dropped first, the rest goes through
+`fsdpq.model.chunked_loss`.
 """
 
 from __future__ import annotations
@@ -17,7 +18,10 @@ from fsdpq.errors import CheckpointError
 from fsdpq.model.chunked_loss import chunked_cross_entropy
 from fsdpq.model.structure import find_decoder_layers
 
-UNSUPPORTED_HEADS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
+UNSUPPORTED_HEADS = (
+    "final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier",
+    "output_multiplier",
+)  # fmt: skip
 """Config fields that change logits after the head's product; not supported yet."""
 
 
@@ -63,7 +67,8 @@ class CausalLM(nn.Module):
 
     def __init__(self, hf: PreTrainedModel) -> None:
         super().__init__()
-        scaled = [f for f in UNSUPPORTED_HEADS if getattr(hf.config, f, None) not in (None, 1.0)]
+        config = hf.config.get_text_config()
+        scaled = [f for f in UNSUPPORTED_HEADS if getattr(config, f, None) not in (None, 1.0)]
         if scaled:
             raise CheckpointError(
                 f"`{type(hf).__name__}` changes its logits by `{scaled[0]}`, which the chunked "
@@ -100,8 +105,15 @@ class CausalLM(nn.Module):
 
         transformers checkpoints a layer's ``forward`` rather than ``__call__``, so that FSDP's
         hooks stay outside.
+
+        Raises:
+            CheckpointError: the family does not support it.
         """
-        self.hf.activation_checkpointing_enable({"use_reentrant": False})
+        try:
+            self.hf.activation_checkpointing_enable({"use_reentrant": False})
+        except ValueError as error:
+            hint = "add `fsdp.activation_checkpointing=none` to the command line"
+            raise CheckpointError(str(error), hint=hint) from error
 
     def forward(self, input_ids: Tensor, loss_positions: Tensor, targets: Tensor) -> Tensor:
         """Returns the sum of the token losses of a micro-batch, in nats.

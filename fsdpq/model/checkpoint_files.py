@@ -16,6 +16,7 @@ from torch import Tensor
 
 from fsdpq.errors import CheckpointError
 
+SINGLE_NAME = "model.safetensors"
 INDEX_NAME = "model.safetensors.index.json"
 
 
@@ -41,6 +42,8 @@ class CheckpointFiles:
         if index.exists():
             names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
             paths = [self.directory / name for name in names]
+        elif (self.directory / SINGLE_NAME).exists():
+            paths = [self.directory / SINGLE_NAME]
         else:
             paths = sorted(self.directory.glob("*.safetensors"))
         missing = [path.name for path in paths if not path.exists()]
@@ -105,7 +108,8 @@ class CheckpointFiles:
             shown = "\n  ".join(wrong[:20] + ([f"and {len(wrong) - 20} more"] * (len(wrong) > 20)))
             raise CheckpointError(
                 f"the tensors of {self.directory} do not fit its config.json:\n  {shown}",
-                hint="the download is incomplete, or weights and config.json are of two models",
+                hint="the download is incomplete, weights and config.json are of two models, or "
+                "transformers renames this family's weights on loading (fsdpq does not, so far)",
             )
 
 

@@ -78,10 +78,38 @@ def swap_linears(hf: PreTrainedModel, quantizer: Quantizer) -> int:
     for name, parent, attribute, linear in linears:
         if matches_suffix(name, quantizer.modules_to_not_convert):
             continue
-        if quantizer.packed_specs(linear.out_features, linear.in_features):
+        if quantizer.packed_shapes(linear.out_features, linear.in_features):
             setattr(parent, attribute, QuantizedLinear(linear, quantizer=quantizer))
             num_swapped += 1
+    if quantizer.packed_shapes(64, 64):
+        check_all_quantized(hf, layers)
     return num_swapped
+
+
+def check_all_quantized(hf: PreTrainedModel, layers: nn.ModuleList) -> None:
+    """Checks that no big weight of the decoder layers stays unquantized without being told to.
+
+    transformers keeps the experts of a mixture as one parameter of three dimensions, and GPT-2's
+    layers are no ``nn.Linear``: replacing linears alone would pass them by.
+
+    Raises:
+        CheckpointError: there is such a weight; names some.
+    """
+    linears = {id(module.weight) for module in layers.modules() if isinstance(module, nn.Linear)}
+    big = sum(parameter.numel() for parameter in layers.parameters()) // len(layers) // 100
+    left = [
+        name
+        for name, parameter in layers.named_parameters()
+        if parameter.is_floating_point() and id(parameter) not in linears
+        if parameter.dim() >= 3 or (parameter.dim() == 2 and parameter.numel() > big)
+    ]
+    if left:
+        raise CheckpointError(
+            f"`{type(hf).__name__}` has {len(left)} weights that would silently stay unquantized: "
+            f"{', '.join(left[:3])}",
+            hint="mixtures of experts and layers that are no `nn.Linear` cannot be quantized yet: "
+            "train another model, or use `quantization: {kind: none}`",
+        )
 
 
 def count_parameters(model: nn.Module) -> tuple[int, int]:

@@ -49,7 +49,7 @@ class QuantizedLinear(nn.Module):
 
     Attributes:
         packed_names: names of the packed Parameters, uint8, frozen, with the shapes of
-            `fsdpq.protocols.Quantizer.packed_specs`.
+            `fsdpq.protocols.Quantizer.packed_shapes`.
     """
 
     def __init__(self, linear: nn.Linear, *, quantizer: Quantizer) -> None:
@@ -57,10 +57,10 @@ class QuantizedLinear(nn.Module):
         self.in_features = linear.in_features
         self.out_features = linear.out_features
         self.quantizer = quantizer
-        specs = quantizer.packed_specs(self.out_features, self.in_features)
-        self.packed_names = tuple(specs)
-        for name, spec in specs.items():
-            packed = torch.empty(spec.shape, dtype=torch.uint8, device=linear.weight.device)
+        shapes = quantizer.packed_shapes(self.out_features, self.in_features)
+        self.packed_names = tuple(shapes)
+        for name, shape in shapes.items():
+            packed = torch.empty(shape, dtype=torch.uint8, device=linear.weight.device)
             self.register_parameter(name, nn.Parameter(packed, requires_grad=False))
         self.bias = linear.bias
         if self.bias is not None:

@@ -68,7 +68,6 @@ def load_base(
             _copy_rows(read, own_shard(target))
         done += _own_weights(target) * dtype.itemsize
         report(done, total)
-    check_nothing_on_meta(model)
 
 
 def checkpoint_name(name: str) -> str:
@@ -83,24 +82,27 @@ def checkpoint_name(name: str) -> str:
 def recompute_buffers(model: CausalLM) -> None:
     """Fills buffers that no checkpoint holds (RoPE ``inv_freq``), in their own dtype.
 
-    transformers recomputes them in ``_init_weights``, for every family; weights that it touches on
-    the way are loaded afterwards.
+    transformers recomputes them in ``_init_weights``; weights that it touches on the way are loaded
+    afterwards.
+
+    Raises:
+        CheckpointError: a family does not recompute one of them; names it.
     """
-    for module in model.hf.modules():
-        if module._non_persistent_buffers_set:
-            model.hf._init_weights(module)
-
-
-def check_nothing_on_meta(model: nn.Module) -> None:
-    """Raises `CheckpointError` naming every tensor that was never filled."""
-    left = [
-        name
-        for named in (model.named_parameters(), model.named_buffers())
-        for name, tensor in named
-        if tensor.is_meta
-    ]
-    if left:
-        raise CheckpointError(f"never loaded: {', '.join(left[:10])} ({len(left)} tensors)")
+    for name, module in model.hf.named_modules():
+        buffers = {n: getattr(module, n) for n in module._non_persistent_buffers_set}
+        floating = {n: b for n, b in buffers.items() if b is not None and b.is_floating_point()}
+        if not floating:
+            continue
+        for buffer in floating.values():
+            buffer.fill_(float("nan"))
+        model.hf._init_weights(module)
+        left = [n for n in floating if getattr(module, n).isnan().any()]
+        if left:
+            raise CheckpointError(
+                f"`{type(model.hf).__name__}` does not recompute `{name}.{left[0]}`, which is in "
+                "no checkpoint",
+                hint="train a model of another family",
+            )
 
 
 LoadingTarget = QuantizedLinear | nn.Parameter

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from fsdpq.dist import Shard, all_gather_rows
-from fsdpq.protocols import PackedSpec, RowReader
+from fsdpq.protocols import RowReader
 from fsdpq.recipe.base_sections import BnbOptions
 
 NESTED_BLOCK_SIZE = 256
@@ -60,7 +60,7 @@ class BnbQuantizer:
         self.double_quant = options.double_quant
         self.modules_to_not_convert = options.modules_to_not_convert
 
-    def packed_specs(self, out_features: int, in_features: int) -> dict[str, PackedSpec]:
+    def packed_shapes(self, out_features: int, in_features: int) -> dict[str, tuple[int, int]]:
         """Names and shapes of the byte tensors of one matrix."""
         num_weights = out_features * in_features
         num_blocks = -(-num_weights // self.block_size)
@@ -71,14 +71,11 @@ class BnbQuantizer:
         else:
             codes = (-(-num_weights // 2), 1)
             absmax = (num_blocks, scale_bytes)
-        specs = {"codes": PackedSpec(codes), "absmax": PackedSpec(absmax)}
+        shapes = {"codes": codes, "absmax": absmax}
         if self.double_quant:
             num_nested = -(-num_blocks // NESTED_BLOCK_SIZE)
-            specs |= {
-                "nested_absmax": PackedSpec((num_nested, 4)),
-                "nested_offset": PackedSpec((1, 4)),
-            }
-        return specs
+            shapes |= {"nested_absmax": (num_nested, 4), "nested_offset": (1, 4)}
+        return shapes
 
     def quantize_shards(
         self, read: RowReader, shape: tuple[int, int], shards: Mapping[str, Shard]

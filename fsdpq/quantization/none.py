@@ -8,18 +8,17 @@ import torch
 from torch import Tensor
 
 from fsdpq.dist import Shard
-from fsdpq.protocols import PackedSpec, RowReader
+from fsdpq.protocols import RowReader
 from fsdpq.recipe.base_sections import NoQuantOptions
 
 
 class NoQuantizer:
     """A quantizer that packs nothing, so that no layer is swapped."""
 
-    def __init__(self, options: NoQuantOptions) -> None:
+    def __init__(self, options: NoQuantOptions) -> None:  # noqa: ARG002 - every builder takes them
         self.modules_to_not_convert: tuple[str, ...] = ()
-        self.options = options
 
-    def packed_specs(self, out_features: int, in_features: int) -> dict[str, PackedSpec]:  # noqa: ARG002
+    def packed_shapes(self, out_features: int, in_features: int) -> dict[str, tuple[int, int]]:  # noqa: ARG002
         """Returns nothing: the matrix stays as it is."""
         return {}
 

@@ -24,6 +24,11 @@ from fsdpq.protocols import MetricSink
 from fsdpq.recipe.run_sections import TrainingOptions
 from fsdpq.training.step import StepResult, train_step
 
+NOT_FINITE_HINT = (
+    "lower optimizer.lr, raise lr_scheduler.warmup_steps, or set model.dtype=fp32; "
+    "the steps before are in metrics.jsonl"
+)
+
 
 @dataclass
 class Progress:
@@ -32,7 +37,6 @@ class Progress:
     steps: int = 0
     tokens: int = 0
     trained_tokens: int = 0
-    started: float = field(default_factory=time.monotonic)
 
 
 @dataclass
@@ -114,18 +118,25 @@ class Trainer:
                 window = LogWindow()
             interval = self.options.eval_interval
             if interval and progress.steps % interval == 0 and not last:
+                before = time.monotonic()
                 self.log_evaluation(progress.steps)
-                window.started = time.monotonic()
+                window.started += time.monotonic() - before
         return progress
 
     def log_evaluation(self, step: int) -> float | None:
         """Computes and logs the held-out loss; None where nothing is held out.
 
         Ranks: all (collective).
+
+        Raises:
+            TrainingError: it is not finite.
         """
         if self.evaluate is None:
             return None
         loss = self.evaluate()
+        if not math.isfinite(loss):
+            message = f"the held-out loss after step {step} is not finite ({loss})"
+            raise TrainingError(message, hint=NOT_FINITE_HINT)
         perplexity = math.exp(min(loss, 700.0))
         self.metrics.write({"event": "eval", "step": step, "loss": loss, "perplexity": perplexity})
         return loss
@@ -133,7 +144,8 @@ class Trainer:
     def _log(self, window: LogWindow, progress: Progress) -> None:
         """Reads the window's losses from the device, checks them, writes one row."""
         losses = gather_losses(window.results)
-        check_finite(losses, first_step=progress.steps - len(window.results) + 1)
+        norms = torch.stack([result.grad_norm for result in window.results]).cpu()
+        check_finite(losses, norms, first_step=progress.steps - len(window.results) + 1)
         weights = torch.tensor(window.num_trained, dtype=torch.float64)
         loss = float((losses.sum(dim=1) * weights).sum() / weights.sum())
         seconds = time.monotonic() - window.started
@@ -144,7 +156,7 @@ class Trainer:
                 "total_steps": self.total_steps,
                 "loss": loss,
                 "lr": self.optimizer.param_groups[0]["lr"],
-                "grad_norm": float(window.results[-1].grad_norm),
+                "grad_norm": float(norms[-1]),
                 "tokens": window.tokens,
                 "trained_tokens": window.trained_tokens,
                 "tokens_per_s": window.tokens / seconds,
@@ -166,16 +178,23 @@ def gather_losses(results: Sequence[StepResult]) -> Tensor:
     return gathered.view(world_size(), -1).T.cpu()
 
 
-def check_finite(losses: Tensor, *, first_step: int) -> None:
-    """Raises `TrainingError` naming the first step and the ranks whose loss is not finite."""
-    bad = ~torch.isfinite(losses)
-    if not bad.any():
+def check_finite(losses: Tensor, grad_norms: Tensor, *, first_step: int) -> None:
+    """Checks the losses ``(steps, ranks)`` and gradient norms ``(steps,)`` of a log window.
+
+    Raises:
+        TrainingError: names the first step and what is not finite in it: the losses of which
+            ranks, or the gradient norm.
+    """
+    bad_losses, bad_norms = ~torch.isfinite(losses), ~torch.isfinite(grad_norms)
+    bad_steps = (bad_losses.any(dim=1) | bad_norms).nonzero()
+    if not len(bad_steps):
         return
-    index = int(bad.any(dim=1).nonzero()[0])
-    ranks = bad[index].nonzero().flatten().tolist()
-    raise TrainingError(
-        f"the loss of step {first_step + index} is not finite on rank "
-        f"{', '.join(map(str, ranks))} ({losses[index, ranks[0]]})",
-        hint="lower optimizer.lr, raise lr_scheduler.warmup_steps, or set model.dtype=fp32; "
-        "the steps before are in metrics.jsonl",
-    )
+    index = int(bad_steps[0])
+    ranks = bad_losses[index].nonzero().flatten().tolist()
+    if ranks:
+        what, value = f"on rank {', '.join(map(str, ranks))}", losses[index, ranks[0]]
+        message = f"the loss of step {first_step + index} is not finite {what} ({value})"
+    else:
+        message = f"the gradient norm of step {first_step + index} is not finite"
+        message += f" ({grad_norms[index]})"
+    raise TrainingError(message, hint=NOT_FINITE_HINT)

@@ -8,8 +8,8 @@ from fsdpq import dist
 from fsdpq.checkpoint.peft import import_adapter
 from fsdpq.recipe.load import load_resolved
 from fsdpq.run_files import RunFiles
+from fsdpq.worker.answerer import Answerer
 from fsdpq.worker.assemble import assemble_model, load_tokenizer, read_inputs, stop_ids
-from fsdpq.worker.sampler import Sampler
 
 
 def generate(
@@ -41,7 +41,7 @@ def generate(
     if use_adapter:
         import_adapter(assembled.adapted_layers, files.adapter)
     stops = stop_ids(inputs.model_dir, tokenizer)
-    sampler = Sampler(assembled, tokenizer, stop_ids=stops, device=device)
-    answer = sampler.answer(prompt, max_new_tokens=max_new_tokens, temperature=temperature)
+    answerer = Answerer(assembled, tokenizer, stop_ids=stops, device=device)
+    answer = answerer.answer(prompt, max_new_tokens=max_new_tokens, temperature=temperature)
     sys.stdout.write(answer + "\n")
     dist.stop_process_group()

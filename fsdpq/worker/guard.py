@@ -61,12 +61,19 @@ def recorded_errors(path: Path, rank: int) -> Iterator[None]:
         yield
     except FsdpqError as error:
         _record(path, rank, error, "")
-        sys.exit(error.exit_code)
+        _end(error.exit_code)
     except Exception as error:
         text = traceback.format_exc()
         _record(path, rank, error, text)
         sys.stderr.write(text)
-        sys.exit(ExitCode.RUN_FAILED)
+        _end(ExitCode.RUN_FAILED)
+
+
+def _end(code: int) -> None:
+    """Ends the process without waiting for kernels of collectives that no peer will complete."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _record(path: Path, rank: int, error: Exception, text: str) -> None:

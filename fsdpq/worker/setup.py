@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import AutoConfig, PreTrainedTokenizerBase
 
 from fsdpq import dist
 from fsdpq.data.formats import read_conversations
@@ -37,6 +38,7 @@ def load_data(
 
     Ranks: all (collective).
     """
+    check_context(recipe.data.seq_len, inputs.model_dir)
     conversations = read_conversations(inputs.data_path)
     tokenized = tokenize_conversations(conversations, tokenizer, recipe.data)
     dist.check_same_on_all_ranks("the data", tokenized.digest())
@@ -52,6 +54,16 @@ def load_data(
         raise RecipeError([Problem("one row cannot be split for evaluation", "data", None, hint)])
     train_ids, eval_ids = split_rows(len(rows), recipe.data.eval_fraction, recipe.training.seed)
     return Data([rows[i] for i in train_ids], [rows[i] for i in eval_ids])
+
+
+def check_context(seq_len: int, model_dir: Path) -> None:
+    """Raises `RecipeError` where rows may be longer than the model was made for."""
+    config = AutoConfig.from_pretrained(model_dir).get_text_config()
+    longest = getattr(config, "max_position_embeddings", None)
+    if longest is not None and seq_len > longest:
+        message = f"`data.seq_len` is {seq_len}, the model's context is {longest} tokens"
+        hint = f"use data.seq_len={longest} or less"
+        raise RecipeError([Problem(message, "data.seq_len", None, hint)])
 
 
 def build_trainer(

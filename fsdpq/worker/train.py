@@ -19,6 +19,7 @@ from fsdpq.recipe.load import load_resolved
 from fsdpq.recipe.root import Recipe
 from fsdpq.run_files import RunFiles, RunSummary, SetupSummary
 from fsdpq.training.loop import Progress, Trainer
+from fsdpq.worker.answerer import Answerer
 from fsdpq.worker.assemble import (
     Assembled,
     Inputs,
@@ -27,7 +28,6 @@ from fsdpq.worker.assemble import (
     read_inputs,
     stop_ids,
 )
-from fsdpq.worker.sampler import Sampler
 from fsdpq.worker.setup import Data, build_trainer, load_data, steps_of_rank
 
 LOAD_REPORT_S = 0.2
@@ -53,17 +53,17 @@ def train(files: RunFiles) -> None:
     summary = summarize_setup(recipe, assembled, data, trainer, device)
     events.write({"event": "setup", **dataclasses.asdict(summary)})
     stops = stop_ids(inputs.model_dir, tokenizer)
-    sampler = Sampler(assembled, tokenizer, stop_ids=stops, device=device)
+    answerer = Answerer(assembled, tokenizer, stop_ids=stops, device=device)
     enter(events, "eval")
     loss_before = trainer.log_evaluation(0)
-    sampler.write_samples(recipe.metrics, "before", events)
+    answerer.write_samples(recipe.metrics, "before", events)
     enter(events, "train")
     started = time.monotonic()
     progress = trainer.run(steps_of_rank(recipe, data))
     train_s = time.monotonic() - started
     enter(events, "eval")
     loss_after = trainer.log_evaluation(progress.steps)
-    sampler.write_samples(recipe.metrics, "after", events)
+    answerer.write_samples(recipe.metrics, "after", events)
     enter(events, "export")
     export(recipe, inputs, assembled, files.adapter)
     done = summarize_run(progress, train_s, (loss_before, loss_after), device, files.adapter)
@@ -79,9 +79,9 @@ def sink(path: Path) -> MetricSink:
     return JsonlSink(path) if dist.rank() == 0 else NoSink()
 
 
-def enter(events: MetricSink, phase: str, detail: str = "") -> None:
+def enter(events: MetricSink, phase: str) -> None:
     """Tells the screen that a phase begins."""
-    events.write({"event": "phase", "name": phase, "detail": detail})
+    events.write({"event": "phase", "name": phase})
 
 
 def load_reporter(events: MetricSink) -> Callable[[int, int], None]:

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from fsdpq.data.loader import build_step
 from fsdpq.data.tokenize import Row
-from fsdpq.dist import assign_own_rows
+from fsdpq.dist import assign_own_rows, check_same_on_all_ranks
+from fsdpq.errors import TrainingError
 from support import reference
 from support.ranks import RankPool
 from support.sharded import assemble, train
@@ -34,9 +35,11 @@ def _whole(parameter: nn.Parameter) -> Tensor:
     return parameter.detach().full_tensor().clone()  # pyright: ignore[reportCallIssue]
 
 
-def train_sharded(directory: Path, micro_batch_size: int, fsdp: dict[str, str]) -> dict[str, Any]:
+def train_sharded(
+    directory: Path, micro_batch_size: int, sections: dict[str, dict[str, Any]]
+) -> dict[str, Any]:
     """Trains on this rank; returns losses, gradient norms and the initial adapter."""
-    assembled = assemble(directory, fsdp=fsdp)
+    assembled = assemble(directory, **sections)
     layers = assembled.adapted_layers
     initial = {name: _whole(layer.lora_A) for name, layer in layers.items()}  # pyright: ignore[reportArgumentType]
     losses, norms = train(
@@ -65,6 +68,39 @@ def test_sharded_training_equals_unsharded_peft(
 
 
 @pytest.mark.parametrize(
+    "sections",
+    [
+        {"quantization": {"kind": "none"}},
+        {"quantization": {"kind": "bnb", "modules_to_not_convert": ["o_proj"]}},
+        {"adapter": {"rank": 2, "target_modules": ["q_proj", "mlp.down_proj"], "use_rslora": True}},
+    ],
+)
+def test_three_ranks_equal_one_whatever_is_quantized_or_adapted(
+    ranks: RankPool, tmp_path: Path, sections: dict[str, dict[str, Any]]
+) -> None:
+    directory = save_tiny_llama(tmp_path)
+    one = ranks.run(1, train_sharded, directory, 4, sections)[0]
+    three = ranks.run(3, train_sharded, directory, 2, sections)[0]
+    assert len(set(one["losses"])) == NUM_STEPS
+    assert three["losses"] == pytest.approx(one["losses"], rel=1e-5)
+    assert three["norms"] == pytest.approx(one["norms"], rel=1e-5)
+
+
+def differing_adapters() -> str:
+    """Returns what the ranks say when each has a text of its own."""
+    try:
+        check_same_on_all_ranks("the adapters", f"rank {dist.get_rank()}")
+    except TrainingError as error:
+        return error.message
+    return ""
+
+
+def test_ranks_that_differ_are_noticed_by_all_of_them(ranks: RankPool) -> None:
+    answers = ranks.run(3, differing_adapters)
+    assert answers == ["the adapters differ between rank 0 and ranks [1, 2]"] * 3
+
+
+@pytest.mark.parametrize(
     "fsdp", [{"strategy": "shard_grad_op"}, {"activation_checkpointing": "none"}]
 )
 def test_strategies_and_checkpointing_do_not_change_the_losses(
@@ -72,7 +108,7 @@ def test_strategies_and_checkpointing_do_not_change_the_losses(
 ) -> None:
     directory = save_tiny_llama(tmp_path)
     plain = ranks.run(2, train_sharded, directory, 2, {})[0]
-    other = ranks.run(2, train_sharded, directory, 2, fsdp)[0]
+    other = ranks.run(2, train_sharded, directory, 2, {"fsdp": fsdp})[0]
     assert other["losses"] == pytest.approx(plain["losses"], rel=1e-6)
     assert other["norms"] == pytest.approx(plain["norms"], rel=1e-6)
 

@@ -44,7 +44,7 @@ def batch_loss(model: nn.Module, rows: Sequence[Row]) -> Tensor:
     for row in rows:
         ids = torch.tensor([row.input_ids])
         logits = model(input_ids=ids).logits[0, :-1].float()
-        kept = torch.tensor(row.trained[1:])
+        kept = torch.tensor(row.loss_mask[1:])
         total = total + nn.functional.cross_entropy(logits[kept], ids[0, 1:][kept], reduction="sum")
     return total / sum(row.num_trained for row in rows)
 

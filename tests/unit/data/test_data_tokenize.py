@@ -20,7 +20,7 @@ CHAT = [
 def _trained_text(conversation: list[dict[str, str]], **options: object) -> str:
     tokenizer = build_tokenizer()
     row = tokenize_conversation(conversation, tokenizer, bool(options.get("train_on_prompt")))
-    ids = [i for i, trained in zip(row.input_ids, row.trained, strict=True) if trained]
+    ids = [i for i, trained in zip(row.input_ids, row.loss_mask, strict=True) if trained]
     return str(tokenizer.decode(ids))
 
 
@@ -52,7 +52,7 @@ def test_the_mask_is_that_of_transformers_generation_tags() -> None:
         CHAT, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
     )
     row = tokenize_conversation(CHAT, tokenizer, train_on_prompt=False)
-    assert [int(t) for t in row.trained] == expected["assistant_masks"]  # pyright: ignore[reportArgumentType, reportCallIssue]
+    assert [int(t) for t in row.loss_mask] == expected["assistant_masks"]  # pyright: ignore[reportArgumentType, reportCallIssue]
 
 
 def test_a_token_that_merges_across_the_boundary_is_not_trained() -> None:
@@ -73,7 +73,7 @@ def test_a_token_that_merges_across_the_boundary_is_not_trained() -> None:
     assert any(crossing), "the tokenizer must merge across the boundary for this test to say much"
     row = tokenize_conversation(chat, tokenizer, train_on_prompt=False)
     assert row.num_trained == len(" sure")
-    for (start, _), trained in zip(encoded["offset_mapping"], row.trained, strict=True):  # pyright: ignore[reportArgumentType]
+    for (start, _), trained in zip(encoded["offset_mapping"], row.loss_mask, strict=True):  # pyright: ignore[reportArgumentType]
         assert not (trained and start < begin)
 
 
@@ -99,6 +99,17 @@ def test_a_tokenizer_without_a_template_is_an_error() -> None:
     with pytest.raises(RecipeError) as caught:
         tokenize_conversations([CHAT], tokenizer, DataOptions(path="x"))
     assert caught.value.problems[0].message == "the tokenizer has no chat template"
+
+
+def test_a_row_that_the_template_refuses_is_named() -> None:
+    guarded = "{{ raise_exception('no system role') if messages[0].role == 'system' }}"
+    template = guarded + build_tokenizer().chat_template  # pyright: ignore[reportOperatorIssue]
+    tokenizer = build_tokenizer(template=template)
+    refused = [{"role": "system", "content": "be kind"}, *CHAT]
+    with pytest.raises(RecipeError) as caught:
+        tokenize_conversations([CHAT, refused], tokenizer, DataOptions(path="x"))
+    message = caught.value.problems[0].message
+    assert message == "row 2: the chat template refuses it: no system role"
 
 
 def test_a_prompt_ends_where_the_answer_begins() -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from support.tiny import save_tiny_llama
 from torch import nn
+from transformers import AutoConfig
 
 from fsdpq.errors import CheckpointError
 from fsdpq.model.meta import build_meta_model, count_parameters
@@ -55,6 +56,24 @@ def test_no_quantizer_swaps_nothing(tmp_path: Path) -> None:
     )
     assert not any(isinstance(m, QuantizedLinear) for m in model.modules())
     assert len(model.embedding_groups) == 2
+
+
+@pytest.mark.parametrize(
+    ("family", "weight"),
+    [("mixtral", "mlp.experts.gate_up_proj"), ("gpt2", "attn.c_attn.weight")],
+)
+def test_weights_that_no_linear_holds_are_not_passed_by(
+    tmp_path: Path, family: str, weight: str
+) -> None:
+    sizes = {"num_local_experts": 4} if family == "mixtral" else {"n_layer": 2, "n_head": 2}
+    config = AutoConfig.for_model(
+        family, vocab_size=50, hidden_size=64, intermediate_size=64, num_hidden_layers=2,
+        num_attention_heads=2, num_key_value_heads=2, **sizes,
+    )  # fmt: skip
+    config.save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match="would silently stay unquantized") as caught:
+        _build(tmp_path)
+    assert weight in caught.value.message
 
 
 def test_a_directory_without_a_model_is_explained(tmp_path: Path) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
@@ -21,13 +22,38 @@ from fsdpq.training.loop import Trainer, check_finite
 def test_the_first_bad_step_and_its_ranks_are_named(value: float) -> None:
     losses = torch.tensor([[1.0, 1.0, 1.0], [1.0, value, value], [value, value, value]])
     with pytest.raises(TrainingError) as caught:
-        check_finite(losses.double(), first_step=11)
+        check_finite(losses.double(), torch.ones(3), first_step=11)
     assert "the loss of step 12 is not finite on rank 1, 2" in caught.value.message
     assert "optimizer.lr" in caught.value.hint
 
 
 def test_finite_losses_pass() -> None:
-    check_finite(torch.ones(4, 2), first_step=1)
+    check_finite(torch.ones(4, 2), torch.ones(4), first_step=1)
+
+
+def test_a_gradient_norm_that_is_not_finite_stops_the_run_too() -> None:
+    norms = torch.tensor([1.0, math.inf])
+    with pytest.raises(TrainingError, match="gradient norm of step 6 is not finite"):
+        check_finite(torch.ones(2, 1), norms, first_step=5)
+
+
+def test_a_held_out_loss_that_is_not_finite_stops_the_run() -> None:
+    with pytest.raises(TrainingError, match="held-out loss after step 2 is not finite"):
+        _train(Bigram(), log_interval=1, steps=_steps(3), evaluate=lambda: math.nan, interval=2)
+
+
+def test_evaluations_do_not_count_as_training_time() -> None:
+    steps = [build_step(random_rows(4), micro_batch_size=4, rank=0, world_size=1)] * 8
+
+    def slow() -> float:
+        time.sleep(0.5)
+        return 1.0
+
+    row = _train(Bigram(), log_interval=8, steps=steps, evaluate=slow, interval=4).rows[-1]
+    # Eight steps of a tiny table take milliseconds each, the evaluation takes half a second.
+    assert row["event"] == "step"
+    plain = _train(Bigram(), log_interval=8, steps=steps).rows[-1]
+    assert 0.2 < row["tokens_per_s"] / plain["tokens_per_s"] < 5
 
 
 class ListSink:
@@ -58,7 +84,14 @@ class Bigram(nn.Module):
         return loss * math.nan if self.calls == self.fail_at else loss
 
 
-def _train(model: Bigram, *, log_interval: int, steps: list[Step]) -> ListSink:
+def _train(
+    model: Bigram,
+    *,
+    log_interval: int,
+    steps: list[Step],
+    evaluate: Callable[[], float] | None = None,
+    interval: int | None = None,
+) -> ListSink:
     sink = ListSink()
     parameters = list(model.parameters())
     trainer = Trainer(
@@ -66,11 +99,11 @@ def _train(model: Bigram, *, log_interval: int, steps: list[Step]) -> ListSink:
         parameters=parameters,
         optimizer=torch.optim.SGD(parameters, lr=0.5),
         schedule=lambda step: 1.0 / (step + 1),
-        options=TrainingOptions(steps=len(steps)),
+        options=TrainingOptions(steps=len(steps), eval_interval=interval),
         total_steps=len(steps),
         log_interval=log_interval,
         metrics=sink,
-        evaluate=None,
+        evaluate=evaluate,
         device=torch.device("cpu"),
     )
     trainer.run(iter(steps))

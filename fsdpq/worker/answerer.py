@@ -13,7 +13,7 @@ from fsdpq.training.sample import generate_ids
 from fsdpq.worker.assemble import Assembled
 
 
-class Sampler:
+class Answerer:
     """Answers prompts through the tokenizer's chat template.
 
     Args:
