@@ -34,6 +34,6 @@ def test_the_quickstarts_held_out_loss_falls(tmp_path: Path) -> None:
     before, after = (
         row["loss"] for row in read_json_lines(files.metrics) if row["event"] == "eval"
     )
-    # Measured: 2.99 before, 2.5 after 6 steps. The base itself says what the data is like.
+    # Measured on 18 held-out rows: 2.850 before, 2.376 after (2 ranks, bf16).
     assert 2.0 < before < 4.0
     assert after < before - 0.1
