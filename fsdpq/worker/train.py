@@ -54,16 +54,21 @@ def train(files: RunFiles) -> None:
     events.write({"event": "setup", **dataclasses.asdict(summary)})
     stops = stop_ids(inputs.model_dir, tokenizer)
     answerer = Answerer(assembled, tokenizer, stop_ids=stops, device=device)
-    enter(events, "eval")
-    loss_before = trainer.log_evaluation(0)
-    answerer.write_samples(recipe.metrics, "before", events)
+
+    def look(when: str, step: int) -> float | None:
+        """Evaluates and answers the recipe's prompts; returns the held-out loss, if any."""
+        if trainer.evaluate is not None or recipe.metrics.sample_prompts:
+            enter(events, "eval")
+        loss = trainer.log_evaluation(step)
+        answerer.write_samples(recipe.metrics, when, events)
+        return loss
+
+    loss_before = look("before", 0)
     enter(events, "train")
     started = time.monotonic()
     progress = trainer.run(steps_of_rank(recipe, data))
     train_s = time.monotonic() - started
-    enter(events, "eval")
-    loss_after = trainer.log_evaluation(progress.steps)
-    answerer.write_samples(recipe.metrics, "after", events)
+    loss_after = look("after", progress.steps)
     enter(events, "export")
     export(recipe, inputs, assembled, files.adapter)
     done = summarize_run(progress, train_s, (loss_before, loss_after), device, files.adapter)
