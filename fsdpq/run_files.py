@@ -22,6 +22,7 @@ events.jsonl, field ``event`` is one of:
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -182,6 +183,20 @@ class RunSummary:
     eval_loss_after: float | None
     peak_memory_bytes: list[int]
     adapter: str
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Writes ``path`` so that a reader sees the old content, or none, or all of the new."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def append_json_line(path: Path, row: dict[str, Any]) -> None:

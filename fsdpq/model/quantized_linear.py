@@ -79,3 +79,13 @@ class QuantizedLinear(nn.Module):
     def extra_repr(self) -> str:
         """Returns the shape, for ``print(model)``."""
         return f"in_features={self.in_features}, out_features={self.out_features}"
+
+
+def packed_parameter_ids(model: nn.Module) -> set[int]:
+    """Returns ``id()`` of every packed Parameter in ``model``."""
+    return {
+        id(getattr(module, name))
+        for module in model.modules()
+        if isinstance(module, QuantizedLinear)
+        for name in module.packed_names
+    }

@@ -18,7 +18,7 @@ from fsdpq.dist import Shard, own_shard, rank, shard_range, world_size
 from fsdpq.errors import CheckpointError
 from fsdpq.model.causal_lm import CausalLM
 from fsdpq.model.checkpoint_files import CheckpointFiles, to_device
-from fsdpq.model.quantized_linear import QuantizedLinear
+from fsdpq.model.quantized_linear import QuantizedLinear, packed_parameter_ids
 from fsdpq.protocols import BASE
 
 COPY_ROWS_BYTES = 16 << 20
@@ -56,7 +56,7 @@ def load_base(
     recompute_buffers(model)
     total = sum(_own_weights(target) for target in targets.values()) * dtype.itemsize
     done = 0
-    for name, target in _loading_targets(model).items():
+    for name, target in _loading_targets(model).items():  # again: `to_empty` made new buffers
 
         def read(start: int, stop: int, name: str = name) -> Tensor:
             return to_device(files.read_rows(name, start, stop), dtype=dtype, device=device)
@@ -110,12 +110,12 @@ LoadingTarget = QuantizedLinear | nn.Parameter
 
 def _loading_targets(model: CausalLM) -> dict[str, LoadingTarget]:
     """Maps names in the checkpoint to what they fill; frozen and tied-once."""
-    targets: dict[str, LoadingTarget] = {}
-    packed: set[int] = set()
-    for name, module in model.named_modules():
-        if isinstance(module, QuantizedLinear):
-            targets[f"{checkpoint_name(name)}.weight"] = module
-            packed |= {id(getattr(module, packed_name)) for packed_name in module.packed_names}
+    packed = packed_parameter_ids(model)
+    targets: dict[str, LoadingTarget] = {
+        f"{checkpoint_name(name)}.weight": module
+        for name, module in model.named_modules()
+        if isinstance(module, QuantizedLinear)
+    }
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad and id(parameter) not in packed:
             targets[checkpoint_name(name)] = parameter

@@ -83,7 +83,7 @@ class BnbQuantizer:
         """Fills this rank's shards of one matrix; see `fsdpq.protocols.Quantizer`.
 
         Ranks: all (collective).
-        Memory: about 1.1 times the rank's rows, whole matrix where blocks cross rows.
+        Memory: at most 1.5 times the rank's rows; the whole matrix where blocks cross rows.
         """
         if self._is_row_local(shape[1]):
             own_absmax = self._quantize_own_rows(read, shape[1], shards["codes"])

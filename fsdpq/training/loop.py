@@ -13,11 +13,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from fsdpq.data.loader import Step
-from fsdpq.dist import world_size
+from fsdpq.dist import all_gather_rows, world_size
 from fsdpq.errors import TrainingError
 from fsdpq.metrics.memory import current_bytes
 from fsdpq.protocols import MetricSink
@@ -46,7 +45,6 @@ class LogWindow:
     results: list[StepResult] = field(default_factory=list)
     num_trained: list[int] = field(default_factory=list)
     tokens: int = 0
-    trained_tokens: int = 0
     started: float = field(default_factory=time.monotonic)
 
     def add(self, result: StepResult, step: Step) -> None:
@@ -54,7 +52,6 @@ class LogWindow:
         self.results.append(result)
         self.num_trained.append(step.num_trained)
         self.tokens += step.num_tokens
-        self.trained_tokens += step.num_trained
 
 
 @dataclass(frozen=True)
@@ -158,7 +155,7 @@ class Trainer:
                 "lr": self.optimizer.param_groups[0]["lr"],
                 "grad_norm": float(norms[-1]),
                 "tokens": window.tokens,
-                "trained_tokens": window.trained_tokens,
+                "trained_tokens": sum(window.num_trained),
                 "tokens_per_s": window.tokens / seconds,
                 "memory_bytes": current_bytes(self.device),
             }
@@ -171,11 +168,7 @@ def gather_losses(results: Sequence[StepResult]) -> Tensor:
     Ranks: all (collective).
     """
     mine = torch.stack([result.loss for result in results]).double()
-    if world_size() == 1:
-        return mine.cpu().unsqueeze(1)
-    gathered = mine.new_empty(world_size() * len(results))
-    dist.all_gather_single(gathered, mine)
-    return gathered.view(world_size(), -1).T.cpu()
+    return all_gather_rows(mine.unsqueeze(0), world_size()).T.cpu()
 
 
 def check_finite(losses: Tensor, grad_norms: Tensor, *, first_step: int) -> None:

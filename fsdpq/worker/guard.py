@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 
 from fsdpq.errors import ExitCode, FsdpqError, Problem, RecipeError
-from fsdpq.run_files import RankError
+from fsdpq.run_files import RankError, write_whole
 
 POLL_S = 1.0
 OUT_OF_MEMORY_HINT = (
@@ -87,9 +87,7 @@ def _record(path: Path, rank: int, error: Exception, text: str) -> None:
         time=time.time(),
     )
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".partial")
-    temporary.write_text(json.dumps(dataclasses.asdict(record)), encoding="utf-8")
-    temporary.replace(path)
+    write_whole(path, json.dumps(dataclasses.asdict(record)).encode())
 
 
 def _message(error: Exception) -> str:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import subprocess
-import sys
 import types
 from pathlib import Path
 
 import pytest
+from support.imports import imported_by
 
 from fsdpq.errors import FetchError
 from fsdpq.fetch import resolve
@@ -259,13 +258,6 @@ def test_catalog_pins_everything_by_hash():
 
 
 def test_fetching_imports_no_torch_and_nothing_heavy_before_it_is_needed():
-    code = (
-        f"import sys; import {resolve.__name__}; "
-        "print([m for m in ('torch', 'transformers', 'peft', 'bitsandbytes', 'datasets', 'numpy', "
-        "'gguf', 'tokenizers', 'huggingface_hub', 'filelock', 'yaml') if m in sys.modules])"
-    )
-    root = Path(__file__).parents[3]
-    output = subprocess.run(
-        [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True
-    )
-    assert output.stdout.strip() == "[]"
+    heavy = ("torch", "transformers", "peft", "bitsandbytes", "datasets")
+    later = ("numpy", "gguf", "tokenizers", "huggingface_hub", "filelock", "yaml")
+    assert imported_by(f"import {resolve.__name__}", heavy + later) == []

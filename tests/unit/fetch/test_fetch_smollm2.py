@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from support.imports import imported_by
 
 from fsdpq.errors import FetchError
 from fsdpq.fetch.resolve import fetch_data, fetch_model
@@ -87,13 +86,5 @@ def test_dialogues_of_the_corpus_are_unique():
 
 
 def test_conversion_never_imports_torch():
-    code = (
-        "import sys\n"
-        "import fsdpq.fetch.gguf_llama, gguf, tokenizers, filelock, huggingface_hub\n"
-        "print([m for m in ('torch', 'transformers', 'datasets', 'peft') if m in sys.modules])"
-    )
-    root = Path(__file__).parents[3]
-    output = subprocess.run(
-        [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True
-    )
-    assert output.stdout.strip() == "[]"
+    code = "import fsdpq.fetch.gguf_llama, gguf, tokenizers, filelock, huggingface_hub"
+    assert imported_by(code, ("torch", "transformers", "datasets", "peft")) == []

@@ -71,6 +71,10 @@ def test_weights_that_no_linear_holds_are_not_passed_by(
         num_attention_heads=2, num_key_value_heads=2, **sizes,
     )  # fmt: skip
     config.save_pretrained(tmp_path)
+    unquantized = NoQuantizer(NoQuantOptions(kind="none"))
+    build_meta_model(
+        tmp_path, dtype=torch.bfloat16, attn_implementation="eager", quantizer=unquantized
+    )
     with pytest.raises(CheckpointError, match="would silently stay unquantized") as caught:
         _build(tmp_path)
     assert weight in caught.value.message
