@@ -60,10 +60,13 @@ def _own_device(device_type: str) -> torch.device:
     return device
 
 
-def stop_process_group() -> None:
-    """Leaves the process group, if there is one."""
-    if dist.is_initialized():
-        dist.destroy_process_group()
+def wait_for_all() -> None:
+    """Returns once every rank is here: no rank leaves while a peer still has work.
+
+    Ranks: all (collective).
+    """
+    if world_size() > 1:
+        dist.barrier()
 
 
 def rank() -> int:

@@ -15,14 +15,25 @@ from dataclasses import dataclass
 from typing import Any
 
 from fsdpq.errors import MissingDependencyError
-from fsdpq.recipe.base_sections import BnbOptions, LoraOptions, NoQuantOptions
 from fsdpq.recipe.options import Options
-from fsdpq.recipe.run_sections import (
-    AdamWOptions,
+from fsdpq.recipe.sections.adapter import (
+    DoraOptions,
+    LlamaProOptions,
+    LoraOptions,
+    NoAdapterOptions,
+)
+from fsdpq.recipe.sections.lr_scheduler import (
     ConstantScheduleOptions,
     CosineScheduleOptions,
     LinearScheduleOptions,
 )
+from fsdpq.recipe.sections.optimizer import (
+    AdadeltaOptions,
+    AdamOptions,
+    AdamWOptions,
+    SgdOptions,
+)
+from fsdpq.recipe.sections.quantization import BnbOptions, HqqOptions, NoQuantOptions
 
 
 @dataclass(frozen=True)
@@ -52,6 +63,10 @@ ROWS: tuple[Row, ...] = (
         ("bitsandbytes",), "4-bit NF4 or FP4 by bitsandbytes, scales quantized too",
     ),
     Row(
+        "quantization", "hqq", HqqOptions, "fsdpq.quantization.hqq:HqqQuantizer",
+        ("hqq",), "8, 4, 3, 2 or 1 bits by hqq, no calibration",
+    ),
+    Row(
         "quantization", "none", NoQuantOptions, "fsdpq.quantization.none:NoQuantizer",
         (), "the base stays in model.dtype",
     ),
@@ -60,8 +75,32 @@ ROWS: tuple[Row, ...] = (
         (), "low-rank matrices beside frozen linear layers",
     ),
     Row(
+        "adapter", "dora", DoraOptions, "fsdpq.adapter.dora:DoraAdapter",
+        (), "LoRA that trains each output row's magnitude apart",
+    ),
+    Row(
+        "adapter", "llama_pro", LlamaProOptions, "fsdpq.adapter.llama_pro:LlamaProAdapter",
+        (), "new decoder layers that start as identities",
+    ),
+    Row(
+        "adapter", "none", NoAdapterOptions, "fsdpq.adapter.full:FullFinetuning",
+        (), "full finetuning: every weight is trained",
+    ),
+    Row(
         "optimizer", "adamw", AdamWOptions, "fsdpq.optimizer.build:build_adamw",
         (), "AdamW with decoupled weight decay",
+    ),
+    Row(
+        "optimizer", "adam", AdamOptions, "fsdpq.optimizer.build:build_adam",
+        (), "Adam, weight decay added to the gradient",
+    ),
+    Row(
+        "optimizer", "sgd", SgdOptions, "fsdpq.optimizer.build:build_sgd",
+        (), "stochastic gradient descent, with momentum",
+    ),
+    Row(
+        "optimizer", "adadelta", AdadeltaOptions, "fsdpq.optimizer.build:build_adadelta",
+        (), "Adadelta",
     ),
     Row(
         "lr_scheduler", "constant", ConstantScheduleOptions,

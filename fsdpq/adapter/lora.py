@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from fsdpq.dist import assign_own_rows
 from fsdpq.errors import CheckpointError
-from fsdpq.recipe.base_sections import LoraOptions
+from fsdpq.recipe.sections.adapter import LoraOptions
 
 
 class LoraLinear(nn.Module):

@@ -18,7 +18,7 @@ from torch.distributed.tensor import DTensor
 
 from fsdpq.dist import assign_own_rows, rank
 from fsdpq.errors import ExportError
-from fsdpq.recipe.base_sections import LoraOptions
+from fsdpq.recipe.sections.adapter import LoraOptions
 
 PREFIX = "base_model.model."
 """What PEFT puts before the name of a module of the base model."""

@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from fsdpq.data.formats import Conversation
 from fsdpq.errors import FsdpqError, Problem, RecipeError
-from fsdpq.recipe.run_sections import DataOptions
+from fsdpq.recipe.sections.data import DataOptions
 
 TEMPLATE_HINT = "change the row, set `data.train_on_prompt: true`, or use another model"
 

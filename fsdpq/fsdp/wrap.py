@@ -17,7 +17,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 
 from fsdpq.dist import world_size
-from fsdpq.recipe.run_sections import FsdpOptions
+from fsdpq.recipe.sections.fsdp import FsdpOptions
 
 
 def build_mesh(device: torch.device) -> DeviceMesh:

@@ -1,4 +1,4 @@
-"""Which devices there are, without torch, and what ``auto`` means on them."""
+"""Which devices there are, without torch."""
 
 from __future__ import annotations
 
@@ -6,13 +6,6 @@ import os
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
-
-from fsdpq.errors import EnvironmentProblemError
-from fsdpq.recipe.root import Recipe
-
-CPU_RANKS = 2
-"""Ranks on a machine without a GPU: the fewest that shard anything."""
-
 
 BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
 """What /proc/cpuinfo calls bf16 matrix instructions on x86 and Arm."""
@@ -36,47 +29,6 @@ def list_gpus(environ: Mapping[str, str] = os.environ) -> list[str]:
             break
         chosen.append(gpu)
     return chosen
-
-
-def resolve_launch(
-    recipe: Recipe, *, num_gpus: int, num_cpus: int | None = None, cpu_bf16: bool | None = None
-) -> Recipe:
-    """Returns ``recipe`` with device, number of ranks and dtype made concrete.
-
-    Args:
-        recipe: as it was loaded.
-        num_gpus: GPUs that this process may use.
-        num_cpus: CPU cores, by default those of this machine.
-        cpu_bf16: whether the CPU has bf16 instructions, by default this machine's.
-
-    Raises:
-        EnvironmentProblemError: it asks for GPUs that are not there.
-    """
-    launch = recipe.launch
-    device = launch.device if launch.device != "auto" else ("cuda" if num_gpus else "cpu")
-    num_cpus = num_cpus if num_cpus is not None else (os.cpu_count() or 1)
-    default = num_gpus if device == "cuda" else max(1, min(CPU_RANKS, num_cpus))
-    num_ranks = default if launch.nproc_per_node == "auto" else launch.nproc_per_node
-    if device == "cuda" and num_gpus == 0:
-        message = "`launch.device` is `cuda` and this machine shows no GPU"
-        hint = "run on the CPU with `launch.device=cpu`, or check `nvidia-smi`"
-        raise EnvironmentProblemError(message, hint=f"{hint} and CUDA_VISIBLE_DEVICES")
-    if device == "cuda" and num_ranks > num_gpus:
-        gpus = "1 GPU" if num_gpus == 1 else f"{num_gpus} GPUs"
-        message = f"`launch.nproc_per_node` asks for {num_ranks} ranks and this machine has {gpus}"
-        hint = f"use `launch.nproc_per_node={num_gpus}`, or `launch.device=cpu`"
-        raise EnvironmentProblemError(message, hint=hint)
-    dtype = recipe.model.dtype
-    if dtype == "auto":
-        cpu_bf16 = cpu_has_bf16() if cpu_bf16 is None else cpu_bf16
-        dtype = "bf16" if device == "cuda" or cpu_bf16 else "fp32"
-    changed = {"device": device, "nproc_per_node": num_ranks}
-    return recipe.model_copy(
-        update={
-            "launch": launch.model_copy(update=changed),
-            "model": recipe.model.model_copy(update={"dtype": dtype}),
-        }
-    )
 
 
 def cpu_has_bf16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:

@@ -17,7 +17,7 @@ from typing import Any
 
 from fsdpq.errors import EnvironmentProblemError
 from fsdpq.launch.processes import ProcessTree, catch_stop_signals, worker_environment
-from fsdpq.recipe.run_sections import LaunchOptions
+from fsdpq.recipe.sections.launch import LaunchOptions
 from fsdpq.run_files import RunFiles
 
 POLL_S = 0.1

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from fsdpq.errors import LaunchError, RunStoppedError
-from fsdpq.launch.devices import list_gpus, resolve_launch
+from fsdpq.launch.devices import list_gpus
 from fsdpq.launch.failure import count_oom_kills, explain_failure
 from fsdpq.launch.lock_file import describe_run
+from fsdpq.launch.resolve import resolve_launch
 from fsdpq.launch.run_dir import check_run_dir, create_run_dir
 from fsdpq.launch.torchrun import WORKER, Row, check_endpoint, run_torchrun
 from fsdpq.recipe.load import LoadedRecipe, load_recipe

@@ -12,12 +12,12 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import nn
 
-from fsdpq.recipe.run_sections import (
-    AdamWOptions,
+from fsdpq.recipe.sections.lr_scheduler import (
     ConstantScheduleOptions,
     CosineScheduleOptions,
     LinearScheduleOptions,
 )
+from fsdpq.recipe.sections.optimizer import AdadeltaOptions, AdamOptions, AdamWOptions, SgdOptions
 
 Schedule = Callable[[int], float]
 """Maps the 0-based step to the factor on the peak learning rate."""
@@ -32,6 +32,44 @@ def build_adamw(options: AdamWOptions, parameters: Iterable[nn.Parameter]) -> to
         eps=options.eps,
         weight_decay=options.weight_decay,
         fused=True,
+    )
+
+
+def build_adam(options: AdamOptions, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    """Returns torch's fused Adam over ``parameters``."""
+    return torch.optim.Adam(
+        list(parameters),
+        lr=options.lr,
+        betas=options.betas,
+        eps=options.eps,
+        weight_decay=options.weight_decay,
+        fused=True,
+    )
+
+
+def build_sgd(options: SgdOptions, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    """Returns torch's fused SGD over ``parameters``."""
+    return torch.optim.SGD(
+        list(parameters),
+        lr=options.lr,
+        momentum=options.momentum,
+        nesterov=options.nesterov,
+        weight_decay=options.weight_decay,
+        fused=True,
+    )
+
+
+def build_adadelta(
+    options: AdadeltaOptions, parameters: Iterable[nn.Parameter]
+) -> torch.optim.Optimizer:
+    """Returns torch's Adadelta over ``parameters``; torch has no fused one."""
+    return torch.optim.Adadelta(
+        list(parameters),
+        lr=options.lr,
+        rho=options.rho,
+        eps=options.eps,
+        weight_decay=options.weight_decay,
+        foreach=True,
     )
 
 
@@ -63,11 +101,12 @@ def _with_warmup(
 
     As transformers' ``get_*_schedule_with_warmup``, but no step is wasted on a learning rate of 0.
     """
-    decay_steps = max(1, total_steps - options.warmup_steps)
+    warmup = options.num_warmup_steps(total_steps)
+    decay_steps = max(1, total_steps - warmup)
 
     def factor(step: int) -> float:
-        if step < options.warmup_steps:
-            return (step + 1) / (options.warmup_steps + 1)
-        return decay(min(1.0, (step - options.warmup_steps) / decay_steps))
+        if step < warmup:
+            return (step + 1) / (warmup + 1)
+        return decay(min(1.0, (step - warmup) / decay_steps))
 
     return factor

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from fsdpq.dist import Shard, all_gather_rows
 from fsdpq.protocols import RowReader
-from fsdpq.recipe.base_sections import BnbOptions
+from fsdpq.recipe.sections.quantization import BnbOptions
 
 NESTED_BLOCK_SIZE = 256
 """Scales that share one second-level scale; fixed inside ``quantize_4bit``."""

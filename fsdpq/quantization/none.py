@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fsdpq.dist import Shard
 from fsdpq.protocols import RowReader
-from fsdpq.recipe.base_sections import NoQuantOptions
+from fsdpq.recipe.sections.quantization import NoQuantOptions
 
 
 class NoQuantizer:

@@ -10,10 +10,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from fsdpq.errors import Problem
-from fsdpq.recipe.base_sections import BnbOptions
 from fsdpq.recipe.options import Options
 from fsdpq.recipe.root import Recipe
-from fsdpq.recipe.run_sections import MetricsOptions
+from fsdpq.recipe.sections.adapter import LoraOptions
+from fsdpq.recipe.sections.output import MetricsOptions
+from fsdpq.recipe.sections.quantization import BnbOptions
 
 Check = Callable[[Recipe, Path], Iterator[Problem]]
 """Takes the recipe and the directory that its relative paths start from."""
@@ -50,9 +51,10 @@ def check_dataset_is_packaged(recipe: Recipe, _base_dir: Path) -> Iterator[Probl
 
 
 def check_one_duration(recipe: Recipe, _base_dir: Path) -> Iterator[Problem]:
-    """Yields a Problem unless exactly one of ``training.steps`` and ``training.epochs`` is set."""
-    hint = "add `steps: 100` or `epochs: 1`"
-    yield from _exactly_one(recipe.training, "training", ("steps", "epochs"), hint)
+    """Yields a Problem where both ``training.steps`` and ``training.epochs`` are set."""
+    if recipe.training.steps is not None and recipe.training.epochs is not None:
+        hint = "delete one of them (on the command line: `training.epochs=null`)"
+        yield Problem("`training` has both `steps` and `epochs`", "training.epochs", hint=hint)
 
 
 def _exactly_one(
@@ -78,7 +80,8 @@ def check_eval_has_rows(recipe: Recipe, _base_dir: Path) -> Iterator[Problem]:
 
 def check_warmup_fits(recipe: Recipe, _base_dir: Path) -> Iterator[Problem]:
     """Yields a Problem where the warmup does not end before the training does."""
-    warmup, steps = recipe.lr_scheduler.warmup_steps, recipe.training.steps
+    steps = recipe.training.steps
+    warmup = recipe.lr_scheduler.num_warmup_steps(steps or 1)
     if steps is not None and warmup >= steps:
         message = f"`lr_scheduler.warmup_steps` is {warmup} and `training.steps` is {steps}"
         hint = f"the warmup must end earlier: about {max(0, steps // 10)} steps"
@@ -106,7 +109,9 @@ def check_no_duplicates(recipe: Recipe, _base_dir: Path) -> Iterator[Problem]:
     lists: dict[str, tuple[str, ...]] = {}
     if isinstance(recipe.quantization, BnbOptions):
         lists["quantization.modules_to_not_convert"] = recipe.quantization.modules_to_not_convert
-    if not isinstance(recipe.adapter.target_modules, str):
+    if isinstance(recipe.adapter, LoraOptions) and not isinstance(
+        recipe.adapter.target_modules, str
+    ):
         lists["adapter.target_modules"] = recipe.adapter.target_modules
     for key, names in lists.items():
         for name in sorted({name for name in names if names.count(name) > 1}):
@@ -115,7 +120,7 @@ def check_no_duplicates(recipe: Recipe, _base_dir: Path) -> Iterator[Problem]:
 
 def check_targets_not_empty(recipe: Recipe, _base_dir: Path) -> Iterator[Problem]:
     """Yields a Problem where the list of adapted modules is empty."""
-    if recipe.adapter.target_modules == ():
+    if getattr(recipe.adapter, "target_modules", None) == ():
         message = "`adapter.target_modules` is empty: nothing would be trained"
         yield Problem(message, "adapter.target_modules", hint="write `all-linear` or some names")
 

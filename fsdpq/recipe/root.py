@@ -7,24 +7,25 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from fsdpq.recipe.base_sections import AdapterOptions, ModelOptions, QuantizationOptions
 from fsdpq.recipe.options import Options
-from fsdpq.recipe.run_sections import (
-    DataOptions,
-    ExportOptions,
-    FsdpOptions,
-    LaunchOptions,
-    MetricsOptions,
-    OptimizerOptions,
-    ScheduleOptions,
-    TrainingOptions,
-)
+from fsdpq.recipe.sections.adapter import AdapterOptions, LoraOptions
+from fsdpq.recipe.sections.data import DataOptions
+from fsdpq.recipe.sections.fsdp import FsdpOptions
+from fsdpq.recipe.sections.launch import LaunchOptions
+from fsdpq.recipe.sections.lr_scheduler import ConstantScheduleOptions, ScheduleOptions
+from fsdpq.recipe.sections.model import ModelOptions
+from fsdpq.recipe.sections.optimizer import AdamWOptions, OptimizerOptions
+from fsdpq.recipe.sections.output import ExportOptions, MetricsOptions
+from fsdpq.recipe.sections.quantization import BnbOptions, QuantizationOptions
+from fsdpq.recipe.sections.training import CheckpointOptions, TrainingOptions
 
 SCHEMA_ID = "https://json-schema.org/draft/2020-12/schema"
+VERSION = 1
+"""Version of the recipe format that this program reads; `fsdpq.recipe.migrate` knows older ones."""
 
 
 class Recipe(Options):
-    """One validated recipe."""
+    """One validated recipe; ``version``, ``name``, ``model`` and ``data`` are required."""
 
     version: Literal[1]
     """Version of the recipe format."""
@@ -32,16 +33,16 @@ class Recipe(Options):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100, examples=["my-run"])
     """Name of the run; its directory starts with it."""
 
-    description: str = ""
+    description: str = Field(default="", max_length=500)
     """What this recipe is for, in a sentence."""
 
     model: ModelOptions
     """The base model."""
 
-    quantization: QuantizationOptions
+    quantization: QuantizationOptions = BnbOptions(kind="bnb")
     """How the base model is quantized."""
 
-    adapter: AdapterOptions
+    adapter: AdapterOptions = LoraOptions(kind="lora")
     """What is trained."""
 
     fsdp: FsdpOptions = FsdpOptions()
@@ -50,14 +51,17 @@ class Recipe(Options):
     data: DataOptions
     """What it is trained on."""
 
-    optimizer: OptimizerOptions
+    optimizer: OptimizerOptions = AdamWOptions(kind="adamw")
     """How the weights are updated."""
 
-    lr_scheduler: ScheduleOptions
+    lr_scheduler: ScheduleOptions = ConstantScheduleOptions(kind="constant")
     """How the learning rate moves."""
 
-    training: TrainingOptions
+    training: TrainingOptions = TrainingOptions()
     """How long and in what batches."""
+
+    checkpoint: CheckpointOptions = CheckpointOptions()
+    """What is saved on the way."""
 
     export: ExportOptions = ExportOptions()
     """What the run leaves behind."""

@@ -20,7 +20,7 @@ from fsdpq.dist import all_gather_rows, world_size
 from fsdpq.errors import TrainingError
 from fsdpq.metrics.memory import current_bytes
 from fsdpq.protocols import MetricSink
-from fsdpq.recipe.run_sections import TrainingOptions
+from fsdpq.recipe.sections.training import TrainingOptions
 from fsdpq.training.step import StepResult, train_step
 
 NOT_FINITE_HINT = (

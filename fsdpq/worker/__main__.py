@@ -10,8 +10,9 @@ import argparse
 import os
 from pathlib import Path
 
+from fsdpq.errors import ExitCode
 from fsdpq.run_files import RunFiles
-from fsdpq.worker.guard import end_with_launcher, recorded_errors, redirect_output
+from fsdpq.worker.guard import end_process, end_with_launcher, recorded_errors, redirect_output
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -54,6 +55,7 @@ def main(arguments: list[str] | None = None) -> None:
                 device_type=parsed.device,
                 use_adapter=not parsed.base,
             )
+    end_process(ExitCode.OK)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from transformers.cache_utils import DynamicCache
 
 from fsdpq.data.tokenize import prompt_ids
 from fsdpq.protocols import MetricSink
-from fsdpq.recipe.run_sections import MetricsOptions
+from fsdpq.recipe.sections.output import MetricsOptions
 from fsdpq.training.sample import generate_ids
 from fsdpq.worker.assemble import Assembled
 

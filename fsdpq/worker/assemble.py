@@ -24,8 +24,8 @@ from fsdpq.model.meta import DTYPES, build_meta_model, count_parameters
 from fsdpq.model.quantized_linear import QuantizedLinear
 from fsdpq.model.stream import checkpoint_name, load_base
 from fsdpq.model.structure import matches_suffix
-from fsdpq.recipe.base_sections import LoraOptions
 from fsdpq.recipe.root import Recipe
+from fsdpq.recipe.sections.adapter import LoraOptions
 from fsdpq.registry import resolve_builder
 from fsdpq.run_files import RunFiles
 

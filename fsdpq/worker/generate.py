@@ -44,4 +44,3 @@ def generate(
     answerer = Answerer(assembled, tokenizer, stop_ids=stops, device=device)
     answer = answerer.answer(prompt, max_new_tokens=max_new_tokens, temperature=temperature)
     sys.stdout.write(answer + "\n")
-    dist.stop_process_group()

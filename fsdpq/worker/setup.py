@@ -98,8 +98,8 @@ def count_steps(recipe: Recipe, num_train_rows: int) -> int:
     if recipe.training.steps is not None:
         return recipe.training.steps
     rows = (recipe.training.epochs or 1.0) * num_train_rows
-    steps = max(1, math.ceil(rows / recipe.training.global_batch_size))
-    warmup = recipe.lr_scheduler.warmup_steps
+    steps = max(1, math.ceil(rows / rows_per_step(recipe)))
+    warmup = recipe.lr_scheduler.num_warmup_steps(steps)
     if warmup >= steps:
         message = f"`lr_scheduler.warmup_steps` is {warmup}, and {num_train_rows} rows make "
         message += f"{steps} steps"
@@ -108,11 +108,19 @@ def count_steps(recipe: Recipe, num_train_rows: int) -> int:
     return steps
 
 
+def rows_per_step(recipe: Recipe) -> int:
+    """Returns the rows of a step over all ranks; the launcher made the number concrete."""
+    size = recipe.training.global_batch_size
+    if size is None:
+        raise RuntimeError("`training.global_batch_size` is null: this recipe is not resolved")
+    return size
+
+
 def steps_of_rank(recipe: Recipe, data: Data) -> Iterator[Step]:
     """Returns this rank's endless iterator of training steps."""
     return iterate_steps(
         data.train,
-        global_batch_size=recipe.training.global_batch_size,
+        global_batch_size=rows_per_step(recipe),
         micro_batch_size=recipe.training.micro_batch_size,
         rank=dist.rank(),
         world_size=dist.world_size(),

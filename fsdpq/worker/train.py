@@ -76,7 +76,7 @@ def train(files: RunFiles) -> None:
     enter(events, "report")
     if dist.rank() == 0:
         write_report(files)
-    dist.stop_process_group()
+    dist.wait_for_all()
 
 
 def sink(path: Path) -> MetricSink:

@@ -12,7 +12,7 @@ from torch.distributed.fsdp import fully_shard
 from fsdpq.dist import own_shard, world_size
 from fsdpq.model.quantized_linear import QuantizedLinear
 from fsdpq.quantization.bnb import BnbQuantizer
-from fsdpq.recipe.base_sections import BnbOptions
+from fsdpq.recipe.sections.quantization import BnbOptions
 from support.ranks import RankPool
 
 SHAPES = [

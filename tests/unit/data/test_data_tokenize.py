@@ -7,7 +7,7 @@ from support.tokenizer import build_tokenizer
 
 from fsdpq.data.tokenize import prompt_ids, tokenize_conversation, tokenize_conversations
 from fsdpq.errors import RecipeError
-from fsdpq.recipe.run_sections import DataOptions
+from fsdpq.recipe.sections.data import DataOptions
 
 CHAT = [
     {"role": "user", "content": "What is one?"},

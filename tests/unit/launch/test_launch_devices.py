@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from fsdpq.errors import EnvironmentProblemError
-from fsdpq.launch.devices import cpu_has_bf16, list_gpus, resolve_launch
+from fsdpq.launch.devices import cpu_has_bf16, list_gpus
+from fsdpq.launch.resolve import resolve_launch
 from fsdpq.recipe.load import load_recipe
 from fsdpq.recipe.root import Recipe
 

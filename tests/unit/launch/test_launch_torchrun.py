@@ -17,7 +17,7 @@ from fsdpq.errors import EnvironmentProblemError, FsdpqError
 from fsdpq.launch import processes
 from fsdpq.launch.failure import count_oom_kills, explain_failure
 from fsdpq.launch.torchrun import JsonLinesTail, check_endpoint, run_torchrun
-from fsdpq.recipe.run_sections import LaunchOptions
+from fsdpq.recipe.sections.launch import LaunchOptions
 from fsdpq.run_files import RunFiles
 
 WORKER = (str(Path(__file__).with_name("fake_worker.py")),)

@@ -16,7 +16,7 @@ from fsdpq.model.quantized_linear import QuantizedLinear
 from fsdpq.model.stream import checkpoint_name
 from fsdpq.quantization.bnb import BnbQuantizer
 from fsdpq.quantization.none import NoQuantizer
-from fsdpq.recipe.base_sections import BnbOptions, NoQuantOptions
+from fsdpq.recipe.sections.quantization import BnbOptions, NoQuantOptions
 
 
 def _build(directory: Path, **options: object):

@@ -12,7 +12,7 @@ from fsdpq.optimizer.build import (
     build_cosine_schedule,
     build_linear_schedule,
 )
-from fsdpq.recipe.run_sections import (
+from fsdpq.recipe.sections.lr_scheduler import (
     ConstantScheduleOptions,
     CosineScheduleOptions,
     LinearScheduleOptions,

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from fsdpq.errors import Problem, RecipeError
-from fsdpq.recipe.base_sections import BnbOptions, NoQuantOptions
 from fsdpq.recipe.load import LoadedRecipe, dump_recipe, load_recipe, load_resolved
 from fsdpq.recipe.root import recipe_schema_text
+from fsdpq.recipe.sections.quantization import BnbOptions, NoQuantOptions
 
 ROOT = Path(__file__).parents[3]
 QUICKSTART = ROOT / "recipes" / "quickstart.yaml"

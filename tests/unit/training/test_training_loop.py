@@ -14,7 +14,7 @@ from torch import nn
 
 from fsdpq.data.loader import Step, build_step
 from fsdpq.errors import TrainingError
-from fsdpq.recipe.run_sections import TrainingOptions
+from fsdpq.recipe.sections.training import TrainingOptions
 from fsdpq.training.loop import Trainer, check_finite
 
 

@@ -1,0 +1,91 @@
+"""What ``auto`` and the defaults that depend on the machine mean here."""
+
+from __future__ import annotations
+
+import os
+from typing import Any, Literal
+
+from fsdpq.errors import EnvironmentProblemError
+from fsdpq.launch.devices import cpu_has_bf16
+from fsdpq.recipe.root import Recipe
+from fsdpq.recipe.sections.fsdp import PRECISION_DTYPES
+
+CPU_RANKS = 2
+"""Ranks on a machine without a GPU: the fewest that shard anything."""
+
+GLOBAL_BATCH_SIZE = 16
+"""Rows per step where the recipe gives neither rows nor accumulation."""
+
+
+def resolve_launch(
+    recipe: Recipe, *, num_gpus: int, num_cpus: int | None = None, cpu_bf16: bool | None = None
+) -> Recipe:
+    """Returns ``recipe`` with device, number of ranks, dtype and batch size made concrete.
+
+    Args:
+        recipe: as it was loaded.
+        num_gpus: GPUs that this process may use.
+        num_cpus: CPU cores, by default those of this machine.
+        cpu_bf16: whether the CPU has bf16 instructions, by default this machine's.
+
+    Raises:
+        EnvironmentProblemError: it asks for GPUs that are not there.
+    """
+    launch = recipe.launch
+    device = launch.device if launch.device != "auto" else ("cuda" if num_gpus else "cpu")
+    num_cpus = num_cpus if num_cpus is not None else (os.cpu_count() or 1)
+    default = num_gpus if device == "cuda" else max(1, min(CPU_RANKS, num_cpus))
+    num_ranks = default if launch.nproc_per_node == "auto" else launch.nproc_per_node
+    if device == "cuda":
+        _check_gpus(num_ranks, num_gpus)
+    dtype: Any = resolve_dtype(recipe, device, cpu_bf16)
+    return recipe.model_copy(
+        update={
+            "launch": launch.model_copy(update={"device": device, "nproc_per_node": num_ranks}),
+            "model": recipe.model.model_copy(update={"dtype": dtype}),
+            "training": _resolve_batch(recipe, num_ranks),
+            "export": recipe.export.model_copy(update={"format": _export_format(recipe)}),
+        }
+    )
+
+
+def resolve_dtype(recipe: Recipe, device: str, cpu_bf16: bool | None = None) -> str:
+    """Returns ``model.dtype`` as it will be on ``device``: ``bf16``, ``fp16`` or ``fp32``."""
+    if recipe.model.dtype != "auto":
+        return recipe.model.dtype
+    if recipe.fsdp.precision != "auto":
+        return PRECISION_DTYPES[recipe.fsdp.precision]
+    if device == "cuda":
+        return "bf16"
+    return "bf16" if (cpu_has_bf16() if cpu_bf16 is None else cpu_bf16) else "fp32"
+
+
+def _resolve_batch(recipe: Recipe, num_ranks: int) -> Any:
+    training = recipe.training
+    rows = training.global_batch_size or GLOBAL_BATCH_SIZE
+    if training.gradient_accumulation_steps is not None:
+        rows = training.micro_batch_size * training.gradient_accumulation_steps * num_ranks
+        rows *= recipe.launch.nnodes
+    epochs = training.epochs
+    if training.steps is None and epochs is None:
+        epochs = 1.0
+    changed = {"global_batch_size": rows, "gradient_accumulation_steps": None, "epochs": epochs}
+    return training.model_copy(update=changed)
+
+
+def _export_format(recipe: Recipe) -> Literal["peft", "transformers"]:
+    if recipe.export.format != "auto":
+        return recipe.export.format
+    return "peft" if recipe.adapter.kind in ("lora", "dora") else "transformers"
+
+
+def _check_gpus(num_ranks: int, num_gpus: int) -> None:
+    if num_gpus == 0:
+        message = "`launch.device` is `cuda` and this machine shows no GPU"
+        hint = "run on the CPU with `launch.device=cpu`, or check `nvidia-smi`"
+        raise EnvironmentProblemError(message, hint=f"{hint} and CUDA_VISIBLE_DEVICES")
+    if num_ranks > num_gpus:
+        gpus = "1 GPU" if num_gpus == 1 else f"{num_gpus} GPUs"
+        message = f"`launch.nproc_per_node` asks for {num_ranks} ranks and this machine has {gpus}"
+        hint = f"use `launch.nproc_per_node={num_gpus}`, or `launch.device=cpu`"
+        raise EnvironmentProblemError(message, hint=hint)

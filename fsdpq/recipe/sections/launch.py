@@ -1,0 +1,33 @@
+"""``launch``: processes, devices, machines."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from fsdpq.recipe.options import Options
+
+
+class LaunchOptions(Options):
+    """Processes and devices."""
+
+    nproc_per_node: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
+    """Ranks on each machine; ``auto`` is one per GPU, or two where there is no GPU."""
+
+    nnodes: int = Field(default=1, ge=1)
+    """Machines."""
+
+    device: Literal["auto", "cuda", "cpu"] = "auto"
+    """``auto`` is ``cuda`` where there is a GPU."""
+
+    rdzv_endpoint: str | None = Field(
+        default=None, pattern=r"^[^\s:]+:\d{1,5}$", examples=["127.0.0.1:29500"]
+    )
+    """``host:port`` where the ranks meet; null takes a free port of this machine."""
+
+    max_restarts: int = Field(default=0, ge=0)
+    """How often torchrun starts the ranks again after a failure."""
+
+    scheduler: Literal["local", "slurm"] = "local"
+    """Start the ranks here, or submit a job to Slurm."""

