@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from fsdpq.errors import Problem
+from fsdpq.recipe.not_yet import check_implemented
 from fsdpq.recipe.options import Options
 from fsdpq.recipe.root import Recipe
 from fsdpq.recipe.sections.adapter import LoraOptions
@@ -18,6 +19,11 @@ from fsdpq.recipe.sections.quantization import BnbOptions
 
 Check = Callable[[Recipe, Path], Iterator[Problem]]
 """Takes the recipe and the directory that its relative paths start from."""
+
+
+def check_supported(recipe: Recipe, _base_dir: Path) -> Iterator[Problem]:
+    """Yields a Problem for every setting that this version does not do yet."""
+    yield from check_implemented(recipe)
 
 
 def check_one_data_source(recipe: Recipe, _base_dir: Path) -> Iterator[Problem]:
@@ -135,6 +141,7 @@ def check_sample_length_used(recipe: Recipe, _base_dir: Path) -> Iterator[Proble
 
 
 CHECKS: tuple[Check, ...] = (
+    check_supported,
     check_one_data_source,
     check_data_path_exists,
     check_dataset_is_packaged,

@@ -128,7 +128,9 @@ def assemble_model(
         quantizer=quantizer,
     )
     num_parameters, num_quantized = count_parameters(model)
-    adapter.apply_adapter(model.decoder_layers, is_target=target_test(recipe.adapter))
+    adapter.apply_adapter(
+        model.decoder_layers, is_target=target_test(lora_options(recipe).target_modules)
+    )
     if recipe.fsdp.activation_checkpointing == "full":
         model.apply_checkpointing()
     num_groups = apply_fsdp(
@@ -145,14 +147,20 @@ def assemble_model(
     return Assembled(model, num_parameters, num_quantized, num_groups)
 
 
-def target_test(options: LoraOptions) -> Callable[[str, nn.Module], bool]:
+def lora_options(recipe: Recipe) -> LoraOptions:
+    """Returns the adapter's options, which `fsdpq.recipe.not_yet` lets be LoRA's only."""
+    if not isinstance(recipe.adapter, LoraOptions):
+        raise TypeError(f"adapter.kind `{recipe.adapter.kind}` cannot be assembled")
+    return recipe.adapter
+
+
+def target_test(targets: str | tuple[str, ...]) -> Callable[[str, nn.Module], bool]:
     """Returns whether a module inside the decoder layers gets an adapter."""
 
     def is_target(name: str, module: nn.Module) -> bool:
         if not isinstance(module, QuantizedLinear | nn.Linear):
             return False
-        targets = options.target_modules
-        return targets == "all-linear" or matches_suffix(name, tuple(targets))
+        return isinstance(targets, str) or matches_suffix(name, targets)
 
     return is_target
 

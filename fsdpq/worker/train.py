@@ -25,6 +25,7 @@ from fsdpq.worker.assemble import (
     Inputs,
     assemble_model,
     load_tokenizer,
+    lora_options,
     read_inputs,
     stop_ids,
 )
@@ -113,7 +114,7 @@ def export(recipe: Recipe, inputs: Inputs, assembled: Assembled, directory: Path
     export_adapter(
         assembled.adapted_layers,
         directory,
-        options=recipe.adapter,
+        options=lora_options(recipe),
         base_model=recipe.model.name_or_path if on_hub else str(inputs.model_dir),
         revision=inputs.model_revision,
     )

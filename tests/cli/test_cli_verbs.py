@@ -95,7 +95,7 @@ def test_kinds_lists_every_choice(capsys: pytest.CaptureFixture[str]) -> None:
 def test_kinds_of_a_section_explains_its_keys(capsys: pytest.CaptureFixture[str]) -> None:
     out = run(capsys, "kinds", "adapter")
     assert "  rank: a whole number from 1 to 4096 (default 16)\n" in out
-    assert "  dtype: auto, bf16 or fp32 (default auto)\n" in run(capsys, "kinds", "model")
+    assert "  dtype: auto, bf16, fp16 or fp32 (default auto)\n" in run(capsys, "kinds", "model")
 
 
 @pytest.mark.parametrize("verb", ["train", "validate", "show", "kinds", "generate", "schema"])
