@@ -42,7 +42,11 @@ def cli() -> None:
 @click.option(
     "--run-dir", type=_PATH, help="Where the run goes; default: a new directory in runs/."
 )
-def train(recipe: Path, overrides: tuple[str, ...], run_dir: Path | None) -> None:
+@click.option(
+    "--smoke", is_flag=True,
+    help="Try the recipe in a minute: tiny random model, made-up rows, a few steps on the CPU.",
+)  # fmt: skip
+def train(recipe: Path, overrides: tuple[str, ...], *, run_dir: Path | None, smoke: bool) -> None:
     """Train RECIPE, one process per GPU, and export the adapter.
 
     The run directory is printed on stdout when the run is finished.
@@ -51,7 +55,7 @@ def train(recipe: Path, overrides: tuple[str, ...], run_dir: Path | None) -> Non
     from fsdpq.launch.train import train as run_training
 
     screen = open_screen(sys.stderr)
-    files = run_training(recipe, overrides, run_dir=run_dir, screen=screen)
+    files = run_training(recipe, overrides, run_dir=run_dir, screen=screen, smoke=smoke)
     screen.show_summary()
     click.echo(files.root)
 

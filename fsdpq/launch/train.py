@@ -13,6 +13,7 @@ from fsdpq.launch.failure import count_oom_kills, explain_failure
 from fsdpq.launch.lock_file import describe_run
 from fsdpq.launch.resolve import resolve_launch
 from fsdpq.launch.run_dir import check_run_dir, create_run_dir
+from fsdpq.launch.shrink import shrink_recipe
 from fsdpq.launch.torchrun import WORKER, Row, check_endpoint, run_torchrun
 from fsdpq.recipe.load import LoadedRecipe, load_recipe
 from fsdpq.recipe.root import Recipe
@@ -45,9 +46,18 @@ def train(
     *,
     run_dir: Path | None,
     screen: Screen,
+    smoke: bool = False,
     worker: Sequence[str] = WORKER,
 ) -> RunFiles:
     """Trains the recipe and returns its run directory.
+
+    Args:
+        recipe_path: the recipe.
+        overrides: ``section.field=value``.
+        run_dir: where the run goes, None for a new directory.
+        screen: shows the run.
+        smoke: train a few steps of a tiny random model of the same family instead, on the CPU.
+        worker: arguments of torchrun that name the worker.
 
     Raises:
         FsdpqError: one message for whatever went wrong, with its exit code.
@@ -55,10 +65,11 @@ def train(
     loaded = load_recipe(recipe_path, overrides)
     if run_dir is not None:
         check_run_dir(run_dir)
-    gpus = list_gpus()
-    recipe = resolve_launch(loaded.recipe, num_gpus=len(gpus))
+    gpus = [] if smoke else list_gpus()
+    wanted = shrink(loaded, screen=screen) if smoke else loaded.recipe
+    recipe = resolve_launch(wanted, num_gpus=len(gpus))
     check_endpoint(recipe.launch)
-    inputs = fetch_inputs(loaded, screen=screen)
+    inputs = (make_inputs if smoke else fetch_inputs)(loaded, screen=screen)
     lock = describe_run(loaded, recipe, gpus=gpus, inputs=inputs)
     files = create_run_dir(recipe, raw=loaded.raw, lock=lock, run_dir=run_dir)
     screen.open_run(files)
@@ -98,6 +109,25 @@ def fetch_inputs(loaded: LoadedRecipe, *, screen: Screen) -> dict[str, Any]:
         report=screen.report,
     )
     return {"model": _plain(asdict(model)), "data": _plain(asdict(data))}
+
+
+def shrink(loaded: LoadedRecipe, *, screen: Screen) -> Recipe:
+    """Returns the recipe of a smoke run; says what could not stay as it is."""
+    shrunk = shrink_recipe(loaded.recipe)
+    for line in shrunk.replaced:
+        screen.report(f"smoke: {line}")
+    return shrunk.recipe
+
+
+def make_inputs(loaded: LoadedRecipe, *, screen: Screen) -> dict[str, Any]:
+    """Makes a tiny random model and rows for a smoke run; see `fetch_inputs`.
+
+    Raises:
+        UsageError: the architecture of the recipe's model is not known.
+    """
+    from fsdpq.launch.smoke import make_smoke_inputs
+
+    return make_smoke_inputs(loaded.recipe, base_dir=loaded.base_dir, report=screen.report)
 
 
 def _plain(fields: dict[str, Any]) -> dict[str, Any]:

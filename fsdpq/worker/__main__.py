@@ -1,4 +1,4 @@
-"""``python -m fsdpq.worker train RUN_DIR`` and ``python -m fsdpq.worker generate RUN_DIR ...``.
+"""``python -m fsdpq.worker VERB ...``: ``train``, ``generate`` or ``smoke-model``.
 
 Starts the guard before anything heavy is imported, so that every error of a rank, a missing
 package included, ends in its log and its error file.
@@ -16,11 +16,12 @@ from fsdpq.worker.guard import end_process, end_with_launcher, recorded_errors, 
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
-    """Returns the parsed command line."""
+    """Returns the parsed command line; ``run`` is the verb's function."""
     parser = argparse.ArgumentParser(prog="python -m fsdpq.worker")
     verbs = parser.add_subparsers(dest="verb", required=True)
     train = verbs.add_parser("train")
     train.add_argument("run_dir", type=Path)
+    train.set_defaults(run=_train)
     generate = verbs.add_parser("generate")
     generate.add_argument("run_dir", type=Path)
     generate.add_argument("--prompt", required=True)
@@ -28,34 +29,52 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     generate.add_argument("--temperature", type=float, default=0.0)
     generate.add_argument("--device", choices=("cuda", "cpu"), required=True)
     generate.add_argument("--base", action="store_true")
+    generate.set_defaults(run=_generate)
+    smoke_model = verbs.add_parser("smoke-model")
+    smoke_model.add_argument("spec", type=Path)
+    smoke_model.add_argument("directory", type=Path)
+    smoke_model.add_argument("--error", type=Path, required=True)
+    smoke_model.set_defaults(run=_smoke_model)
     return parser.parse_args(arguments)
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs one verb on this rank."""
     parsed = parse_arguments(arguments)
-    files = RunFiles(parsed.run_dir)
-    rank = int(os.environ.get("RANK", "0"))
     end_with_launcher()
-    training = parsed.verb == "train"
-    with recorded_errors(files.rank_error(rank) if training else files.generate_error, rank):
-        if training:
-            redirect_output(files.rank_log(rank))
-            from fsdpq.worker.train import train
-
-            train(files)
-        else:
-            from fsdpq.worker.generate import generate
-
-            generate(
-                files,
-                prompt=parsed.prompt,
-                max_new_tokens=parsed.max_new_tokens,
-                temperature=parsed.temperature,
-                device_type=parsed.device,
-                use_adapter=not parsed.base,
-            )
+    parsed.run(parsed, int(os.environ.get("RANK", "0")))
     end_process(ExitCode.OK)
+
+
+def _train(parsed: argparse.Namespace, rank: int) -> None:
+    files = RunFiles(parsed.run_dir)
+    with recorded_errors(files.rank_error(rank), rank):
+        redirect_output(files.rank_log(rank))
+        from fsdpq.worker.train import train
+
+        train(files)
+
+
+def _generate(parsed: argparse.Namespace, rank: int) -> None:
+    files = RunFiles(parsed.run_dir)
+    with recorded_errors(files.generate_error, rank):
+        from fsdpq.worker.generate import generate
+
+        generate(
+            files,
+            prompt=parsed.prompt,
+            max_new_tokens=parsed.max_new_tokens,
+            temperature=parsed.temperature,
+            device_type=parsed.device,
+            use_adapter=not parsed.base,
+        )
+
+
+def _smoke_model(parsed: argparse.Namespace, rank: int) -> None:
+    with recorded_errors(parsed.error, rank):
+        from fsdpq.worker.smoke_model import build_smoke_model
+
+        build_smoke_model(parsed.spec, parsed.directory)
 
 
 if __name__ == "__main__":

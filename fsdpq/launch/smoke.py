@@ -1,0 +1,158 @@
+"""Inputs of ``fsdpq train --smoke``: a tiny random model of the recipe's family and made-up rows.
+
+Made once for a family and its sizes and kept in the cache. Nothing is downloaded: the family comes
+from a model card that ships with fsdpq, or from the ``config.json`` of a local model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from fsdpq.cards import ModelCard, card_from_config, find_card
+from fsdpq.errors import UsageError
+from fsdpq.fetch.cache import cached_directory
+from fsdpq.fetch.hashes import hash_file
+from fsdpq.launch.shrink import NUM_LAYERS, NUM_ROWS
+from fsdpq.launch.single_worker import WorkerFiles, run_single_worker
+from fsdpq.recipe.data_formats import made_up_rows
+from fsdpq.recipe.root import Recipe
+from fsdpq.recipe.sections.quantization import HqqOptions
+
+MAKER_VERSION = "1"
+"""Version of what `fsdpq.worker.smoke_model` makes; entries of another version are made again."""
+
+MAKER = ("-m", "fsdpq.worker", "smoke-model")
+NUM_HEADS = 4
+MIN_WIDTH = 64
+CONTEXT = 512
+NUM_EXPERTS = 4
+_CHATS = re.compile(r"instruct|chat|-it\b|zephyr|qwen3|phi-[34]", re.IGNORECASE)
+"""Names of models whose tokenizer has a chat template."""
+
+Report = Callable[[str], None]
+
+
+def make_smoke_inputs(recipe: Recipe, *, base_dir: Path, report: Report) -> dict[str, Any]:
+    """Returns where the tiny model and the rows lie, as the lock keeps it.
+
+    Args:
+        recipe: as given, not shrunk.
+        base_dir: what a relative model directory is relative to.
+        report: told one short line per thing done.
+
+    Raises:
+        UsageError: the architecture of the recipe's model is not known.
+        FsdpqError: the tiny model cannot be built.
+    """
+    spec = describe_tiny_model(recipe, base_dir)
+    text = json.dumps(spec, sort_keys=True)
+    digest = hashlib.sha256(text.encode()).hexdigest()[:12]
+
+    def build(draft: Path) -> None:
+        report(f"making a tiny random {spec['model_type']}")
+        work = draft / ".work"
+        work.mkdir()
+        (work / "spec.json").write_text(text, encoding="utf-8")
+        logs = WorkerFiles(work / "out", work / "log", work / "error.json")
+        arguments = [*MAKER, str(work / "spec.json"), str(draft), f"--error={logs.error}"]
+        run_single_worker(arguments, logs, device="cpu")
+        shutil.rmtree(work)
+
+    key = f"smoke/{spec['model_type']}-{digest}"
+    entry = cached_directory(key, build, converter=MAKER_VERSION, report=report)
+    model = {
+        "directory": str(entry.directory),
+        "source": f"made up: a tiny random {spec['model_type']}",
+        "sha256": entry.sha256,
+        "license": "none",
+        "revision": None,
+    }
+    return {"model": model, "data": _write_rows(recipe, report)}
+
+
+def describe_tiny_model(recipe: Recipe, base_dir: Path) -> dict[str, Any]:
+    """Returns what `fsdpq.worker.smoke_model` needs to know.
+
+    Raises:
+        UsageError: the architecture of the recipe's model is not known.
+    """
+    name = recipe.model.name_or_path
+    config_path = base_dir / Path(name).expanduser() / "config.json"
+    card = card_from_config(config_path) if config_path.is_file() else find_card(name)
+    if card is None:
+        raise UsageError(
+            f"`--smoke` does not know the architecture of `{name}`",
+            hint="give a local directory with its config.json as `model.name_or_path`, or a "
+            "model of the same family that `fsdpq recipes ls` shows",
+        )
+    base_config = None
+    if config_path.is_file():
+        base_config = json.loads(config_path.read_text(encoding="utf-8"))
+    return {
+        "model_type": card.model_type,
+        "config": tiny_sizes(card, recipe),
+        "base_config": base_config,
+        "chat_template": recipe.data.format == "messages" and _has_chat_template(name, config_path),
+        "seed": recipe.training.seed,
+    }
+
+
+def tiny_sizes(card: ModelCard, recipe: Recipe) -> dict[str, Any]:
+    """Returns sizes by transformers' names: what a small model of the family can keep, it keeps."""
+    width = MIN_WIDTH
+    if isinstance(recipe.quantization, HqqOptions):
+        width = max(width, recipe.quantization.group_size or 0)
+    ratio = card.num_attention_heads // max(1, card.num_key_value_heads)
+    sizes: dict[str, Any] = {
+        "hidden_size": width,
+        "intermediate_size": 2 * width,
+        "num_hidden_layers": NUM_LAYERS,
+        "num_attention_heads": NUM_HEADS,
+        "num_key_value_heads": max(1, NUM_HEADS // min(ratio, NUM_HEADS)),
+        "head_dim": width // NUM_HEADS,
+        "max_position_embeddings": CONTEXT,
+        "tie_word_embeddings": card.tie_word_embeddings,
+    }
+    if card.num_experts:
+        experts = dict.fromkeys(("num_local_experts", "num_experts"), NUM_EXPERTS)
+        sizes |= experts | {"num_experts_per_tok": 2, "moe_intermediate_size": width}
+    if card.sliding_window:
+        sizes["sliding_window"] = CONTEXT // 4
+    return sizes
+
+
+def _has_chat_template(name: str, config_path: Path) -> bool:
+    if config_path.is_file():
+        tokenizer = config_path.parent / "tokenizer_config.json"
+        has_file = (config_path.parent / "chat_template.jinja").exists()
+        return has_file or (tokenizer.exists() and "chat_template" in tokenizer.read_text("utf-8"))
+    return bool(_CHATS.search(name))
+
+
+def _write_rows(recipe: Recipe, report: Report) -> dict[str, Any]:
+    rows = made_up_rows(recipe.data.format, NUM_ROWS)
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    digest = hashlib.sha256(lines.encode()).hexdigest()[:12]
+    entry = cached_directory(
+        f"smoke/{recipe.data.format}-{digest}",
+        lambda draft: _write_text(draft / "rows.jsonl", lines),
+        converter=MAKER_VERSION,
+        report=report,
+    )
+    path = entry.directory / "rows.jsonl"
+    return {
+        "path": str(path),
+        "source": f"made-up rows in the format `{recipe.data.format}`",
+        "sha256": hash_file(path),
+        "num_rows": len(rows),
+    }
+
+
+def _write_text(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")
