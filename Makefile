@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help train test check lint types imports schema schema-check format clean
+.PHONY: help train test test-recipes check lint types imports schema schema-check format clean
 
 help:  ## Show what each target does
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -17,6 +17,9 @@ train: $(VENV)/.installed  ## Finetune SmolLM2-135M with QLoRA on every GPU, or 
 
 test: $(VENV)/.installed-dev  ## Run all tests
 	$(BIN)/python -m pytest
+
+test-recipes: $(VENV)/.installed-dev  ## Smoke every recipe of the library (a sample runs in `make test`)
+	FSDPQ_SMOKE=all $(BIN)/python -m pytest tests/recipes
 
 check: lint types imports schema-check test  ## Run everything that CI runs
 

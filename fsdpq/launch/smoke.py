@@ -14,7 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from fsdpq.cards import ModelCard, card_from_config, find_card
+from fsdpq.cards.card import ModelCard
+from fsdpq.cards.find import card_from_config, find_card
 from fsdpq.errors import UsageError
 from fsdpq.fetch.cache import cached_directory
 from fsdpq.fetch.hashes import hash_file

@@ -66,9 +66,15 @@ def _build_config(spec: dict[str, Any], *, vocab_size: int) -> Any:
     sizes = {
         field: value
         for field, value in (spec["config"] | tokens).items()
-        if hasattr(default, field)
+        if hasattr(default, field) and not _is_derived(default, field)
     }
     return AutoConfig.for_model(family, **(base | sizes))
+
+
+def _is_derived(config: Any, field: str) -> bool:
+    """Whether the family computes the field from others (Falcon's ``head_dim``)."""
+    attribute = getattr(type(config), field, None)
+    return isinstance(attribute, property) and attribute.fset is None
 
 
 def _build_tokenizer(*, chat: bool) -> PreTrainedTokenizerFast:
