@@ -22,7 +22,8 @@ from fsdpq.recipe.compose import apply_overrides, parse_overrides
 from fsdpq.recipe.describe import list_sections
 from fsdpq.recipe.explain_errors import Translator
 from fsdpq.recipe.root import Recipe
-from fsdpq.recipe.source import Marks, ResolvedDumper, read_source
+from fsdpq.recipe.scalars import ResolvedDumper
+from fsdpq.recipe.source import Marks, read_source
 
 MAX_PROBLEMS = 50
 """More than this many mistakes are one: the file is no recipe."""
@@ -101,4 +102,5 @@ def _validate(data: dict[str, Any], translator: Translator) -> tuple[Recipe | No
     try:
         return Recipe.model_validate_json(json.dumps(data), strict=True), []
     except ValidationError as error:
-        return None, list(translator.translate(error.errors(include_url=False)))
+        mistakes = error.errors(include_url=False)[: 4 * MAX_PROBLEMS]
+        return None, list(translator.translate(mistakes))
