@@ -1,4 +1,4 @@
-"""From a file and overrides to a checked `Recipe`, or to every Problem at once.
+"""From a file, its fragments and overrides to a checked `Recipe`, or to every Problem at once.
 
 Values are validated strictly: ``rank: "16"`` and ``rank: 16.0`` are mistakes, because a recipe
 that means something else than it says is worse than one that is refused. Validation goes through
@@ -21,9 +21,13 @@ from fsdpq.recipe.checks import CHECKS
 from fsdpq.recipe.compose import apply_overrides, parse_overrides
 from fsdpq.recipe.describe import list_sections
 from fsdpq.recipe.explain_errors import Translator
+from fsdpq.recipe.interpolate import escape, interpolate
+from fsdpq.recipe.layers import Composition, compose_layers
+from fsdpq.recipe.marks import Marks
 from fsdpq.recipe.root import Recipe
+from fsdpq.recipe.safety import check_contents, check_secrets, note_outside_paths
 from fsdpq.recipe.scalars import ResolvedDumper
-from fsdpq.recipe.source import Marks, read_source
+from fsdpq.recipe.source import read_source
 
 MAX_PROBLEMS = 50
 """More than this many mistakes are one: the file is no recipe."""
@@ -38,7 +42,9 @@ class LoadedRecipe:
         path: the file as the user named it.
         raw: the file's bytes.
         overrides: the overrides as given.
-        marks: where every key and value was written.
+        marks: where every key and value was written: a file, or the command line.
+        notices: what the user should know and is no mistake, one sentence each.
+        fragments: the files that ``defaults`` named.
     """
 
     recipe: Recipe
@@ -46,6 +52,8 @@ class LoadedRecipe:
     raw: bytes
     overrides: tuple[str, ...]
     marks: Marks
+    notices: tuple[str, ...] = ()
+    fragments: tuple[Path, ...] = ()
 
     @property
     def base_dir(self) -> Path:
@@ -54,27 +62,38 @@ class LoadedRecipe:
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> LoadedRecipe:
-    """Returns the recipe of the file ``path`` with ``section.field=value`` overrides.
+    """Returns the recipe of the file ``path`` over its fragments, with ``overrides``.
 
     Raises:
         UsageError: there is no such file.
-        RecipeError: with all Problems of the file and the overrides.
+        RecipeError: with all Problems of the files and the overrides.
     """
     source = read_source(path)
     sections = list_sections()
-    parsed, problems = parse_overrides(overrides)
-    problems += source.problems
-    problems += apply_overrides(source.data, parsed, marks=source.marks, sections=sections)
-    translator = Translator(source.data, source.marks, str(path), sections)
-    recipe, mistakes = _validate(source.data, translator)
-    unreadable = {problem.key for problem in source.problems}
-    problems += [mistake for mistake in mistakes if mistake.key not in unreadable]
+    parsed, mistakes = parse_overrides(overrides)
+    composed = compose_layers(source, sections)
+    told = {problem.key for problem in composed.problems}
+    composed.problems += mistakes
+    apply_overrides(composed, parsed, sections)
+    if secrets := list(check_secrets(composed, overrides)):
+        raise RecipeError(secrets[:MAX_PROBLEMS])  # alone: no other message may show them
+    told |= interpolate(composed, sections)
+    contents = list(check_contents(composed))
+    composed.problems += contents
+    told |= {problem.key for problem in contents}
+    translator = Translator(composed.data, composed.marks, str(path), sections)
+    recipe, mistakes = _validate(composed.data, translator)
+    problems = composed.problems + [mistake for mistake in mistakes if mistake.key not in told]
     if recipe is not None:
         found = (problem for check in CHECKS for problem in check(recipe, path.parent))
-        problems += [translator.locate(problem) for problem in found]
+        problems += [translator.locate(problem) for problem in found if problem.key not in told]
     if problems or recipe is None:
         raise RecipeError(problems[:MAX_PROBLEMS])
-    return LoadedRecipe(recipe, path, source.raw, tuple(overrides), source.marks)
+    notices = (*composed.notices, *note_outside_paths(recipe, composed, path.parent))
+    fragments = tuple(layer.path for layer in composed.sources[:-1])
+    return LoadedRecipe(
+        recipe, path, source.raw, tuple(overrides), composed.marks, notices, fragments
+    )
 
 
 def load_resolved(path: Path) -> Recipe:
@@ -83,10 +102,12 @@ def load_resolved(path: Path) -> Recipe:
     Raises:
         UsageError, RecipeError: the file is missing, or was changed into something else.
     """
-    source = read_source(path)
-    translator = Translator(source.data, source.marks, str(path), list_sections())
-    recipe, problems = _validate(source.data, translator)
-    problems = source.problems + problems
+    source, sections = read_source(path), list_sections()
+    composed = Composition(source.data, source.marks, list(source.problems))
+    interpolate(composed, sections)
+    translator = Translator(composed.data, composed.marks, str(path), sections)
+    recipe, problems = _validate(composed.data, translator)
+    problems = composed.problems + problems
     if problems or recipe is None:
         raise RecipeError(problems[:MAX_PROBLEMS])
     return recipe
@@ -94,7 +115,7 @@ def load_resolved(path: Path) -> Recipe:
 
 def dump_recipe(recipe: Recipe) -> str:
     """Returns ``recipe`` as YAML, every default spelled out; `load_resolved` gives it back."""
-    data = recipe.model_dump(mode="json")
+    data = escape(recipe.model_dump(mode="json"))
     return yaml.dump(data, Dumper=ResolvedDumper, sort_keys=False, allow_unicode=True, width=100)
 
 
