@@ -88,7 +88,7 @@ def apply_overrides(
 def _set(composed: Composition, override: Override, sections: dict[str, Section]) -> Problem | None:
     path, marks = override.path, composed.marks
     if override.action == "add" and (problem := _check_add(composed, override, sections)):
-        return problem
+        composed.problems.append(problem)  # and go on, so that its value is checked too
     target: dict[str, Any] = composed.data
     for depth, part in enumerate(path[:-1], start=1):
         child = target.get(part)

@@ -200,10 +200,10 @@ def test_all_problems_come_at_once_in_order(tmp_path: Path) -> None:
     text = RECIPE.replace("rank: 16", "rank: x\n  rank: 3").replace("steps: 10", "stebs: 10")
     (tmp_path / "r.yaml").write_text(text)
     with pytest.raises(RecipeError) as caught:
-        load_recipe(tmp_path / "r.yaml", ["adapter.foo=1", "x"])
+        load_recipe(tmp_path / "r.yaml", ["adapter.foo=1", "x=1"])
     found = [problem.location for problem in caught.value.problems if problem.location]
     assert [place.line for place in found if place.source != "command line"] == [11, 20]
-    assert [place.text for place in found if place.line == 0] == ["adapter.foo=1", "x"]
+    assert [place.text for place in found if place.line == 0] == ["adapter.foo=1", "x=1"]
 
 
 def test_override_wins_and_is_located(tmp_path: Path) -> None:
