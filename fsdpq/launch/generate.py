@@ -12,7 +12,12 @@ from pathlib import Path
 from fsdpq.errors import LaunchError, RunStoppedError, UsageError
 from fsdpq.launch.devices import list_gpus
 from fsdpq.launch.failure import explain_rank_error, read_rank_error
-from fsdpq.launch.processes import ProcessTree, catch_stop_signals, worker_environment
+from fsdpq.launch.processes import (
+    TRUST_FLAG,
+    ProcessTree,
+    catch_stop_signals,
+    worker_environment,
+)
 from fsdpq.recipe.load import load_resolved
 from fsdpq.run_files import RunFiles
 
@@ -37,8 +42,17 @@ class Question:
     base: bool = False
 
 
-def generate(run_dir: Path, question: Question, *, worker: Sequence[str] = GENERATOR) -> str:
+def generate(
+    run_dir: Path,
+    question: Question,
+    *,
+    trust_remote_code: bool = False,
+    worker: Sequence[str] = GENERATOR,
+) -> str:
     """Returns the answer of the run in ``run_dir``.
+
+    A run that was trained with ``trust_remote_code`` needs it here again: run directories are
+    passed on, and what one says about code is no permission.
 
     Raises:
         UsageError: there is no finished run.
@@ -53,6 +67,7 @@ def generate(run_dir: Path, question: Question, *, worker: Sequence[str] = GENER
         f"--max-new-tokens={question.max_new_tokens}", f"--temperature={question.temperature}",
         f"--device={device}",
         *(["--base"] if question.base else []),
+        *([TRUST_FLAG] if trust_remote_code else []),
     ]  # fmt: skip
     log.unlink(missing_ok=True)
     files.generate_error.unlink(missing_ok=True)

@@ -183,6 +183,13 @@ def _value_at(data: Any, path: KeyPath) -> Any:
 
 
 def _type_hint(value: Any, expected: str) -> str:
+    if "true or false" in expected:
+        word = str(value).lower()
+        if word in ("on", "yes", "y", "off", "no", "n"):
+            return f"write `{'true' if word in ('on', 'yes', 'y') else 'false'}`"
+        if word in ("true", "false"):
+            return "write it without quotes"
+        return "write `true` or `false`"
     if isinstance(value, str) and "number" in expected and _is_number(value):
         return "write it without quotes"
     if isinstance(value, float) and value.is_integer() and "whole number" in expected:

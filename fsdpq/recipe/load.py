@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -75,8 +76,8 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> LoadedRecipe:
     told = {problem.key for problem in composed.problems}
     composed.problems += mistakes
     apply_overrides(composed, parsed, sections)
-    if secrets := list(check_secrets(composed, overrides)):
-        raise RecipeError(secrets[:MAX_PROBLEMS])  # alone: no other message may show them
+    if secrets := list(islice(check_secrets(composed, overrides), MAX_PROBLEMS)):
+        raise RecipeError(secrets)  # alone: no other message may show them
     told |= interpolate(composed, sections)
     contents = list(check_contents(composed))
     composed.problems += contents

@@ -37,10 +37,10 @@ _TOKENS = re.compile(
     r")"
 )
 _NAMED_SECRET = re.compile(
-    r"(?:api[_-]?key|token|secret|passw(?:or)?d|wandb[._\w]*)[\"']?\s*[:=]\s*[\"']?"
-    r"(?P<secret>[0-9a-fA-F]{32,})(?![0-9A-Za-z])",
+    r"(?:api[_-]?key|token|secret|passw(?:or)?d|wandb[.\w]{0,40})[\"']?\s{0,9}[:=]\s{0,9}[\"']?"
+    r"(?P<secret>[0-9a-f]{32,})(?![0-9a-z])",
     re.IGNORECASE,
-)
+)  # bounded: a line may hold a megabyte of `wandbwandb`
 _SECRET_NAMES = re.compile(r"TOKEN|API_?KEY|SECRET|PASSWORD|ACCESS_KEY", re.IGNORECASE)
 _SHORTEST_SECRET = 12
 
@@ -71,7 +71,7 @@ def check_secrets(
     overrides: Sequence[str],
     environ: Mapping[str, str] = os.environ,
 ) -> Iterator[Problem]:
-    """Yields a Problem for every token in a file, comments included, and in the overrides.
+    """Yields a Problem for every line with a token, comments included, and for such overrides.
 
     What looks like a token counts, and the values of environment variables that are called so.
     """
@@ -87,15 +87,20 @@ def check_secrets(
     ]
     typed = [Location(COMMAND_LINE, text=text, length=len(text)) for text in overrides]
     for place in [*lines, *typed]:
-        for start, end, name in _find_secrets(place.text, values):
-            blank = place.text[:start] + "*" * (end - start) + place.text[end:]
-            column = start + 1 if place.line else 0
-            location = replace(place, column=column, text=blank, length=end - start)
-            message = f"this is the value of `${name}`" if name else "this looks like a secret"
-            message += ": recipes and run directories are copied around"
-            hint = "put it in the environment (`HF_TOKEN`, `WANDB_API_KEY`), and make a new one "
-            hint += "if the file was shared"
-            yield Problem(message, "", location, hint)
+        found = sorted(_find_secrets(place.text, values))
+        if not found:
+            continue
+        blank = list(place.text)
+        for start, end, _ in found:
+            blank[start:end] = "*" * (end - start)
+        start, end, name = found[0]
+        column = start + 1 if place.line else 0
+        location = replace(place, column=column, text="".join(blank), length=end - start)
+        message = f"this is the value of `${name}`" if name else "this looks like a secret"
+        message += ": recipes and run directories are copied around"
+        hint = "put it in the environment (`HF_TOKEN`, `WANDB_API_KEY`), and make a new one "
+        hint += "if the file was shared"
+        yield Problem(message, "", location, hint)
 
 
 def note_outside_paths(recipe: Recipe, composed: Composition, base_dir: Path) -> Iterator[str]:
@@ -122,18 +127,12 @@ def _is_path(text: str, base_dir: Path, *, is_model: bool) -> bool:
 
 def _find_secrets(text: str, values: Mapping[str, str]) -> Iterator[tuple[int, int, str]]:
     """Yields where secrets stand in ``text``, and the environment variable that holds them."""
-    found: list[tuple[int, int, str]] = []
     for value, name in values.items():
-        start = text.find(value)
-        if start >= 0:
-            found.append((start, start + len(value), name))
+        for match in re.finditer(re.escape(value), text):
+            yield (*match.span(), name)
     for pattern in (_TOKENS, _NAMED_SECRET):
-        found += [(*match.span("secret"), "") for match in pattern.finditer(text)]
-    end_of_last = 0
-    for start, end, name in sorted(found):
-        if start >= end_of_last:
-            yield start, end, name
-            end_of_last = end
+        for match in pattern.finditer(text):
+            yield (*match.span("secret"), "")
 
 
 def _walk(value: Any, path: KeyPath) -> Iterator[tuple[KeyPath, Any]]:

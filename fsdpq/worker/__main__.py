@@ -21,6 +21,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     verbs = parser.add_subparsers(dest="verb", required=True)
     train = verbs.add_parser("train")
     train.add_argument("run_dir", type=Path)
+    train.add_argument("--trust-remote-code", action="store_true")
     generate = verbs.add_parser("generate")
     generate.add_argument("run_dir", type=Path)
     generate.add_argument("--prompt", required=True)
@@ -28,6 +29,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     generate.add_argument("--temperature", type=float, default=0.0)
     generate.add_argument("--device", choices=("cuda", "cpu"), required=True)
     generate.add_argument("--base", action="store_true")
+    generate.add_argument("--trust-remote-code", action="store_true")
     return parser.parse_args(arguments)
 
 
@@ -43,7 +45,7 @@ def main(arguments: list[str] | None = None) -> None:
             redirect_output(files.rank_log(rank))
             from fsdpq.worker.train import train
 
-            train(files)
+            train(files, trust_remote_code=parsed.trust_remote_code)
         else:
             from fsdpq.worker.generate import generate
 
@@ -54,6 +56,7 @@ def main(arguments: list[str] | None = None) -> None:
                 temperature=parsed.temperature,
                 device_type=parsed.device,
                 use_adapter=not parsed.base,
+                trust_remote_code=parsed.trust_remote_code,
             )
     end_process(ExitCode.OK)
 
