@@ -13,7 +13,13 @@ from typing import Any, TypeVar
 import click
 
 import fsdpq
-from fsdpq.cli.render import problem_fields, render_error, wants_color
+from fsdpq.cli.render import (
+    problem_fields,
+    render_error,
+    render_notice,
+    render_warning,
+    wants_color,
+)
 from fsdpq.errors import ExitCode, FsdpqError, Problem, RecipeError, RunStoppedError, UsageError
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -26,6 +32,11 @@ def recipe_arguments(function: Function) -> Function:
     """Adds ``RECIPE [section.field=value ...]`` to a verb."""
     function = click.argument("overrides", nargs=-1, metavar="[SECTION.FIELD=VALUE]...")(function)
     return click.argument("recipe", type=_PATH)(function)
+
+
+_trust_option = click.option(
+    "--trust-remote-code", is_flag=True, help="Run the Python code that the model brings."
+)
 
 
 @click.group(context_settings=_CONTEXT)
@@ -46,7 +57,15 @@ def cli() -> None:
     "--smoke", is_flag=True,
     help="Try the recipe in a minute: tiny random model, made-up rows, a few steps on the CPU.",
 )  # fmt: skip
-def train(recipe: Path, overrides: tuple[str, ...], *, run_dir: Path | None, smoke: bool) -> None:
+@_trust_option
+def train(
+    recipe: Path,
+    *,
+    overrides: tuple[str, ...],
+    run_dir: Path | None,
+    smoke: bool,
+    trust_remote_code: bool,
+) -> None:
     """Train RECIPE, one process per GPU, and export the adapter.
 
     The run directory is printed on stdout when the run is finished.
@@ -55,7 +74,15 @@ def train(recipe: Path, overrides: tuple[str, ...], *, run_dir: Path | None, smo
     from fsdpq.launch.train import train as run_training
 
     screen = open_screen(sys.stderr)
-    files = run_training(recipe, overrides, run_dir=run_dir, screen=screen, smoke=smoke)
+    _warn_of_code(trust_remote_code)
+    files = run_training(
+        recipe,
+        overrides,
+        run_dir=run_dir,
+        screen=screen,
+        smoke=smoke,
+        trust_remote_code=trust_remote_code,
+    )
     screen.show_summary()
     click.echo(files.root)
 
@@ -68,12 +95,13 @@ def validate(recipe: Path, overrides: tuple[str, ...], as_json: bool) -> None:
     from fsdpq.recipe.load import load_recipe
 
     try:
-        load_recipe(recipe, overrides)
+        loaded = load_recipe(recipe, overrides)
     except FsdpqError as error:
         if not as_json:
             raise
         click.echo(_as_json(error))
         sys.exit(error.exit_code)
+    _say_notices(loaded.notices)
     click.echo(_as_json(None) if as_json else f"{recipe}: no mistakes found")
 
 
@@ -83,7 +111,9 @@ def show(recipe: Path, overrides: tuple[str, ...]) -> None:
     """Print RECIPE with overrides applied and every default spelled out."""
     from fsdpq.recipe.load import dump_recipe, load_recipe
 
-    click.echo(dump_recipe(load_recipe(recipe, overrides).recipe), nl=False)
+    loaded = load_recipe(recipe, overrides)
+    _say_notices(loaded.notices)
+    click.echo(dump_recipe(loaded.recipe), nl=False)
 
 
 @cli.command()
@@ -105,14 +135,23 @@ def kinds(section: str | None) -> None:
     help="0 takes the likeliest token each time.",
 )  # fmt: skip
 @click.option("--base", is_flag=True, help="Answer without the adapter.")
+@_trust_option
 def generate(
-    run: Path, *, prompt: str, max_new_tokens: int, temperature: float, base: bool
+    run: Path,
+    *,
+    prompt: str,
+    max_new_tokens: int,
+    temperature: float,
+    base: bool,
+    trust_remote_code: bool,
 ) -> None:
     """Print the answer of the finished run in the directory RUN."""
     from fsdpq.launch.generate import Question
     from fsdpq.launch.generate import generate as ask
 
-    click.echo(ask(run, Question(prompt, max_new_tokens, temperature, base)))
+    _warn_of_code(trust_remote_code)
+    question = Question(prompt, max_new_tokens, temperature, base)
+    click.echo(ask(run, question, trust_remote_code=trust_remote_code))
 
 
 @cli.command()
@@ -157,6 +196,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _say(text: str) -> None:
     click.echo(text, err=True, color=wants_color(sys.stderr))
+
+
+def _say_notices(notices: Sequence[str]) -> None:
+    for notice in notices:
+        _say(render_notice(notice))
+
+
+def _warn_of_code(trust_remote_code: bool) -> None:
+    if trust_remote_code:
+        _say(render_warning("--trust-remote-code: Python code that came with the model will run"))
+        _say("with your rights, in every rank; use it only if you trust the model's authors")
 
 
 def _as_json(error: FsdpqError | None) -> str:

@@ -46,6 +46,16 @@ def render_problem(problem: Problem) -> str:
     return "\n".join(lines)
 
 
+def render_notice(notice: str) -> str:
+    """Returns what the user should know and is no mistake."""
+    return click.style("note:", fg="cyan", bold=True) + " " + clean(notice)
+
+
+def render_warning(warning: str) -> str:
+    """Returns what the user should think about twice."""
+    return click.style("warning:", fg="yellow", bold=True) + " " + clean(warning)
+
+
 def problem_fields(problem: Problem) -> dict[str, Any]:
     """Returns ``problem`` as plain data for ``--json``."""
     place = problem.location
@@ -109,9 +119,9 @@ def _place(location: Location) -> list[str]:
 
 def _crop(location: Location) -> tuple[str, int]:
     """Returns the part of the line around the mistake, and where the mistake starts in it."""
-    text, start = clean(location.text).rstrip(), location.column - 1
+    text, start = location.text.rstrip(), location.column - 1
     first = max(0, start - MAX_EXCERPT // 2) if len(text) > MAX_EXCERPT else 0
-    return text[first : first + MAX_EXCERPT], start - first
+    return clean(text[first : first + MAX_EXCERPT]), start - first
 
 
 def _width(text: str) -> int:

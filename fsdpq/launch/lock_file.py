@@ -23,7 +23,12 @@ PACKAGES = (
 
 
 def describe_run(
-    loaded: LoadedRecipe, recipe: Recipe, *, gpus: Sequence[str], inputs: dict[str, Any]
+    loaded: LoadedRecipe,
+    recipe: Recipe,
+    *,
+    gpus: Sequence[str],
+    inputs: dict[str, Any],
+    trust_remote_code: bool = False,
 ) -> dict[str, Any]:
     """Returns the content of ``run.lock.json``.
 
@@ -32,6 +37,7 @@ def describe_run(
         recipe: the same, resolved.
         gpus: the GPUs that the run may use.
         inputs: ``model`` and ``data`` as the fetch room describes them.
+        trust_remote_code: whether the ranks may run code of the model; a record, not a permission.
     """
     return {
         "fsdpq": fsdpq.__version__,
@@ -40,7 +46,9 @@ def describe_run(
         "packages": {name: _version_of(name) for name in PACKAGES},
         "git": describe_checkout(loaded.base_dir),
         "recipe": str(loaded.path),
+        "fragments": [str(path) for path in loaded.fragments],
         "overrides": list(loaded.overrides),
+        "trust_remote_code": trust_remote_code,
         "world_size": recipe.launch.nproc_per_node,
         "seed": recipe.training.seed,
         "hardware": {

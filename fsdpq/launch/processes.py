@@ -26,6 +26,12 @@ GRACE_S = 10.0
 LAUNCHER_PID = "FSDPQ_LAUNCHER_PID"
 """Environment variable with the launcher's process id; a worker whose launcher is gone ends."""
 
+TRUST_FLAG = "--trust-remote-code"
+"""Argument of the worker that lets it run Python code that the model brings."""
+
+HUB_TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_TOKEN_PATH")
+"""Environment variables that a rank has no use for: it never asks the hub."""
+
 _NOTE_INTERVAL_S = 0.5
 
 
@@ -138,8 +144,8 @@ class ProcessTree:
 
 
 def worker_environment(*, device: str, num_ranks: int) -> dict[str, str]:
-    """Returns the environment of the workers: ours, without the network, threads shared out."""
-    environment = dict(os.environ)
+    """Returns the environment of the workers: no network, no hub tokens, threads shared out."""
+    environment = {name: value for name, value in os.environ.items() if name not in HUB_TOKENS}
     environment.update(
         {
             LAUNCHER_PID: str(os.getpid()),

@@ -11,6 +11,7 @@ from fsdpq.errors import LaunchError, RunStoppedError
 from fsdpq.launch.devices import list_gpus
 from fsdpq.launch.failure import count_oom_kills, explain_failure
 from fsdpq.launch.lock_file import describe_run
+from fsdpq.launch.processes import TRUST_FLAG
 from fsdpq.launch.resolve import resolve_launch
 from fsdpq.launch.run_dir import check_run_dir, create_run_dir
 from fsdpq.launch.shrink import shrink_recipe
@@ -47,30 +48,41 @@ def train(
     run_dir: Path | None,
     screen: Screen,
     smoke: bool = False,
+    trust_remote_code: bool = False,
     worker: Sequence[str] = WORKER,
 ) -> RunFiles:
     """Trains the recipe and returns its run directory.
 
     Args:
-        recipe_path: the recipe.
-        overrides: ``section.field=value``.
-        run_dir: where the run goes, None for a new directory.
-        screen: shows the run.
+        recipe_path: the recipe's file.
+        overrides: from the command line.
+        run_dir: a new directory; None takes one in ``runs/``.
+        screen: shows what happens.
         smoke: train a few steps of a tiny random model of the same family instead, on the CPU.
+        trust_remote_code: let the ranks run Python code that the model brings. It goes to the
+            ranks as an argument, so neither a recipe nor a run directory can ask for it.
         worker: arguments of torchrun that name the worker.
 
     Raises:
         FsdpqError: one message for whatever went wrong, with its exit code.
     """
     loaded = load_recipe(recipe_path, overrides)
+    for notice in loaded.notices:
+        screen.report(f"note: {notice}")
     if run_dir is not None:
         check_run_dir(run_dir)
     gpus = [] if smoke else list_gpus()
     wanted = shrink(loaded, screen=screen) if smoke else loaded.recipe
     recipe = resolve_launch(wanted, num_gpus=len(gpus))
     check_endpoint(recipe.launch)
-    inputs = (make_inputs if smoke else fetch_inputs)(loaded, screen=screen)
-    lock = describe_run(loaded, recipe, gpus=gpus, inputs=inputs)
+    if smoke:
+        inputs = make_inputs(loaded, screen=screen)
+    else:
+        inputs = fetch_inputs(loaded, screen=screen, trust_remote_code=trust_remote_code)
+    lock = describe_run(
+        loaded, recipe, gpus=gpus, inputs=inputs, trust_remote_code=trust_remote_code
+    )
+    worker = (*worker, TRUST_FLAG) if trust_remote_code else worker
     files = create_run_dir(recipe, raw=loaded.raw, lock=lock, run_dir=run_dir)
     screen.open_run(files)
     progress = _Progress(screen)
@@ -89,7 +101,9 @@ def train(
     return files
 
 
-def fetch_inputs(loaded: LoadedRecipe, *, screen: Screen) -> dict[str, Any]:
+def fetch_inputs(
+    loaded: LoadedRecipe, *, screen: Screen, trust_remote_code: bool = False
+) -> dict[str, Any]:
     """Fetches the base model and the data, and returns where they are as plain JSON data.
 
     Raises:
@@ -107,6 +121,7 @@ def fetch_inputs(loaded: LoadedRecipe, *, screen: Screen) -> dict[str, Any]:
         revision=recipe.model.revision,
         base_dir=loaded.base_dir,
         report=screen.report,
+        with_code=trust_remote_code,
     )
     return {"model": _plain(asdict(model)), "data": _plain(asdict(data))}
 

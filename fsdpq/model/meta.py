@@ -6,11 +6,14 @@ it after FSDP has sharded it.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers.configuration_utils import PretrainedConfig
 
 from fsdpq.errors import CheckpointError
 from fsdpq.model.causal_lm import CausalLM
@@ -23,7 +26,12 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 def build_meta_model(
-    directory: Path, *, dtype: torch.dtype, attn_implementation: str, quantizer: Quantizer
+    directory: Path,
+    *,
+    dtype: torch.dtype,
+    attn_implementation: str,
+    quantizer: Quantizer,
+    trust_remote_code: bool = False,
 ) -> CausalLM:
     """Returns the model on meta: frozen, in train mode, linears of the decoder layers swapped.
 
@@ -32,15 +40,19 @@ def build_meta_model(
         dtype: of the weights that stay unquantized.
         attn_implementation: attention code path of transformers.
         quantizer: packs the linear layers inside the decoder layers; the head stays.
+        trust_remote_code: run the model class that the checkpoint brings as Python code.
 
     Raises:
         CheckpointError: the architecture is unknown to transformers or not decoder-only.
     """
     try:
-        config = AutoConfig.from_pretrained(directory)
-        with torch.device("meta"):
+        config = read_config(directory, trust_remote_code=trust_remote_code)
+        with torch.device("meta"), explained_remote_code(directory):
             hf = AutoModelForCausalLM.from_config(
-                config, dtype=dtype, attn_implementation=attn_implementation
+                config,
+                dtype=dtype,
+                attn_implementation=attn_implementation,
+                trust_remote_code=trust_remote_code,
             )
     except (OSError, ValueError) as error:
         raise CheckpointError(
@@ -52,6 +64,35 @@ def build_meta_model(
     model = CausalLM(hf)
     swap_linears(hf, quantizer)
     return model.train()
+
+
+def read_config(directory: Path, *, trust_remote_code: bool) -> PretrainedConfig:
+    """Returns the checkpoint's config.
+
+    Raises:
+        CheckpointError: it is code of the model's authors, and nobody said to trust it.
+    """
+    with explained_remote_code(directory):
+        return AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code)
+
+
+@contextmanager
+def explained_remote_code(directory: Path) -> Iterator[None]:
+    """Explains transformers' refusal to run Python code that a checkpoint brings.
+
+    ``trust_remote_code`` must be given to transformers as False, not left out: left out, it asks on
+    stdin (5.23, ``dynamic_module_utils.resolve_trust_remote_code``).
+    """
+    try:
+        yield
+    except ValueError as error:
+        if "trust_remote_code" not in str(error):
+            raise
+        raise CheckpointError(
+            f"the model of {directory} is Python code that its authors wrote, and code runs only "
+            "when you say so",
+            hint="read it; if you trust its authors, add `--trust-remote-code` to the command",
+        ) from error
 
 
 def swap_linears(hf: PreTrainedModel, quantizer: Quantizer) -> None:

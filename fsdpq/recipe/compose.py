@@ -1,40 +1,55 @@
-"""``section.field=value`` overrides from the command line, in hydra's grammar.
+"""``section.field=value``, ``+section.field=value`` and ``~section.field``, in Hydra's grammar.
 
-Only hydra's parser is used (``[a,b]`` lists, quoted strings, ``null``, ``1e-4``), and it is
-imported only where there is something to parse: it costs a quarter of a second. Its configuration
-store, its global state and its resolvers stay out, so an override is plain data too.
+Only Hydra's parser is used (``[a,b]`` lists, quoted strings, ``null``, ``1e-4``), and it is
+imported only where there is something to parse: it costs a quarter of a second. Why its
+configuration store and its global state stay out is in `fsdpq.recipe.layers`. ``+`` and ``~`` mean
+what they mean in Hydra; ``=`` also sets an optional key that the file leaves out, because a
+recipe's keys are known.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from fsdpq.errors import Location, Problem
-from fsdpq.recipe.describe import Section
-from fsdpq.recipe.source import KeyPath, Marks
+from fsdpq.recipe.describe import Section, suggest
+from fsdpq.recipe.fields import find_field
+from fsdpq.recipe.layers import Composition, describe_drop, drop_other_kind
+from fsdpq.recipe.root import Recipe
 
 COMMAND_LINE = "command line"
+_WRITE = "write `section.field=value`"
 _QUOTE_HINT = "quote what is not a plain word: `'name=\"two words, (or more)\"'`"
 
 
 @dataclass(frozen=True)
 class Override:
-    """One parsed override: where it goes, its value, and its text."""
+    """One parsed override: where it goes, what it does there, its value, and its text."""
 
     path: tuple[str, ...]
+    action: Literal["set", "add", "delete"]
     value: Any
     text: str
+
+    @property
+    def key(self) -> str:
+        """The dotted key."""
+        return ".".join(self.path)
 
     @property
     def location(self) -> Location:
         """The command line, with the override's text."""
         return Location(COMMAND_LINE, text=self.text, length=len(self.text))
 
+    def problem(self, message: str, hint: str) -> Problem:
+        """Returns a Problem with this override."""
+        return Problem(message, self.key, self.location, hint)
+
 
 def parse_overrides(texts: Sequence[str]) -> tuple[list[Override], list[Problem]]:
-    """Parses ``texts``; what is no plain ``section.field=value`` becomes a Problem."""
+    """Parses ``texts``; what is no plain override becomes a Problem."""
     overrides: list[Override] = []
     problems: list[Problem] = []
     if not texts:
@@ -52,65 +67,87 @@ def parse_overrides(texts: Sequence[str]) -> tuple[list[Override], list[Problem]
 
 
 def apply_overrides(
-    data: dict[str, Any],
-    overrides: Sequence[Override],
-    *,
-    marks: Marks,
-    sections: dict[str, Section],
-) -> list[Problem]:
-    """Writes ``overrides`` into ``data`` and their places into ``marks``, both in place.
+    composed: Composition, overrides: Sequence[Override], sections: dict[str, Section]
+) -> None:
+    """Applies ``overrides`` to data and marks of ``composed``, in place.
 
     An override of ``section.kind`` chooses another set of options, so keys that only the old kind
-    knows leave with it; a key that neither kind knows stays, to be reported.
-
-    Returns:
-        A Problem for each override that has no place to go.
+    knows leave with it, and a notice says so. Kinds go first, so that the order on the command line
+    does not matter.
     """
-    problems: list[Problem] = []
-    for override in sorted(overrides, key=lambda o: o.path[-1] != "kind"):
-        if len(override.path) == 2 and override.path[1] == "kind":
-            _drop_old_kind(data, override, sections)
-        target: dict[str, Any] = data
-        for depth, part in enumerate(override.path[:-1], start=1):
-            child = target.get(part)
-            if child is None:
-                child = target[part] = {}
-                marks.keys[override.path[:depth]] = override.location
-                marks.values[override.path[:depth]] = override.location
-            if not isinstance(child, dict):
-                where = ".".join(override.path[:depth])
-                problems.append(_problem(override.text, f"`{where}` holds a value, not keys", ""))
-                break
-            target = cast("dict[str, Any]", child)
-        else:
-            target[override.path[-1]] = override.value
-            _mark(marks, override)
-    return problems
+    for override in sorted(overrides, key=lambda o: o.path[1:] != ("kind",)):
+        problem = (
+            _delete(composed, override)
+            if override.action == "delete"
+            else _set(composed, override, sections)
+        )
+        if problem is not None:
+            composed.problems.append(problem)
 
 
-def _mark(marks: Marks, override: Override) -> None:
-    path: KeyPath = override.path
-    for table in (marks.keys, marks.values):
-        for old in [old for old in table if old[: len(path)] == path]:
-            del table[old]
-        table[path] = override.location
+def _set(composed: Composition, override: Override, sections: dict[str, Section]) -> Problem | None:
+    path, marks = override.path, composed.marks
+    if override.action == "add" and (problem := _check_add(composed, override, sections)):
+        composed.problems.append(problem)  # and go on, so that its value is checked too
+    target: dict[str, Any] = composed.data
+    for depth, part in enumerate(path[:-1], start=1):
+        child = target.get(part)
+        if child is None:
+            child = target[part] = _default_kind(part, sections) if depth == 1 else {}
+            marks.keys[path[:depth]] = marks.values[path[:depth]] = override.location
+        if not isinstance(child, dict):
+            return override.problem(f"`{'.'.join(path[:depth])}` holds a value, not keys", _WRITE)
+        target = cast("dict[str, Any]", child)
+    if path[1:] == ("kind",):
+        dropped = drop_other_kind(target, override.value, sections.get(path[0]))
+        if dropped:
+            notice = describe_drop(f"`{override.text}`", path[0], dropped, marks)
+            composed.notices.append(notice)
+        for key in dropped:
+            marks.forget((path[0], key))
+    target[path[-1]] = override.value
+    marks.forget(path)
+    marks.keys[path] = marks.values[path] = override.location
+    return None
 
 
-def _drop_old_kind(data: dict[str, Any], override: Override, sections: dict[str, Section]) -> None:
-    section, entry = sections.get(override.path[0]), data.get(override.path[0])
-    if section is None or not isinstance(entry, dict):
-        return
-    entry = cast("dict[str, Any]", entry)
-    old = section.options(entry)
-    new = section.kinds.get(override.value) if isinstance(override.value, str) else None
-    if old is not None and new is not None:
-        for key in set(entry) & set(old.model_fields) - set(new.model_fields):
-            del entry[key]
+def _default_kind(name: str, sections: dict[str, Section]) -> dict[str, Any]:
+    """Returns what a section that the recipe leaves out is: its default kind."""
+    info = Recipe.model_fields.get(name)
+    kind = getattr(info.default, "kind", None) if info and name in sections else None
+    return {"kind": kind} if kind else {}
 
 
-def _problem(text: str, message: str, hint: str, key: str = "") -> Problem:
-    location = Location(COMMAND_LINE, text=text, length=len(text))
-    return Problem(message, key, location, hint or "write `section.field=value`")
+def _check_add(
+    composed: Composition, override: Override, sections: dict[str, Section]
+) -> Problem | None:
+    """Returns a Problem unless the key is optional and was written nowhere."""
+    hint = f"leave the `+` out: `{override.text.lstrip('+')}`"
+    if override.path in composed.marks.keys:
+        at = composed.marks.keys[override.path]
+        place = f"{at.source}:{at.line}" if at.line else at.source
+        return override.problem(f"`{override.key}` is set already ({place})", hint)
+    info = find_field(override.path, composed.data, sections)
+    if info is not None and info.is_required():
+        return override.problem(f"`{override.key}` is required, not optional", hint)
+    return None
+
+
+def _delete(composed: Composition, override: Override) -> Problem | None:
+    target: Any = composed.data
+    for part in override.path[:-1]:
+        target = cast("dict[str, Any]", target).get(part) if isinstance(target, dict) else None
+    if isinstance(target, dict) and override.path[-1] in target:
+        target = cast("dict[str, Any]", target)
+        del target[override.path[-1]]
+        composed.marks.forget(override.path)
+        return None
+    known = list(cast("dict[str, Any]", target)) if isinstance(target, dict) else []
+    guess = suggest(override.path[-1], known)
+    hint = f"leave `{override.text}` out: it has its default already"
+    if guess:
+        hint = f"did you mean `~{'.'.join([*override.path[:-1], guess])}`?"
+    return override.problem(f"`{override.key}` is not set, so it cannot be deleted", hint)
 
 
 def _parse_one(parser: Any, text: str) -> Override | Problem:
@@ -119,24 +156,40 @@ def _parse_one(parser: Any, text: str) -> Override | Problem:
 
     if not text.isprintable():
         shown = text.encode("unicode_escape").decode()
-        return _problem(shown, f"`{shown}` holds characters that cannot be printed", _QUOTE_HINT)
+        message = f"`{shown}` holds characters that cannot be printed"
+        return _problem(shown, message, _QUOTE_HINT)
     if "=" not in text and not text.startswith("~"):
-        return _problem(text, f"`{text}` is no override: it has no `=`", "")
+        return _problem(text, f"`{text}` is no override: it has no `=`", _WRITE)
     try:
         parsed = parser.parse_override(text)
     except (HydraException, RecursionError):
         return _problem(text, f"`{text}` cannot be read as an override", _QUOTE_HINT)
-    if parsed.type is not OverrideType.CHANGE or parsed.package is not None:
-        message = f"`{text}`: only `section.field=value` is accepted here"
-        return _problem(text, message, "a recipe's keys are fixed: leave `+`, `~` and `@` out")
+    actions: dict[Any, Literal["set", "add", "delete"]] = {
+        OverrideType.CHANGE: "set", OverrideType.ADD: "add", OverrideType.DEL: "delete",
+    }  # fmt: skip
+    action = actions.get(parsed.type)
+    if action is None or parsed.package is not None:
+        message = f"`{text}`: only `section.field=value`, `+` and `~` are accepted here"
+        return _problem(text, message, "a recipe's keys are fixed: leave `++` and `@` out")
+    if action == "delete" and "=" in text:
+        hint = f"write `~{parsed.key_or_group}`"
+        return _problem(text, f"`{text}` deletes a key, so it has no value", hint)
     path = tuple(parsed.key_or_group.split("."))
     if not all(path) or "/" in parsed.key_or_group:
-        return _problem(text, f"`{parsed.key_or_group}` is no key of a recipe", "")
+        return _problem(text, f"`{parsed.key_or_group}` is no key of a recipe", _WRITE)
+    if path[0] == "defaults":
+        hint = "copy the recipe and change its list"
+        return _problem(text, "`defaults` stands in the recipe, not on the command line", hint)
     try:
-        return Override(path, _plain(parsed._value), text)
+        value = None if action == "delete" else _plain(parsed._value)
+        return Override(path, action, value, text)
     except _NotPlainError as error:
         key = parsed.key_or_group
-        return _problem(text, f"`{text}` is {error}, and one run needs one value", "", key)
+        return _problem(text, f"`{text}` is {error}, and one run needs one value", _WRITE, key)
+
+
+def _problem(text: str, message: str, hint: str, key: str = "") -> Problem:
+    return Problem(message, key, Location(COMMAND_LINE, text=text, length=len(text)), hint)
 
 
 class _NotPlainError(Exception):

@@ -1,16 +1,15 @@
 """Reading a recipe's YAML into plain data that remembers where everything was written.
 
-PyYAML composes the node tree; values are built here, by the rules of YAML 1.2's core schema
-(``1e-4`` is a number, ``on`` and ``no`` are strings: PyYAML alone follows YAML 1.1 and does the
-opposite). Recipes come from strangers, so this reader builds nothing but mappings, lists and
-scalars: tags, aliases, deep nesting and huge files are refused, each with a located Problem.
+PyYAML composes the node tree; `fsdpq.recipe.build_data` makes plain data of it, by the rules of
+YAML 1.2 (`fsdpq.recipe.scalars`). Recipes come from strangers, so every dimension of a file has a
+bound, and what is over it is refused with a located Problem: PyYAML takes 16 s for a megabyte of
+short keys.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Hashable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,48 +17,26 @@ import yaml
 from yaml.reader import ReaderError
 
 from fsdpq.errors import Location, Problem, RecipeError, UsageError
+from fsdpq.recipe.build_data import MAX_DEPTH, MAX_NODES, DataBuilder
+from fsdpq.recipe.marks import KeyPath, Marks
+from fsdpq.recipe.scalars import Resolvers, add_core_schema
 
-MAX_BYTES = 256 * 1024
-MAX_DEPTH = 20
-MAX_DIGITS = 100
+__all__ = ["KeyPath", "Marks", "Source", "read_source"]
 
-KeyPath = tuple[str | int, ...]
-"""Where a value sits: ``("adapter", "rank")``; a number is a place in a list."""
+MAX_BYTES = 1_000_000
+MAX_LINES = 20_000
+MAX_WORDS = 100_000
 
-TAG = "tag:yaml.org,2002:"
 _LINE_BREAK = re.compile("\r\n|[\n\r\x85\u2028\u2029]")
-_INT = re.compile(r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+")
-_FLOAT = re.compile(
-    r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)"
-)
-_CORE_SCHEMA = (
-    ("bool", re.compile("true|True|TRUE|false|False|FALSE"), "tTfF"),
-    ("null", re.compile("~|null|Null|NULL|"), "~nN"),
-    ("int", _INT, "-+0123456789"),
-    ("float", _FLOAT, "-+.0123456789"),
-)
 _ADVICE = {
     "mapping values are not allowed here": "a value that contains `: ` needs quotes around it",
     "expected a single document": "delete the second `---`: one file holds one recipe",
     "could not find expected ':'": "write `key: value`",
     "while scanning a quoted scalar": "close the quote",
+    "found unknown escape character": "use single quotes: they take a backslash as it is",
+    "found undefined alias": "write `&name` before the value that `*name` should repeat; a plain "
+    "`*` needs quotes",
 }
-
-
-@dataclass
-class Marks:
-    """Where every key and value of a document was written."""
-
-    keys: dict[KeyPath, Location] = field(default_factory=dict[KeyPath, Location])
-    values: dict[KeyPath, Location] = field(default_factory=dict[KeyPath, Location])
-
-    def key(self, path: KeyPath) -> Location | None:
-        """Returns where the key at ``path`` was written, or its nearest enclosing key."""
-        return _nearest(self.keys, path)
-
-    def value(self, path: KeyPath) -> Location | None:
-        """Returns where the value at ``path`` was written, or its nearest enclosing value."""
-        return _nearest(self.values, path)
 
 
 @dataclass(frozen=True)
@@ -69,6 +46,7 @@ class Source:
     Attributes:
         path: the file as the user named it.
         raw: its bytes.
+        lines: its text.
         data: the document; what could not be read is left out and has a Problem.
         marks: where its keys and values are.
         problems: duplicate keys, tags and other mistakes that do not hide the rest.
@@ -76,13 +54,18 @@ class Source:
 
     path: Path
     raw: bytes
+    lines: list[str]
     data: dict[str, Any]
     marks: Marks
     problems: list[Problem]
 
 
-def read_source(path: Path) -> Source:
+def read_source(path: Path, *, what: str = "recipe") -> Source:
     """Reads the recipe file ``path``.
+
+    Args:
+        path: as messages show it.
+        what: what the file is, for messages.
 
     Raises:
         UsageError: there is no such file, or it cannot be read.
@@ -90,22 +73,20 @@ def read_source(path: Path) -> Source:
     """
     raw = _read_bytes(path)
     text = _decode(path, raw)
-    builder = _Builder(str(path), _LINE_BREAK.split(text))
+    lines = _LINE_BREAK.split(text)
+    if len(lines) > MAX_LINES or len(text.split()) > MAX_WORDS:
+        over = f"{MAX_LINES} lines" if len(lines) > MAX_LINES else f"{MAX_WORDS} words"
+        message = f"the file has more than {over}: that is no recipe"
+        raise _refuse(Location(str(path)), message, "name a recipe file")
+    builder = DataBuilder(str(path), lines)
     node = _compose(path, text, builder)
     if node is None:
-        raise _refuse(Location(str(path)), "the recipe is empty", "see `recipes/quickstart.yaml`")
+        raise _refuse(Location(str(path)), f"the {what} is empty", "see `recipes/quickstart.yaml`")
     if not isinstance(node, yaml.MappingNode):
         location = builder.locate(node)
-        raise _refuse(location, "a recipe is a mapping of sections", "write `section:` lines")
-    data = cast("dict[str, Any]", builder.build(node, ()))
-    return Source(path=path, raw=raw, data=data, marks=builder.marks, problems=builder.problems)
-
-
-def _nearest(table: dict[KeyPath, Location], path: KeyPath) -> Location | None:
-    for end in range(len(path), 0, -1):
-        if path[:end] in table:
-            return table[path[:end]]
-    return None
+        raise _refuse(location, f"a {what} is a mapping of sections", "write `section:` lines")
+    data = cast("dict[str, Any]", builder.build(node, ()) or {})
+    return Source(path, raw, lines, data, builder.marks, builder.problems)
 
 
 def _refuse(location: Location, message: str, hint: str) -> RecipeError:
@@ -126,21 +107,29 @@ def _read_bytes(path: Path) -> bytes:
         hint = "check the path and its permissions"
         raise UsageError(f"`{path}` cannot be read: {reason}", hint=hint) from None
     if len(raw) > MAX_BYTES:
-        message = f"the file is larger than {MAX_BYTES // 1024} KiB: that is no recipe"
+        message = f"the file is larger than {MAX_BYTES // 10**6} MB: that is no recipe"
         raise _refuse(Location(str(path)), message, "name a recipe file")
     return raw
 
 
 def _decode(path: Path, raw: bytes) -> str:
+    if raw[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        hint = "save the file as UTF-8"
+        raise _refuse(Location(str(path)), "the file is UTF-16 text, not UTF-8", hint)
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        line = raw[: error.start].count(b"\n") + 1
+        start = raw.rfind(b"\n", 0, error.start) + 1
+        line = raw.count(b"\n", 0, start) + 1
+        column = len(raw[start : error.start].decode()) + 1
+        text = raw[start:].split(b"\n", 1)[0].decode(errors="replace").rstrip("\r")
+        location = Location(str(path), line, column, text)
         message = f"line {line} is not UTF-8 text"
-        raise _refuse(Location(str(path)), message, "save the file as UTF-8") from None
+        hint = "save the file as UTF-8 (it may be Latin-1 or Windows-1252)"
+        raise _refuse(location, message, hint) from None
 
 
-def _compose(path: Path, text: str, builder: _Builder) -> yaml.Node | None:
+def _compose(path: Path, text: str, builder: DataBuilder) -> yaml.Node | None:
     try:
         loader = _Loader(text)
         try:
@@ -152,13 +141,14 @@ def _compose(path: Path, text: str, builder: _Builder) -> yaml.Node | None:
         column = error.position - (text.rfind("\n", 0, error.position) + 1)
         code = error.character if isinstance(error.character, int) else ord(error.character[:1])
         message = f"the character U+{code:04X} cannot stand in YAML"
-        raise _refuse(builder.at(line, column), message, "delete it") from None
+        hint = "delete it" if code else "delete it, or save the file as UTF-8 text"
+        raise _refuse(builder.at(line, column), message, hint) from None
     except yaml.MarkedYAMLError as error:
         raise _refuse(*_explain_syntax(error, path, builder)) from None
 
 
 def _explain_syntax(
-    error: yaml.MarkedYAMLError, path: Path, builder: _Builder
+    error: yaml.MarkedYAMLError, path: Path, builder: DataBuilder
 ) -> tuple[Location, str, str]:
     mark = error.problem_mark or error.context_mark
     location = builder.at(mark.line, mark.column) if mark else Location(str(path))
@@ -167,6 +157,9 @@ def _explain_syntax(
         return location, problem, context
     if "'\\t'" in problem:
         return location, "a tab cannot indent YAML", "indent with spaces"
+    if "duplicate anchor" in context:
+        message = context.removeprefix("found ").partition(";")[0]
+        return location, message, "give one of the two anchors another name"
     message = f"this is not YAML: {problem}" + (f" {context}" if context else "")
     for words, advice in _ADVICE.items():
         if words in problem or words in context:
@@ -179,134 +172,27 @@ class _RefusedError(yaml.MarkedYAMLError):
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's pure-Python composer with YAML 1.2 scalars, no aliases and bounded nesting.
+    """PyYAML's pure-Python composer with YAML 1.2 scalars and bounded nesting and size.
 
     The pure one on purpose: libyaml's recursion ends in a crash, not in an exception.
     """
 
-    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012  PyYAML's own way to extend
+    yaml_implicit_resolvers: Resolvers = add_core_schema({})
     depth = 0
+    num_nodes = 0
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         """Composes one node; see `yaml.composer.Composer.compose_node`."""
-        loader = cast("Any", self)
-        mark: yaml.Mark = loader.peek_event().start_mark
-        if loader.check_event(yaml.AliasEvent):
-            hint = "write the value out where it is needed"
-            raise _RefusedError(hint, None, "aliases (`*name`) have no place in a recipe", mark)
+        mark: yaml.Mark = cast("Any", self).peek_event().start_mark
+        self.num_nodes += 1
+        hint = "a recipe has sections and their keys"
+        if self.num_nodes > MAX_NODES:
+            message = f"the file holds more than {MAX_NODES} keys and values: that is no recipe"
+            raise _RefusedError(hint, None, message, mark)
         if self.depth >= MAX_DEPTH:
-            hint = "a recipe has sections and their keys"
             raise _RefusedError(hint, None, f"nested deeper than {MAX_DEPTH} levels", mark)
         self.depth += 1
         try:
             return super().compose_node(parent, index)
         finally:
             self.depth -= 1
-
-
-class ResolvedDumper(yaml.SafeDumper):
-    """Writes plain data so that this reader and YAML 1.1 readers agree on every scalar."""
-
-    def ignore_aliases(self, data: Any) -> bool:  # noqa: ARG002
-        """Returns True: aliases are never written."""
-        return True
-
-
-ResolvedDumper.yaml_implicit_resolvers = {
-    first: list(table) for first, table in yaml.SafeDumper.yaml_implicit_resolvers.items()
-}
-for _name, _pattern, _first in reversed(_CORE_SCHEMA):  # inserted in front: the last one wins
-    _whole = re.compile(rf"^(?:{_pattern.pattern})$")
-    for _class in (_Loader, ResolvedDumper):
-        for _character in [*_first, *([""] if _name == "null" else [])]:
-            _table = _class.yaml_implicit_resolvers.setdefault(_character, [])
-            _table.insert(0, (TAG + _name, _whole))
-
-
-class _Builder:
-    """Builds plain data from nodes, noting marks and Problems on the way."""
-
-    def __init__(self, source: str, lines: list[str]) -> None:
-        self.source = source
-        self.lines = lines
-        self.marks = Marks()
-        self.problems: list[Problem] = []
-
-    def at(self, line: int, column: int, length: int = 1) -> Location:
-        """Returns the location of 0-based ``line`` and ``column``."""
-        text = self.lines[line] if line < len(self.lines) else ""
-        return Location(self.source, line + 1, column + 1, text, max(1, length))
-
-    def locate(self, node: yaml.Node) -> Location:
-        """Returns the location of ``node``, underlined up to the end of its first line."""
-        start, end = node.start_mark, node.end_mark
-        text = self.lines[start.line] if start.line < len(self.lines) else ""
-        last = end.column if end.line == start.line else len(text.rstrip())
-        return self.at(start.line, start.column, last - start.column)
-
-    def build(self, node: yaml.Node, path: KeyPath) -> Any:
-        """Returns the plain value of ``node``; None, with a Problem, where there is none."""
-        self.marks.values[path] = self.locate(node)
-        if isinstance(node, yaml.MappingNode) and node.tag == TAG + "map":
-            return self._build_mapping(node, path)
-        if isinstance(node, yaml.SequenceNode) and node.tag == TAG + "seq":
-            return [self.build(child, (*path, i)) for i, child in enumerate(node.value)]
-        if isinstance(node, yaml.ScalarNode) and node.tag.startswith(TAG):
-            kind = node.tag[len(TAG) :]
-            if kind in ("str", "int", "float", "bool", "null"):
-                return self._build_scalar(kind, node, path)
-        tag = node.tag.replace(TAG, "!!")
-        self._report(node, path, f"the tag `{tag}` has no place in a recipe", "delete the tag")
-        return None
-
-    def _build_mapping(self, node: yaml.MappingNode, path: KeyPath) -> dict[str, Any]:
-        data: dict[str, Any] = {}
-        for key_node, value_node in node.value:
-            key: Hashable = key_node.value if isinstance(key_node, yaml.ScalarNode) else None
-            if not isinstance(key, str) or key_node.tag != TAG + "str":
-                hint = "put quotes around it" if isinstance(key, str) else "write `key: value`"
-                self._report(key_node, path, "a key must be a string", hint)
-            elif key in data:
-                first = self.marks.keys[(*path, key)].line
-                hint = f"delete one of them (the first is on line {first})"
-                self._report(key_node, (*path, key), f"the key `{key}` is there twice", hint)
-            else:
-                self.marks.keys[(*path, key)] = self.locate(key_node)
-                data[key] = self.build(value_node, (*path, key))
-        return data
-
-    def _build_scalar(self, kind: str, node: yaml.ScalarNode, path: KeyPath) -> Any:
-        text = cast("str", node.value)
-        try:
-            return _parse_scalar(kind, text)
-        except (ValueError, KeyError):
-            shown = text if len(text) <= 40 else text[:37] + "..."
-            shown = shown.encode("unicode_escape").decode()
-            what = "string" if kind == "str" else kind
-            self._report(node, path, f"`{shown}` is no {what} that can be used", "change the value")
-            return None
-
-    def _report(self, node: yaml.Node, path: KeyPath, message: str, hint: str) -> None:
-        key = ".".join(str(part) for part in path)
-        self.problems.append(Problem(message, key, self.locate(node), hint))
-
-
-def _parse_scalar(kind: str, text: str) -> Any:
-    """Returns the value of a plain scalar.
-
-    Raises:
-        ValueError, KeyError: an explicit tag that the text does not fit, or an absurd number.
-    """
-    if kind == "str":
-        text.encode("utf-8")  # a lone surrogate ("\\ud800") could not be written to a file
-        return text
-    if kind == "null":
-        return None
-    if kind == "bool":
-        return {"true": True, "false": False}[text.lower()]
-    if len(text) > MAX_DIGITS:
-        raise ValueError(text)
-    if kind == "int":
-        base = {"0o": 8, "0x": 16}.get(text[:2], 10)
-        return int(text, base)
-    return float(re.sub(r"^([-+]?)\.(?=[inIN])", r"\1", text))

@@ -21,6 +21,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     verbs = parser.add_subparsers(dest="verb", required=True)
     train = verbs.add_parser("train")
     train.add_argument("run_dir", type=Path)
+    train.add_argument("--trust-remote-code", action="store_true")
     train.set_defaults(run=_train)
     generate = verbs.add_parser("generate")
     generate.add_argument("run_dir", type=Path)
@@ -29,6 +30,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     generate.add_argument("--temperature", type=float, default=0.0)
     generate.add_argument("--device", choices=("cuda", "cpu"), required=True)
     generate.add_argument("--base", action="store_true")
+    generate.add_argument("--trust-remote-code", action="store_true")
     generate.set_defaults(run=_generate)
     smoke_model = verbs.add_parser("smoke-model")
     smoke_model.add_argument("spec", type=Path)
@@ -52,7 +54,7 @@ def _train(parsed: argparse.Namespace, rank: int) -> None:
         redirect_output(files.rank_log(rank))
         from fsdpq.worker.train import train
 
-        train(files)
+        train(files, trust_remote_code=parsed.trust_remote_code)
 
 
 def _generate(parsed: argparse.Namespace, rank: int) -> None:
@@ -67,6 +69,7 @@ def _generate(parsed: argparse.Namespace, rank: int) -> None:
             temperature=parsed.temperature,
             device_type=parsed.device,
             use_adapter=not parsed.base,
+            trust_remote_code=parsed.trust_remote_code,
         )
 
 

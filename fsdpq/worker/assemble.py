@@ -20,7 +20,12 @@ from fsdpq.dist import check_same_on_all_ranks, own_shard
 from fsdpq.errors import EnvironmentProblemError
 from fsdpq.fsdp.wrap import apply_fsdp, build_mesh
 from fsdpq.model.causal_lm import CausalLM
-from fsdpq.model.meta import DTYPES, build_meta_model, count_parameters
+from fsdpq.model.meta import (
+    DTYPES,
+    build_meta_model,
+    count_parameters,
+    explained_remote_code,
+)
 from fsdpq.model.quantized_linear import QuantizedLinear
 from fsdpq.model.stream import checkpoint_name, load_base
 from fsdpq.model.structure import matches_suffix
@@ -38,11 +43,13 @@ class Inputs:
         model_dir: the base model's checkpoint.
         model_revision: commit of a hub repository, None elsewhere.
         data_path: the data file.
+        trust_remote_code: run Python code that the model brings; from the command line only.
     """
 
     model_dir: Path
     model_revision: str | None
     data_path: Path
+    trust_remote_code: bool = False
 
 
 @dataclass(frozen=True)
@@ -84,11 +91,12 @@ class Assembled:
         )
 
 
-def read_inputs(files: RunFiles) -> Inputs:
+def read_inputs(files: RunFiles, *, trust_remote_code: bool = False) -> Inputs:
     """Reads from the lock where model and data lie."""
     inputs = json.loads(files.lock.read_text(encoding="utf-8"))["inputs"]
     model, data = inputs["model"], inputs["data"]
-    return Inputs(Path(model["directory"]), model["revision"], Path(data["path"]))
+    directory, revision = Path(model["directory"]), model["revision"]
+    return Inputs(directory, revision, Path(data["path"]), trust_remote_code)
 
 
 def resolve_dtype(recipe: Recipe, device: torch.device) -> torch.dtype:
@@ -113,6 +121,7 @@ def assemble_model(
     *,
     device: torch.device,
     report_load: Callable[[int, int], Any],
+    trust_remote_code: bool = False,
 ) -> Assembled:
     """Builds, shards and loads the model, adapters at their initial values.
 
@@ -126,6 +135,7 @@ def assemble_model(
         dtype=dtype,
         attn_implementation=recipe.model.attn_implementation,
         quantizer=quantizer,
+        trust_remote_code=trust_remote_code,
     )
     num_parameters, num_quantized = count_parameters(model)
     adapter.apply_adapter(
@@ -165,9 +175,14 @@ def target_test(targets: str | tuple[str, ...]) -> Callable[[str, nn.Module], bo
     return is_target
 
 
-def load_tokenizer(model_dir: Path) -> PreTrainedTokenizerBase:
-    """Returns the checkpoint's tokenizer."""
-    return AutoTokenizer.from_pretrained(model_dir)
+def load_tokenizer(model_dir: Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """Returns the checkpoint's tokenizer.
+
+    Raises:
+        CheckpointError: it is code of the model's authors, and nobody said to trust it.
+    """
+    with explained_remote_code(model_dir):
+        return AutoTokenizer.from_pretrained(model_dir, trust_remote_code=trust_remote_code)
 
 
 def stop_ids(model_dir: Path, tokenizer: PreTrainedTokenizerBase) -> set[int]:

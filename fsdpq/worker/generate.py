@@ -20,6 +20,7 @@ def generate(
     temperature: float,
     device_type: str,
     use_adapter: bool,
+    trust_remote_code: bool = False,
 ) -> None:
     """Writes the answer to stdout.
 
@@ -30,13 +31,19 @@ def generate(
         temperature: 0 is greedy.
         device_type: ``cuda`` or ``cpu``.
         use_adapter: False answers with the quantized base alone.
+        trust_remote_code: run code that the model brings.
     """
-    recipe, inputs = load_resolved(files.resolved), read_inputs(files)
+    recipe = load_resolved(files.resolved)
+    inputs = read_inputs(files, trust_remote_code=trust_remote_code)
     device = dist.start_process_group(device_type)
     dist.seed_everything(recipe.training.seed)
-    tokenizer = load_tokenizer(inputs.model_dir)
+    tokenizer = load_tokenizer(inputs.model_dir, trust_remote_code=trust_remote_code)
     assembled = assemble_model(
-        recipe, inputs.model_dir, device=device, report_load=lambda _done, _total: None
+        recipe,
+        inputs.model_dir,
+        device=device,
+        report_load=lambda _done, _total: None,
+        trust_remote_code=trust_remote_code,
     )
     if use_adapter:
         import_adapter(assembled.adapted_layers, files.adapter)

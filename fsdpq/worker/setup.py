@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from fsdpq import dist
 from fsdpq.data.formats import read_conversations
 from fsdpq.data.loader import Step, build_step, iterate_steps, split_rows
 from fsdpq.data.tokenize import Row, tokenize_conversations
 from fsdpq.errors import Problem, RecipeError
+from fsdpq.model.meta import read_config
 from fsdpq.protocols import MetricSink
 from fsdpq.recipe.root import Recipe
 from fsdpq.registry import resolve_builder
@@ -38,7 +39,7 @@ def load_data(
 
     Ranks: all (collective).
     """
-    check_context(recipe.data.seq_len, inputs.model_dir)
+    check_context(recipe.data.seq_len, inputs.model_dir, trust_remote_code=inputs.trust_remote_code)
     conversations = read_conversations(inputs.data_path)
     tokenized = tokenize_conversations(conversations, tokenizer, recipe.data)
     dist.check_same_on_all_ranks("the data", tokenized.digest())
@@ -56,9 +57,9 @@ def load_data(
     return Data([rows[i] for i in train_ids], [rows[i] for i in eval_ids])
 
 
-def check_context(seq_len: int, model_dir: Path) -> None:
+def check_context(seq_len: int, model_dir: Path, *, trust_remote_code: bool = False) -> None:
     """Raises `RecipeError` where rows may be longer than the model was made for."""
-    config = AutoConfig.from_pretrained(model_dir).get_text_config()
+    config = read_config(model_dir, trust_remote_code=trust_remote_code).get_text_config()
     longest = getattr(config, "max_position_embeddings", None)
     if longest is not None and seq_len > longest:
         message = f"`data.seq_len` is {seq_len}, the model's context is {longest} tokens"

@@ -34,21 +34,26 @@ from fsdpq.worker.setup import Data, build_trainer, load_data, steps_of_rank
 LOAD_REPORT_S = 0.2
 
 
-def train(files: RunFiles) -> None:
-    """Runs the recipe of a run directory.
+def train(files: RunFiles, *, trust_remote_code: bool = False) -> None:
+    """Runs the recipe of a run directory; code that the model brings only where it is trusted.
 
     Ranks: all (collective).
     """
-    recipe, inputs = load_resolved(files.resolved), read_inputs(files)
+    recipe = load_resolved(files.resolved)
+    inputs = read_inputs(files, trust_remote_code=trust_remote_code)
     device = dist.start_process_group(recipe.launch.device)
     dist.seed_everything(recipe.training.seed)
     events = sink(files.events)
     enter(events, "data")
-    tokenizer = load_tokenizer(inputs.model_dir)
+    tokenizer = load_tokenizer(inputs.model_dir, trust_remote_code=trust_remote_code)
     data = load_data(recipe, inputs, tokenizer, events)
     enter(events, "load")
     assembled = assemble_model(
-        recipe, inputs.model_dir, device=device, report_load=load_reporter(events)
+        recipe,
+        inputs.model_dir,
+        device=device,
+        report_load=load_reporter(events),
+        trust_remote_code=trust_remote_code,
     )
     trainer = build_trainer(recipe, assembled, data, sink(files.metrics), device)
     summary = summarize_setup(recipe, assembled, data, trainer, device)
