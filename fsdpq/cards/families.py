@@ -27,6 +27,8 @@ class Family:
         norm_bias: norms have a bias.
         qk_norm: norms of query and key: none, over each head, or over all heads at once.
         experts: the feed-forward is a router and experts (3-D parameters in transformers 5).
+        lacks_attention: values of ``attn_implementation`` that transformers refuses for it.
+        isolates_documents: packed documents do not see each other (its masks read position ids).
     """
 
     projections: tuple[str, ...] = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
@@ -41,6 +43,8 @@ class Family:
     norm_bias: bool = False
     qk_norm: Literal["none", "head", "full"] = "none"
     experts: bool = False
+    lacks_attention: tuple[str, ...] = ()
+    isolates_documents: bool = True
 
 
 FAMILIES: dict[str, Family] = {
@@ -51,10 +55,10 @@ FAMILIES: dict[str, Family] = {
     "qwen3": Family(qk_norm="head"),
     "qwen3_moe": Family(qk_norm="head", experts=True),
     "gemma": Family(),
-    "gemma2": Family(layer_norms=4),
+    "gemma2": Family(layer_norms=4, lacks_attention=("sdpa",)),
     "gemma3_text": Family(layer_norms=4, qk_norm="head"),
     "olmo2": Family(qk_norm="full"),
-    "stablelm": Family(projection_bias=True, norm_bias=True),
+    "stablelm": Family(projection_bias=True, norm_bias=True, lacks_attention=("flex_attention",)),
     "phi": Family(
         output="self_attn.dense",
         gates=("mlp.fc1",),
@@ -75,6 +79,8 @@ FAMILIES: dict[str, Family] = {
         gated=False,
         layer_norms=1,
         norm_bias=True,
+        lacks_attention=("flex_attention",),
+        isolates_documents=False,
     ),
     "gpt_neox": Family(
         projections=("attention.query_key_value",),

@@ -197,3 +197,40 @@ def test_sizes_left_out_of_a_config_are_derived(tmp_path: Path):
     card = card_from_config(tmp_path / "config.json")
     assert card is not None
     assert (card.num_key_value_heads, card.head_dim, card.tie_word_embeddings) == (4, 16, False)
+
+
+def tiny(card):
+    """The same architecture, small enough to run at once."""
+    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+    kv_heads = {"falcon": 1, "gpt_neox": 4}.get(card.model_type, 2)
+    window = None if card.sliding_window is None else 32
+    return replace(
+        card, num_layers=2, hidden_size=64, intermediate_size=128, num_attention_heads=4,
+        num_key_value_heads=kv_heads, head_dim=16, vocab_size=64, max_position_embeddings=64,
+        sliding_window=window, **(experts if card.num_experts else {}),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("model_type", sorted(FAMILIES))
+def test_packed_documents_are_isolated_where_the_family_says_so(model_type, attention):
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    family = FAMILIES[model_type]
+    config = AutoConfig.for_model(model_type, **config_facts(tiny(SMALLEST[model_type])))
+    torch.manual_seed(0)
+    if attention in family.lacks_attention:
+        with pytest.raises(ValueError, match="does not support"):
+            AutoModelForCausalLM.from_config(config, attn_implementation=attention)
+        return
+    model = AutoModelForCausalLM.from_config(config, attn_implementation=attention).eval()
+    positions = torch.arange(8).repeat(2)[None]
+    first = torch.randint(1, 64, (2, 8))
+    second = torch.randint(1, 64, (1, 8)).expand(2, -1)
+    with torch.no_grad():
+        rows = torch.cat([first, second], dim=1)
+        out = model(input_ids=rows, position_ids=positions.expand(2, -1), use_cache=False)
+    # Bit for bit: the masked positions contribute exact zeros.
+    same = torch.equal(out.logits[0, 8:], out.logits[1, 8:])
+    assert same == family.isolates_documents

@@ -1,0 +1,59 @@
+"""Rules that no single field can check, one ``check_*`` function each, one module a topic.
+
+A check takes the recipe and the directory that its relative paths start from, and yields Problems
+that name a key; `fsdpq.recipe.load` adds where it was written. A setting that would be ignored is a
+Problem, not a warning. A value that equals its default counts as not given, so that a resolved
+recipe, which spells out every default, is valid where its source is. `CHECKS` lists the checks in
+order, `NOTICES` the functions that yield what is worth knowing and no mistake.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from fsdpq.errors import Problem
+from fsdpq.recipe.checks import (
+    adapter,
+    attention,
+    batch,
+    data,
+    launch,
+    memory,
+    model,
+    output,
+    quantization,
+    schedule,
+    sharding,
+)
+from fsdpq.recipe.not_yet import check_implemented
+from fsdpq.recipe.root import Recipe
+
+Check = Callable[[Recipe, Path], Iterator[Problem]]
+"""Takes the recipe and the directory that its relative paths start from."""
+
+Note = Callable[[Recipe, Path], Iterator[str]]
+"""Takes the same and yields sentences."""
+
+
+def check_supported(recipe: Recipe, _base_dir: Path) -> Iterator[Problem]:
+    """A setting that this version does not do yet."""
+    yield from check_implemented(recipe)
+
+
+CHECKS: tuple[Check, ...] = (
+    check_supported,
+    *model.CHECKS,
+    *attention.CHECKS,
+    *quantization.CHECKS,
+    *adapter.CHECKS,
+    *sharding.CHECKS,
+    *memory.CHECKS,
+    *data.CHECKS,
+    *batch.CHECKS,
+    *schedule.CHECKS,
+    *output.CHECKS,
+    *launch.CHECKS,
+)
+
+NOTICES: tuple[Note, ...] = (*adapter.NOTICES, *output.NOTICES)

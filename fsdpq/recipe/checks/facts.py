@@ -1,0 +1,75 @@
+"""What several checks ask of a recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from fsdpq.cards.card import LinearShape, ModelCard
+from fsdpq.cards.find import card_from_config, find_card
+from fsdpq.errors import Problem
+from fsdpq.recipe.describe import show_value
+from fsdpq.recipe.options import Options
+from fsdpq.recipe.root import Recipe
+from fsdpq.recipe.sections.fsdp import PRECISION_DTYPES
+
+
+def model_directory(recipe: Recipe, base_dir: Path) -> Path | None:
+    """Returns the model's directory, None where its name is no directory of this machine."""
+    try:
+        directory = base_dir / Path(recipe.model.name_or_path).expanduser()
+        return directory if directory.is_dir() else None
+    except (OSError, ValueError, RuntimeError):
+        return None
+
+
+def card_of(recipe: Recipe, base_dir: Path) -> ModelCard | None:
+    """Returns the model's card: of its directory, else of the table; None where neither has it."""
+    directory = model_directory(recipe, base_dir)
+    if directory is not None:
+        return card_from_config(directory)
+    return find_card(recipe.model.name_or_path)
+
+
+def num_ranks(recipe: Recipe) -> int | None:
+    """Returns the ranks of the run, None where the machine decides."""
+    if recipe.launch.nproc_per_node == "auto":
+        return None
+    return recipe.launch.nproc_per_node * recipe.launch.nnodes
+
+
+def told_dtype(recipe: Recipe) -> str | None:
+    """Returns the dtype that the recipe computes in, None where the machine decides."""
+    precision = recipe.fsdp.precision
+    if precision in ("fp16_autocast", "bf16_autocast", "bf16_buffers_autocast"):
+        return precision.partition("_")[0]
+    if recipe.model.dtype != "auto":
+        return recipe.model.dtype
+    return None if precision == "auto" else PRECISION_DTYPES[precision]
+
+
+def is_default(options: Options, field: str) -> bool:
+    """Whether ``field`` has the value that it would have without being given."""
+    info = type(options).model_fields[field]
+    return bool(getattr(options, field) == info.get_default(call_default_factory=True))
+
+
+def has_no_effect(
+    recipe: Recipe, section: str, field: str, reason: str, hint: str = ""
+) -> Iterator[Problem]:
+    """Yields a Problem where ``section.field`` is given, because nothing reads it."""
+    if not is_default(getattr(recipe, section), field):
+        key, value = f"{section}.{field}", show_value(getattr(getattr(recipe, section), field))
+        message = f"`{key}: {value}` has no effect {reason}"
+        yield Problem(message, key, hint=hint or f"delete `{field}`")
+
+
+def layer_linears(card: ModelCard) -> list[LinearShape]:
+    """Returns the linear layers that can be quantized and adapted: experts' stacks are none."""
+    routers = ("mlp.gate",) if card.num_experts else ()
+    return [s for s in card.linear_shapes if s.count == 1 and s.name not in routers]
+
+
+def matches(name: str, pattern: str) -> bool:
+    """Whether ``pattern`` is the last parts of the dotted ``name``."""
+    return name == pattern or name.endswith(f".{pattern}")

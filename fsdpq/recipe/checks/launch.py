@@ -1,0 +1,45 @@
+"""Rules about ``launch``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from fsdpq.errors import Problem
+from fsdpq.recipe.checks.facts import has_no_effect
+from fsdpq.recipe.root import Recipe
+
+KEY = "launch.rdzv_endpoint"
+THIS_MACHINE = ("localhost", "127.0.0.1", "0.0.0.0")  # noqa: S104  names, nothing is bound
+
+
+def check_port_exists(recipe: Recipe, _base_dir: Path) -> Iterator[Problem]:
+    """A port of ``launch.rdzv_endpoint`` that is out of range."""
+    endpoint = recipe.launch.rdzv_endpoint
+    if endpoint is not None and not 0 < int(endpoint.rpartition(":")[2]) < 2**16:
+        message = f"`{KEY}`: `{endpoint}` has no port from 1 to 65535"
+        yield Problem(message, KEY, hint="delete it: a free port is found by itself")
+
+
+def check_machines_meet(recipe: Recipe, _base_dir: Path) -> Iterator[Problem]:
+    """Several machines without an address where they meet, or with one of this machine only."""
+    launch = recipe.launch
+    if launch.nnodes == 1 or launch.scheduler != "local":
+        return
+    hint = "give the first machine's address, `rdzv_endpoint: 10.0.0.1:29500`, on all of them"
+    if launch.rdzv_endpoint is None:
+        message = f"`launch.nnodes: {launch.nnodes}` needs `launch.rdzv_endpoint`"
+        yield Problem(message, "launch.nnodes", hint=hint)
+    elif launch.rdzv_endpoint.rpartition(":")[0] in THIS_MACHINE:
+        message = f"`{KEY}: {launch.rdzv_endpoint}` is another machine on each of {launch.nnodes}"
+        yield Problem(message, KEY, hint=hint)
+
+
+def check_slurm_chooses_the_endpoint(recipe: Recipe, _base_dir: Path) -> Iterator[Problem]:
+    """``rdzv_endpoint`` under Slurm, which gives the job its machines."""
+    if recipe.launch.scheduler == "slurm":
+        reason = "with `scheduler: slurm`: ranks meet on the first machine of the job"
+        yield from has_no_effect(recipe, "launch", "rdzv_endpoint", reason)
+
+
+CHECKS = (check_port_exists, check_machines_meet, check_slurm_chooses_the_endpoint)

@@ -1,0 +1,43 @@
+"""Rules about ``model``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from fsdpq.errors import Problem
+from fsdpq.recipe.checks.facts import card_of, has_no_effect, model_directory
+from fsdpq.recipe.root import Recipe
+from fsdpq.recipe.sections.fsdp import PRECISION_DTYPES
+
+
+def check_model_revision_used(recipe: Recipe, base_dir: Path) -> Iterator[Problem]:
+    """A revision of a model that is not on the hub: a directory, or ``pypi:``."""
+    if recipe.model.name_or_path.startswith("pypi:"):
+        yield from has_no_effect(recipe, "model", "revision", "on a `pypi:` model: it is pinned")
+    elif model_directory(recipe, base_dir) is not None:
+        yield from has_no_effect(recipe, "model", "revision", "on a model directory")
+
+
+def check_seq_len_fits(recipe: Recipe, base_dir: Path) -> Iterator[Problem]:
+    """Rows longer than the model was made for, by its card or its ``config.json``."""
+    card = card_of(recipe, base_dir)
+    if card is not None and recipe.data.seq_len > card.max_position_embeddings:
+        longest = card.max_position_embeddings
+        message = f"`data.seq_len` is {recipe.data.seq_len} and the model's context is {longest}"
+        hint = f"use `seq_len: {longest}` or less, or a model with a longer context"
+        yield Problem(f"{message} tokens", "data.seq_len", hint=hint)
+
+
+def check_dtype_agrees(recipe: Recipe, _base_dir: Path) -> Iterator[Problem]:
+    """A ``model.dtype`` that is not the one of the preset in ``fsdp.precision``."""
+    dtype, precision = recipe.model.dtype, recipe.fsdp.precision
+    if dtype == "auto" or precision == "auto" or PRECISION_DTYPES[precision] == dtype:
+        return
+    wanted = PRECISION_DTYPES[precision]
+    message = f"`model.dtype: {dtype}` contradicts `fsdp.precision: {precision}`, which keeps"
+    hint = f"delete `model.dtype`, or use `dtype: {wanted}`"
+    yield Problem(f"{message} weights in {wanted}", "model.dtype", hint=hint)
+
+
+CHECKS = (check_model_revision_used, check_seq_len_fits, check_dtype_agrees)

@@ -1,0 +1,85 @@
+"""Rules about ``quantization``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from fsdpq.errors import Problem
+from fsdpq.recipe.checks.facts import card_of, layer_linears, matches
+from fsdpq.recipe.describe import list_words
+from fsdpq.recipe.root import Recipe
+from fsdpq.recipe.sections.quantization import HqqOptions, NoQuantOptions
+
+HEADS = ("lm_head", "embed_out")
+"""What the output head is called."""
+
+
+def check_base_can_be_trained(recipe: Recipe, _base_dir: Path) -> Iterator[Problem]:
+    """A quantized base with ``adapter: none``: codes have no gradient."""
+    if recipe.adapter.kind == "none" and recipe.quantization.kind != "none":
+        message = "`adapter.kind: none` trains the base, and quantized weights cannot be trained"
+        hint = "add `quantization: {kind: none}`, or use `adapter: {kind: lora}`"
+        yield Problem(message, "adapter.kind", hint=hint)
+
+
+def check_hqq_groups_fit(recipe: Recipe, base_dir: Path) -> Iterator[Problem]:
+    """Hqq groups, or codes packed to bytes, that would cross the rows of a weight."""
+    options, card = recipe.quantization, card_of(recipe, base_dir)
+    if not isinstance(options, HqqOptions) or card is None:
+        return
+    kept = options.modules_to_not_convert
+    shapes = [s for s in layer_linears(card) if not any(matches(s.name, name) for name in kept)]
+    for key, block in (("group_size", options.group_size or 1), ("nbits", _codes(options.nbits))):
+        crossed = [shape for shape in shapes if shape.in_features % block]
+        if crossed:
+            what = "" if key == "group_size" else f", {block} codes to {block * options.nbits} bits"
+            names = list_words((shape.name for shape in crossed), "and")
+            message = f"`quantization.{key}: {getattr(options, key)}`{what} does not divide the"
+            message += f" {crossed[0].in_features} inputs of {names}"
+            sizes = [s for s in (16, 32, 64, 128, 256) if not crossed[0].in_features % s]
+            hint = f"use {list_words(map(str, sizes))}" if sizes and key == "group_size" else ""
+            hint = hint or "add them to `modules_to_not_convert`, or use `kind: bnb`"
+            yield Problem(message, f"quantization.{key}", hint=hint)
+
+
+def _codes(nbits: int) -> int:
+    """Returns how many codes fill whole bytes."""
+    return 8 // nbits if nbits != 3 else 8
+
+
+def check_unconverted_modules_exist(recipe: Recipe, base_dir: Path) -> Iterator[Problem]:
+    """A name in ``modules_to_not_convert`` that the model has no linear layer of."""
+    card = card_of(recipe, base_dir)
+    if card is None or isinstance(recipe.quantization, NoQuantOptions):
+        return
+    shapes = layer_linears(card)
+    for name in recipe.quantization.modules_to_not_convert:
+        if not any(matches(shape.name, name) for shape in shapes):
+            key = "quantization.modules_to_not_convert"
+            hint = f"its layers have {list_words((shape.name for shape in shapes), 'and')}"
+            if name.rpartition(".")[2] in HEADS:
+                hint = "delete it: the output head is never quantized"
+            message = f"`{key}`: the model has no linear layer `{name}` to quantize"
+            yield Problem(message, key, hint=hint)
+
+
+def check_unconverted_modules_differ(recipe: Recipe, _base_dir: Path) -> Iterator[Problem]:
+    """A name that ``modules_to_not_convert`` holds twice."""
+    if not isinstance(recipe.quantization, NoQuantOptions):
+        names, key = recipe.quantization.modules_to_not_convert, "modules_to_not_convert"
+        yield from repeated(names, f"quantization.{key}")
+
+
+def repeated(names: tuple[str, ...], key: str) -> Iterator[Problem]:
+    """Yields a Problem for every name that the list at ``key`` holds twice."""
+    for name in sorted({name for name in names if names.count(name) > 1}):
+        yield Problem(f"`{key}` names `{name}` twice", key, hint="delete one of them")
+
+
+CHECKS = (
+    check_base_can_be_trained,
+    check_hqq_groups_fit,
+    check_unconverted_modules_exist,
+    check_unconverted_modules_differ,
+)

@@ -1,0 +1,91 @@
+"""Rules about how long a run is, and about ``optimizer`` and ``lr_scheduler``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from fsdpq.errors import Problem
+from fsdpq.recipe.checks.facts import has_no_effect
+from fsdpq.recipe.root import Recipe
+from fsdpq.recipe.sections.lr_scheduler import LinearScheduleOptions
+from fsdpq.recipe.sections.optimizer import SgdOptions
+
+
+def check_one_duration(recipe: Recipe, _base_dir: Path) -> Iterator[Problem]:
+    """Both ``training.steps`` and ``training.epochs``."""
+    if recipe.training.steps is not None and recipe.training.epochs is not None:
+        hint = "delete one of them (on the command line: `training.epochs=null`)"
+        yield Problem("`training` has both `steps` and `epochs`", "training.epochs", hint=hint)
+
+
+def check_one_warmup(recipe: Recipe, _base_dir: Path) -> Iterator[Problem]:
+    """Both ``warmup_steps`` and ``warmup_ratio``."""
+    schedule = recipe.lr_scheduler
+    if schedule.warmup_steps is not None and schedule.warmup_ratio is not None:
+        message = "`lr_scheduler` has both `warmup_steps` and `warmup_ratio`"
+        hint = "delete one of them (on the command line: `lr_scheduler.warmup_ratio=null`)"
+        yield Problem(message, "lr_scheduler.warmup_ratio", hint=hint)
+
+
+def check_warmup_fits(recipe: Recipe, _base_dir: Path) -> Iterator[Problem]:
+    """A warmup that does not end before the training does."""
+    steps, schedule = recipe.training.steps, recipe.lr_scheduler
+    if steps is None or schedule.num_warmup_steps(steps) < steps:
+        return
+    if schedule.warmup_ratio is None:
+        message = f"`lr_scheduler.warmup_steps` is {schedule.warmup_steps} and `training.steps` is"
+        hint = f"the warmup must end earlier: about {steps // 10} steps"
+        yield Problem(f"{message} {steps}", "lr_scheduler.warmup_steps", hint=hint)
+    elif schedule.warmup_ratio > 0:
+        message = f"`lr_scheduler.warmup_ratio: {schedule.warmup_ratio:g}` is all of {steps}"
+        hint = "lower it, or raise `training.steps`"
+        yield Problem(f"{message} steps", "lr_scheduler.warmup_ratio", hint=hint)
+
+
+def check_schedule_moves(recipe: Recipe, _base_dir: Path) -> Iterator[Problem]:
+    """A decrease to ``min_lr_ratio: 1``, which is none."""
+    schedule = recipe.lr_scheduler
+    if isinstance(schedule, LinearScheduleOptions) and schedule.min_lr_ratio == 1:
+        message = f"`lr_scheduler.kind: {schedule.kind}` has no effect with `min_lr_ratio: 1`"
+        hint = "use `kind: constant`, or a smaller `min_lr_ratio`"
+        yield Problem(message, "lr_scheduler.min_lr_ratio", hint=hint)
+
+
+def check_nesterov_has_momentum(recipe: Recipe, _base_dir: Path) -> Iterator[Problem]:
+    """``nesterov`` without ``momentum``."""
+    if isinstance(recipe.optimizer, SgdOptions) and recipe.optimizer.momentum == 0:
+        hint = "add `momentum: 0.9`, or delete `nesterov`"
+        yield from has_no_effect(recipe, "optimizer", "nesterov", "without `momentum`", hint)
+
+
+def check_eval_has_rows(recipe: Recipe, _base_dir: Path) -> Iterator[Problem]:
+    """Evaluations without rows that are held out."""
+    if recipe.training.eval_interval is not None and recipe.data.eval_fraction == 0:
+        message = "`training.eval_interval` has no effect: `data.eval_fraction` is 0"
+        yield Problem(message, "training.eval_interval", hint="add `eval_fraction: 0.1` to `data`")
+
+
+def check_intervals_end(recipe: Recipe, _base_dir: Path) -> Iterator[Problem]:
+    """An interval of evaluations, checkpoints or log lines that is longer than the run."""
+    steps = recipe.training.steps
+    intervals = {
+        "training.eval_interval": recipe.training.eval_interval,
+        "checkpoint.interval": recipe.checkpoint.interval,
+        "metrics.log_interval": recipe.metrics.log_interval,
+    }
+    for key, interval in intervals.items():
+        if steps is not None and interval is not None and interval > steps:
+            message = f"`{key}: {interval}` never comes: the run has {steps} steps"
+            yield Problem(message, key, hint=f"use {steps} or less, or delete it")
+
+
+CHECKS = (
+    check_one_duration,
+    check_one_warmup,
+    check_warmup_fits,
+    check_schedule_moves,
+    check_nesterov_has_momentum,
+    check_eval_has_rows,
+    check_intervals_end,
+)

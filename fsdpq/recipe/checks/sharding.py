@@ -1,0 +1,76 @@
+"""Rules about ``fsdp``: strategies, groups of ranks, offload."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from fsdpq.errors import Problem
+from fsdpq.recipe.checks.facts import has_no_effect, num_ranks
+from fsdpq.recipe.root import Recipe
+
+
+def check_strategy_has_ranks(recipe: Recipe, _base_dir: Path) -> Iterator[Problem]:
+    """A sharding strategy other than the default for a single rank."""
+    if num_ranks(recipe) == 1:
+        hint = "delete it, or raise `launch.nproc_per_node`"
+        yield from has_no_effect(recipe, "fsdp", "strategy", "with one rank", hint)
+
+
+def check_shard_size_used(recipe: Recipe, _base_dir: Path) -> Iterator[Problem]:
+    """``shard_size`` without a hybrid strategy."""
+    strategy = recipe.fsdp.strategy
+    if not strategy.startswith("hybrid"):
+        hint = "delete it, or use `strategy: hybrid_full_shard`"
+        reason = f"with `fsdp.strategy: {strategy}`"
+        yield from has_no_effect(recipe, "fsdp", "shard_size", reason, hint)
+
+
+def check_shard_size_divides(recipe: Recipe, _base_dir: Path) -> Iterator[Problem]:
+    """Groups of ``shard_size`` ranks that do not fill the ranks of the run."""
+    ranks, size = num_ranks(recipe), recipe.fsdp.shard_size
+    if ranks is not None and size is not None and ranks % size:
+        sizes = [n for n in range(2, ranks) if ranks % n == 0]
+        message = f"`fsdp.shard_size` is {size}, which does not divide {ranks} ranks"
+        hint = f"use one of {', '.join(map(str, sizes))}" if sizes else "use another strategy"
+        yield Problem(message, "fsdp.shard_size", hint=hint)
+
+
+def check_hybrid_has_groups(recipe: Recipe, _base_dir: Path) -> Iterator[Problem]:
+    """A hybrid strategy with one group, which is the plain one, or with groups of one rank."""
+    strategy, ranks = recipe.fsdp.strategy, num_ranks(recipe)
+    if not strategy.startswith("hybrid") or ranks is None or ranks == 1:
+        return
+    plain = strategy.removeprefix("hybrid_")
+    if recipe.fsdp.shard_size == ranks:
+        message = f"`fsdp.strategy: {strategy}` has one group of {ranks} ranks, which is"
+        yield Problem(f"{message} `{plain}`", "fsdp.strategy", hint=f"use `strategy: {plain}`")
+    elif recipe.fsdp.shard_size is None and recipe.launch.nnodes == 1 and ranks < 4:
+        message = f"`fsdp.strategy: {strategy}` needs two groups of two ranks, and there are"
+        hint = f"use `strategy: {plain}`, or four ranks"
+        yield Problem(f"{message} {ranks}", "fsdp.strategy", hint=hint)
+
+
+def check_offloaded_activations_exist(recipe: Recipe, _base_dir: Path) -> Iterator[Problem]:
+    """``activation_offload`` without activation checkpointing: there is nothing to move."""
+    if recipe.fsdp.activation_checkpointing == "none":
+        reason = "with `activation_checkpointing: none`"
+        hint = "use `activation_checkpointing: full`, or delete `activation_offload`"
+        yield from has_no_effect(recipe, "fsdp", "activation_offload", reason, hint)
+
+
+def check_disk_holds_frozen_weights(recipe: Recipe, _base_dir: Path) -> Iterator[Problem]:
+    """``offload: disk`` in full finetuning: only weights that never change are mapped."""
+    if recipe.fsdp.offload == "disk" and recipe.adapter.kind == "none":
+        message = "`fsdp.offload: disk` maps frozen weights, and `adapter.kind: none` has none"
+        yield Problem(message, "fsdp.offload", hint="use `offload: cpu`, or an adapter")
+
+
+CHECKS = (
+    check_strategy_has_ranks,
+    check_shard_size_used,
+    check_shard_size_divides,
+    check_hybrid_has_groups,
+    check_offloaded_activations_exist,
+    check_disk_holds_frozen_weights,
+)

