@@ -18,7 +18,7 @@ import yaml
 from pydantic import ValidationError
 
 from fsdpq.errors import Problem, RecipeError
-from fsdpq.recipe.checks import CHECKS
+from fsdpq.recipe.checks import CHECKS, NOTICES
 from fsdpq.recipe.compose import apply_overrides, parse_overrides
 from fsdpq.recipe.describe import list_sections
 from fsdpq.recipe.explain_errors import Translator
@@ -90,10 +90,11 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> LoadedRecipe:
         problems += [translator.locate(problem) for problem in found if problem.key not in told]
     if problems or recipe is None:
         raise RecipeError(problems[:MAX_PROBLEMS])
-    notices = (*composed.notices, *note_outside_paths(recipe, composed, path.parent))
+    notices = [*composed.notices, *note_outside_paths(recipe, composed, path.parent)]
+    notices += [notice for note in NOTICES for notice in note(recipe, path.parent)]
     fragments = tuple(layer.path for layer in composed.sources[:-1])
     return LoadedRecipe(
-        recipe, path, source.raw, tuple(overrides), composed.marks, notices, fragments
+        recipe, path, source.raw, tuple(overrides), composed.marks, tuple(notices), fragments
     )
 
 
