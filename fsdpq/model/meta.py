@@ -6,6 +6,7 @@ it after FSDP has sharded it.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -14,6 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from fsdpq.errors import CheckpointError
 from fsdpq.model.causal_lm import CausalLM
+from fsdpq.model.expansion import expand_config
 from fsdpq.model.quantized_linear import QuantizedLinear, packed_parameter_ids
 from fsdpq.model.structure import find_decoder_layers, matches_suffix, named_linears
 from fsdpq.protocols import Quantizer
@@ -23,21 +25,33 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 def build_meta_model(
-    directory: Path, *, dtype: torch.dtype, attn_implementation: str, quantizer: Quantizer
+    directory: Path,
+    *,
+    dtype: torch.dtype,
+    attn_implementation: str,
+    quantizer: Quantizer,
+    layer_sources: Callable[[int], Sequence[int]] = range,
+    unfreeze: Callable[[PreTrainedModel, nn.ModuleList, Sequence[int]], None] | None = None,
 ) -> CausalLM:
-    """Returns the model on meta: frozen, in train mode, linears of the decoder layers swapped.
+    """Returns the model on meta, in train mode, frozen linears of the decoder layers swapped.
 
     Args:
         directory: holds the checkpoint's ``config.json``.
         dtype: of the weights that stay unquantized.
         attn_implementation: attention code path of transformers.
         quantizer: packs the linear layers inside the decoder layers; the head stays.
+        layer_sources: returns the checkpoint's layer of every layer that the model is to have, from
+            the checkpoint's number of layers.
+        unfreeze: makes weights trainable, given the model, its decoder layers and their sources;
+            all are frozen before.
 
     Raises:
         CheckpointError: the architecture is unknown to transformers or not decoder-only.
     """
     try:
         config = AutoConfig.from_pretrained(directory)
+        sources = layer_sources(config.get_text_config().num_hidden_layers)
+        expand_config(config, sources)
         with torch.device("meta"):
             hf = AutoModelForCausalLM.from_config(
                 config, dtype=dtype, attn_implementation=attn_implementation
@@ -49,7 +63,9 @@ def build_meta_model(
         ) from error
     hf.tie_weights()
     hf.requires_grad_(False)
-    model = CausalLM(hf)
+    if unfreeze is not None:
+        unfreeze(hf, find_decoder_layers(hf), sources)
+    model = CausalLM(hf, sources)
     swap_linears(hf, quantizer)
     return model.train()
 
@@ -76,7 +92,7 @@ def swap_linears(hf: PreTrainedModel, quantizer: Quantizer) -> None:
             hint=f"its linear layers are {', '.join(endings)}",
         )
     for name, parent, attribute, linear in linears:
-        if matches_suffix(name, quantizer.modules_to_not_convert):
+        if matches_suffix(name, quantizer.modules_to_not_convert) or linear.weight.requires_grad:
             continue
         if quantizer.packed_shapes(linear.out_features, linear.in_features):
             setattr(parent, attribute, QuantizedLinear(linear, quantizer=quantizer))
@@ -99,6 +115,7 @@ def check_all_quantized(hf: PreTrainedModel, quantizer: Quantizer) -> None:
         name
         for name, parameter in layers.named_parameters()
         if parameter.is_floating_point() and id(parameter) not in linears
+        if not parameter.requires_grad
         if parameter.dim() >= 3 or (parameter.dim() == 2 and parameter.numel() > big)
         if quantizer.packed_shapes(*parameter.shape[-2:])
     ]
@@ -114,7 +131,7 @@ def check_all_quantized(hf: PreTrainedModel, quantizer: Quantizer) -> None:
 def count_parameters(model: nn.Module) -> tuple[int, int]:
     """Returns the base model's weights, tied ones once, and how many of them are quantized.
 
-    Trainable parameters are not counted.
+    Adapters count too where they are attached already.
     """
     quantized = sum(
         module.out_features * module.in_features
@@ -125,6 +142,6 @@ def count_parameters(model: nn.Module) -> tuple[int, int]:
     plain = sum(
         parameter.numel()
         for parameter in model.parameters()
-        if not parameter.requires_grad and id(parameter) not in packed
+        if id(parameter) not in packed
     )
     return plain + quantized, quantized
