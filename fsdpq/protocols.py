@@ -104,7 +104,9 @@ class Adapter(Protocol):
         """
         del layers, is_linear
 
-    def init_adapter(self, model: nn.Module, *, seed: int, dtype: torch.dtype) -> str:
+    def init_adapter(
+        self, model: nn.Module, *, seed: int, dtype: torch.dtype, device: torch.device
+    ) -> str:
         """Fills what no checkpoint holds, after the base is sharded and loaded.
 
         The values depend on ``seed``, the base and the parameter's name, not on rank or world size.
@@ -115,11 +117,12 @@ class Adapter(Protocol):
             model: the sharded model.
             seed: of the recipe.
             dtype: in which the base computes.
+            device: on which the base computes.
 
         Returns:
             What must be the same on all ranks, such as a hash of the initial values.
         """
-        del model, seed, dtype
+        del model, seed, dtype, device
         return ""
 
 

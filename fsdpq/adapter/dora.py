@@ -78,18 +78,19 @@ class DoraLinear(LoraLinear):
         """
         a, b = a.float(), b.float()
         cross = (b * base_times_a.float().T).sum(dim=1)
-        own = ((b @ (a @ a.T)) * b).sum(dim=1)
+        with torch.autocast(a.device.type, enabled=False):
+            own = ((b @ (a @ a.T)) * b).sum(dim=1)
         square = self.base_norm.square() + 2 * self.scaling * cross + self.scaling**2 * own
         # A row of zeros has no direction: its magnitude is zero as well, and 0 / tiny is 0.
         return square.clamp_min(torch.finfo(torch.float32).tiny).sqrt()
 
-    def init_norms(self, *, dtype: torch.dtype) -> None:
+    def init_norms(self, *, dtype: torch.dtype, device: torch.device) -> None:
         """Measures this rank's row norms of the base; magnitudes start as those.
 
         Ranks: all (collective).
         Memory: the whole base matrix in ``dtype``, one layer at a time.
         """
-        weight, shard = self._whole_base(dtype), own_shard(self.base_norm)
+        weight, shard = self._whole_base(dtype, device), own_shard(self.base_norm)
         step = max(1, NORM_CHUNK_WEIGHTS // weight.shape[1])
         for start in range(shard.start, shard.stop, step):
             stop = min(start + step, shard.stop)
@@ -97,11 +98,11 @@ class DoraLinear(LoraLinear):
             shard.rows[start - shard.start : stop - shard.start] = rows
         own_shard(self.magnitude).rows.copy_(shard.rows)
 
-    def _whole_base(self, dtype: torch.dtype) -> Tensor:
+    def _whole_base(self, dtype: torch.dtype, device: torch.device) -> Tensor:
         if isinstance(self.base, nn.Linear):
-            return gather_whole(self.base.weight).to(dtype)
+            return gather_whole(self.base.weight).to(device=device, dtype=dtype)
         names: tuple[str, ...] = self.base.packed_names  # pyright: ignore[reportAssignmentType]
-        packed = tuple(gather_whole(getattr(self.base, name)) for name in names)
+        packed = tuple(gather_whole(getattr(self.base, name)).to(device) for name in names)
         return self.base.dequantize(packed, dtype)  # pyright: ignore[reportCallIssue]
 
 
@@ -110,7 +111,9 @@ class DoraAdapter(LoraAdapter):
 
     layer_class = DoraLinear
 
-    def init_adapter(self, model: nn.Module, *, seed: int, dtype: torch.dtype) -> str:
+    def init_adapter(
+        self, model: nn.Module, *, seed: int, dtype: torch.dtype, device: torch.device
+    ) -> str:
         """Fills this rank's rows; returns a hash of the low-rank part.
 
         Ranks: all (collective).
@@ -118,5 +121,5 @@ class DoraAdapter(LoraAdapter):
         """
         for module in model.modules():
             if isinstance(module, DoraLinear):
-                module.init_norms(dtype=dtype)
-        return super().init_adapter(model, seed=seed, dtype=dtype)
+                module.init_norms(dtype=dtype, device=device)
+        return super().init_adapter(model, seed=seed, dtype=dtype, device=device)

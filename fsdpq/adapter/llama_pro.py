@@ -56,7 +56,14 @@ class LlamaProAdapter(Adapter):
                     for parameter in layer.get_submodule(name).parameters():
                         make_trainable(parameter, master_dtype=master_dtype)
 
-    def init_adapter(self, model: nn.Module, *, seed: int, dtype: torch.dtype) -> str:  # noqa: ARG002 - zeros need neither
+    def init_adapter(
+        self,
+        model: nn.Module,
+        *,
+        seed: int,  # noqa: ARG002
+        dtype: torch.dtype,  # noqa: ARG002
+        device: torch.device,  # noqa: ARG002
+    ) -> str:
         """Sets the trained weights to zero, in place."""
         for parameter in model.parameters():
             if parameter.requires_grad:

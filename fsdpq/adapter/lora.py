@@ -101,7 +101,14 @@ class LoraAdapter(Adapter):
         for parent, attribute, child in targets:
             setattr(parent, attribute, self.layer_class(child, self.options))
 
-    def init_adapter(self, model: nn.Module, *, seed: int, dtype: torch.dtype) -> str:  # noqa: ARG002 - fp32 whatever the base computes in
+    def init_adapter(
+        self,
+        model: nn.Module,
+        *,
+        seed: int,
+        dtype: torch.dtype,  # noqa: ARG002
+        device: torch.device,  # noqa: ARG002
+    ) -> str:
         """Fills this rank's rows; returns a hash of the whole adapter.
 
         Memory: peak is one whole adapter matrix.

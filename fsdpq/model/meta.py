@@ -74,8 +74,8 @@ def swap_linears(hf: PreTrainedModel, quantizer: Quantizer) -> None:
     """Replaces the linears of the decoder layers in place.
 
     Raises:
-        CheckpointError: ``modules_to_not_convert`` names a module that does not exist, or a big
-            weight would silently stay unquantized.
+        CheckpointError: ``modules_to_not_convert`` names a module that does not exist, a big
+            weight would silently stay unquantized, or all are trained.
     """
     layers = find_decoder_layers(hf)
     linears = list(named_linears(layers))
@@ -96,6 +96,13 @@ def swap_linears(hf: PreTrainedModel, quantizer: Quantizer) -> None:
             continue
         if quantizer.packed_shapes(linear.out_features, linear.in_features):
             setattr(parent, attribute, QuantizedLinear(linear, quantizer=quantizer))
+    if all(linear.weight.requires_grad for *_, linear in linears) and any(
+        quantizer.packed_shapes(linear.out_features, linear.in_features) for *_, linear in linears
+    ):
+        raise CheckpointError(
+            "every linear layer is trained, so nothing is left to quantize",
+            hint="full finetuning needs `quantization: {kind: none}`",
+        )
     check_all_quantized(hf, quantizer)
 
 

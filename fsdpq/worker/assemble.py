@@ -144,7 +144,7 @@ def assemble_model(
         policy=build_policy(trains_base=adapter.trains_base, dtype=dtype),
     )
     load_base(model, model_dir, dtype=dtype, device=device, report=report_load)
-    digest = adapter.init_adapter(model, seed=recipe.training.seed, dtype=dtype)
+    digest = adapter.init_adapter(model, seed=recipe.training.seed, dtype=dtype, device=device)
     check_same_on_all_ranks("the initial values of what is trained", digest)
     return Assembled(model, num_parameters, num_quantized, num_groups)
 
