@@ -1,8 +1,9 @@
 """DoRA: LoRA that trains each output row's magnitude apart (https://arxiv.org/abs/2402.09353).
 
 ``y = m / ||W + s B A|| * (W x + s B A x) + bias``, the norm taken over each row and treated as a
-constant in the backward pass (section 4.3 of the paper), as PEFT has it: with dropout in training,
-base and addition both see the dropped input.
+constant in the backward pass (section 4.3 of the paper). With dropout d in training it is as PEFT
+has it: what DoRA changes sees the dropped input, ``y = W x + m / ||...|| * (W + s B A) d(x) - W d(x)
++ bias``, at the price of twice the tokens in the base's product.
 
 PEFT makes ``W + s B A`` whole in every forward to take its norm. Here it never exists, because
 
@@ -51,16 +52,20 @@ class DoraLinear(LoraLinear):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps ``(..., in_features)`` to ``(..., out_features)`` in the dtype of ``x``."""
-        dropped = functional.dropout(x, self.dropout, self.training).flatten(0, -2)
+        x, shape = x.flatten(0, -2), x.shape[:-1]
         a, b = self.lora_A.to(x.dtype), self.lora_B.to(x.dtype)
-        product = self._base_product(torch.cat([dropped, a.detach()]))
-        base, base_times_a = product.split([dropped.shape[0], a.shape[0]])
-        addition = functional.linear(functional.linear(dropped, a), b) * self.scaling
-        norm = self._norm(base_times_a, a, b)
-        result = (base + addition) * (self.magnitude / norm).to(x.dtype)
+        drops = self.training and self.dropout > 0
+        inputs = [x, functional.dropout(x, self.dropout)] if drops else [x]
+        product = self._base_product(torch.cat([*inputs, a.detach()]))
+        *base, base_times_a = product.split([part.shape[0] for part in (*inputs, a)])
+        addition = functional.linear(functional.linear(inputs[-1], a), b) * self.scaling
+        scale = (self.magnitude / self._norm(base_times_a, a, b)).to(x.dtype)
+        result = (base[-1] + addition) * scale
+        if drops:
+            result = result + (base[0] - base[1])
         bias: Tensor | None = self.base.bias  # pyright: ignore[reportAssignmentType]
         result = result if bias is None else result + bias
-        return result.unflatten(0, x.shape[:-1])
+        return result.unflatten(0, shape)
 
     def _base_product(self, x: Tensor) -> Tensor:
         if isinstance(self.base, nn.Linear):

@@ -73,6 +73,8 @@ def _run_layer(hf: Any, layer: nn.Module) -> tuple[Any, Any]:
     hook = layer.register_forward_hook(keep, with_kwargs=True)
     try:
         hf.base_model(input_ids=ids, attention_mask=mask, use_cache=False)
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise _unknown_structure(f"its forward needs weights ({error})") from error
     finally:
         hook.remove()
     return nodes[0]

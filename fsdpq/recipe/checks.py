@@ -13,7 +13,7 @@ from fsdpq.errors import Problem
 from fsdpq.recipe.not_yet import check_implemented
 from fsdpq.recipe.options import Options
 from fsdpq.recipe.root import Recipe
-from fsdpq.recipe.sections.adapter import LoraOptions
+from fsdpq.recipe.sections.adapter import LlamaProOptions, LoraOptions, NoAdapterOptions
 from fsdpq.recipe.sections.output import MetricsOptions
 from fsdpq.recipe.sections.quantization import BnbOptions
 
@@ -131,6 +131,33 @@ def check_targets_not_empty(recipe: Recipe, _base_dir: Path) -> Iterator[Problem
         yield Problem(message, "adapter.target_modules", hint="write `all-linear` or some names")
 
 
+def check_full_finetuning_is_unquantized(recipe: Recipe, _base_dir: Path) -> Iterator[Problem]:
+    """Yields a Problem where every weight is to be trained, and quantized as well."""
+    kind = recipe.quantization.kind
+    if isinstance(recipe.adapter, NoAdapterOptions) and kind != "none":
+        message = f"`adapter: {{kind: none}}` trains every weight, and `quantization.kind` is "
+        message += f"`{kind}`: quantized weights cannot be trained"
+        hint = "write `quantization: {kind: none}`, or train an adapter (`lora`, `dora`)"
+        yield Problem(message, "adapter.kind", hint=hint)
+
+
+def check_one_expansion(recipe: Recipe, _base_dir: Path) -> Iterator[Problem]:
+    """Yields a Problem unless the number of new layers is given in one way."""
+    if isinstance(recipe.adapter, LlamaProOptions):
+        fields = ("num_new_layers", "expansion_rate")
+        hint = "add `num_new_layers: 8`, a divisor of the model's number of layers"
+        yield from _exactly_one(recipe.adapter, "adapter", fields, hint)
+
+
+def check_export_fits_adapter(recipe: Recipe, _base_dir: Path) -> Iterator[Problem]:
+    """Yields a Problem where what is trained cannot be written in the format."""
+    export_format, kind = recipe.export.format, recipe.adapter.kind
+    fitting = "peft" if isinstance(recipe.adapter, LoraOptions) else "transformers"
+    if export_format not in ("auto", fitting):
+        message = f"`export.format: {export_format}` does not fit `adapter.kind: {kind}`"
+        yield Problem(message, "export.format", hint=f"delete it, or write `{fitting}`")
+
+
 def check_sample_length_used(recipe: Recipe, _base_dir: Path) -> Iterator[Problem]:
     """Yields a Problem where a sample length is set and there is nothing to sample."""
     metrics, default = recipe.metrics, MetricsOptions().sample_max_new_tokens
@@ -152,5 +179,8 @@ CHECKS: tuple[Check, ...] = (
     check_port_exists,
     check_no_duplicates,
     check_targets_not_empty,
+    check_full_finetuning_is_unquantized,
+    check_one_expansion,
+    check_export_fits_adapter,
     check_sample_length_used,
 )
