@@ -1,9 +1,9 @@
 """DoRA: LoRA that trains each output row's magnitude apart (https://arxiv.org/abs/2402.09353).
 
 ``y = m / ||W + s B A|| * (W x + s B A x) + bias``, the norm taken over each row and treated as a
-constant in the backward pass (section 4.3 of the paper). With dropout d in training it is as PEFT
-has it: what DoRA changes sees the dropped input, ``y = W x + m / ||...|| * (W + s B A) d(x) - W d(x)
-+ bias``, at the price of twice the tokens in the base's product.
+constant in the backward pass (section 4.3 of the paper). Dropout d in training is as PEFT has it:
+what DoRA changes sees the dropped input, at the price of twice the tokens in the base's product:
+``y = W x + m / ||W + s B A|| * (W + s B A) d(x) - W d(x) + bias``.
 
 PEFT makes ``W + s B A`` whole in every forward to take its norm. Here it never exists, because
 

@@ -86,7 +86,9 @@ def _children(node: Any) -> list[Any]:
 
 def _reaches(node: Any, entry: Any) -> bool:
     """Whether additions alone lead from ``node`` back to ``entry``."""
-    return node is entry or (node.name() == ADD and any(_reaches(c, entry) for c in _children(node)))
+    return node is entry or (
+        node.name() == ADD and any(_reaches(c, entry) for c in _children(node))
+    )
 
 
 def _branches(output: Any, entry: Any) -> list[Any]:

@@ -104,9 +104,7 @@ def _num_bytes(tensor: ModelTensor, itemsize: int) -> int:
     return torch.Size(tensor.shape).numel() * itemsize
 
 
-def _split_into_files(
-    tensors: Sequence[ModelTensor], itemsize: int
-) -> Iterator[list[ModelTensor]]:
+def _split_into_files(tensors: Sequence[ModelTensor], itemsize: int) -> Iterator[list[ModelTensor]]:
     group: list[ModelTensor] = []
     size = 0
     for tensor in tensors:

@@ -147,8 +147,6 @@ def count_parameters(model: nn.Module) -> tuple[int, int]:
     )
     packed = packed_parameter_ids(model)
     plain = sum(
-        parameter.numel()
-        for parameter in model.parameters()
-        if id(parameter) not in packed
+        parameter.numel() for parameter in model.parameters() if id(parameter) not in packed
     )
     return plain + quantized, quantized

@@ -135,7 +135,7 @@ def check_full_finetuning_is_unquantized(recipe: Recipe, _base_dir: Path) -> Ite
     """Yields a Problem where every weight is to be trained, and quantized as well."""
     kind = recipe.quantization.kind
     if isinstance(recipe.adapter, NoAdapterOptions) and kind != "none":
-        message = f"`adapter: {{kind: none}}` trains every weight, and `quantization.kind` is "
+        message = "`adapter: {kind: none}` trains every weight, and `quantization.kind` is "
         message += f"`{kind}`: quantized weights cannot be trained"
         hint = "write `quantization: {kind: none}`, or train an adapter (`lora`, `dora`)"
         yield Problem(message, "adapter.kind", hint=hint)
