@@ -135,6 +135,15 @@ def assign_own_rows(parameter: Tensor, whole: Tensor) -> None:
     shard.rows.copy_(whole[shard.start : shard.stop])
 
 
+def gather_whole(tensor: Tensor) -> Tensor:
+    """Returns the whole of a tensor sharded by FSDP2; a plain tensor as it is.
+
+    Ranks: all (collective).
+    """
+    value = tensor.detach()
+    return value.full_tensor() if isinstance(value, DTensor) else value
+
+
 def all_gather_rows(local: Tensor, num_rows: int) -> Tensor:
     """Returns the whole of a tensor that is sharded by `shard_range`.
 

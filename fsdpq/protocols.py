@@ -6,7 +6,7 @@ them on under these protocols.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -56,20 +56,87 @@ class Quantizer(Protocol):
 
 
 class Adapter(Protocol):
-    """Adds trainable parameters to a model whose base is frozen."""
+    """Decides what is trained; a method of finetuning is one of these.
+
+    The worker calls the methods in the order in which they stand here. A method that a kind does
+    not need keeps the default: nothing added to the model, nothing of it trained.
+    """
+
+    trains_base: bool = False
+    """Whether weights of the base are trained. They are masters in ``master_dtype``, cast to
+    ``model.dtype`` where they are gathered, and the run leaves a whole model instead of an
+    adapter."""
+
+    def layer_sources(self, num_layers: int) -> tuple[int, ...]:
+        """Returns, for every decoder layer of the trained model, the base's layer it starts from.
+
+        Raises:
+            RecipeError: the recipe does not fit ``num_layers``.
+        """
+        return tuple(range(num_layers))
+
+    def unfreeze_base(
+        self,
+        hf: nn.Module,
+        layers: nn.ModuleList,
+        *,
+        sources: Sequence[int],
+        master_dtype: torch.dtype,
+    ) -> None:
+        """Makes those weights of the base trainable that are to be, in place.
+
+        Called on meta before any layer is quantized; what is trained is not quantized.
+
+        Args:
+            hf: the transformers model, frozen.
+            layers: its decoder layers.
+            sources: what `layer_sources` returned.
+            master_dtype: of trained weights.
+        """
+        del hf, layers, sources, master_dtype
 
     def apply_adapter(
-        self, model: nn.Module, *, is_target: Callable[[str, nn.Module], bool]
-    ) -> int:
-        """Wraps the target linear layers in place; returns how many."""
-        ...
+        self, layers: nn.ModuleList, *, is_linear: Callable[[nn.Module], bool]
+    ) -> None:
+        """Wraps linear layers inside the decoder layers in place, on meta.
 
-    def init_adapter(self, model: nn.Module, *, seed: int) -> str:
-        """Fills this rank's rows of the adapter; returns a hash of the whole adapter.
-
-        The values depend on ``seed`` and the parameter's name, not on rank or world size.
+        A wrapper is an `AdaptedLayer`.
         """
-        ...
+        del layers, is_linear
+
+    def init_adapter(
+        self, model: nn.Module, *, seed: int, dtype: torch.dtype, device: torch.device
+    ) -> str:
+        """Fills what no checkpoint holds, after the base is sharded and loaded.
+
+        The values depend on ``seed``, the base and the parameter's name, not on rank or world size.
+
+        Ranks: all (collective).
+
+        Args:
+            model: the sharded model.
+            seed: of the recipe.
+            dtype: in which the base computes.
+            device: on which the base computes.
+
+        Returns:
+            What must be the same on all ranks, such as a hash of the initial values.
+        """
+        del model, seed, dtype, device
+        return ""
+
+
+class AdaptedLayer(Protocol):
+    """A linear layer with something trained beside it, kept under `BASE`.
+
+    Parameters of the wrapper itself are the adapter's, those below `BASE` the base's.
+    """
+
+    base: nn.Module
+    """The layer that is wrapped."""
+
+    peft_names: Mapping[str, str]
+    """The wrapper's trained Parameters -> what PEFT's files call them after the layer's name."""
 
 
 class MetricSink(Protocol):

@@ -92,6 +92,15 @@ class RunFiles:
         return self.root / "adapter"
 
     @property
+    def model(self) -> Path:
+        """The trained model in transformers' format, where no adapter was trained."""
+        return self.root / "model"
+
+    def exported(self, export_format: str) -> Path:
+        """What the run leaves behind, by ``export.format``."""
+        return self.adapter if export_format == "peft" else self.model
+
+    @property
     def report_html(self) -> Path:
         """The report for people."""
         return self.root / "report.html"
@@ -131,14 +140,15 @@ class SetupSummary:
 
     Attributes:
         model: ``model.name_or_path``.
-        num_parameters: weights of the base model, tied ones counted once.
+        adapter_kind: ``adapter.kind``, what is trained.
+        num_parameters: weights of the base model, tied ones counted once, new layers included.
         num_trainable: trained weights, over all ranks.
         num_quantized: base weights that are stored quantized.
         num_groups: FSDP groups (what is gathered at once).
         world_size: number of ranks.
         device: name of rank 0's device.
         dtype: compute dtype, ``bf16`` or ``fp32``.
-        base_bytes_per_rank: resident bytes of the frozen base, one number per rank.
+        base_bytes_per_rank: resident bytes of the frozen weights, one number per rank.
         adapter_bytes_per_rank: resident bytes of the trained weights, one number per rank.
         num_train_rows: rows trained on.
         num_eval_rows: rows held out.
@@ -146,6 +156,7 @@ class SetupSummary:
     """
 
     model: str
+    adapter_kind: str
     num_parameters: int
     num_trainable: int
     num_quantized: int
@@ -172,7 +183,7 @@ class RunSummary:
         eval_loss_before: held-out loss of the base in nats a token, None without held-out rows.
         eval_loss_after: the same after training.
         peak_memory_bytes: peak memory of each rank: device memory on a GPU, else resident memory.
-        adapter: path of the exported adapter.
+        adapter: path of what was exported: an adapter, or a whole model.
     """
 
     steps: int

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from torch.nn import functional
 
 from fsdpq.dist import assign_own_rows
 from fsdpq.errors import CheckpointError
+from fsdpq.protocols import Adapter
 from fsdpq.recipe.sections.adapter import LoraOptions
 
 
@@ -26,9 +28,7 @@ class LoraLinear(nn.Module):
 
     Args:
         base: the frozen layer, with ``in_features`` and ``out_features``.
-        rank: inner dimension.
-        scaling: factor on the addition.
-        dropout: probability of dropping an input of the addition.
+        options: rank, scaling and dropout.
 
     Attributes:
         base: the frozen layer (`fsdpq.protocols.BASE`).
@@ -36,15 +36,20 @@ class LoraLinear(nn.Module):
         lora_B: ``(out_features, rank)``, fp32.
     """
 
-    def __init__(self, base: nn.Module, *, rank: int, scaling: float, dropout: float) -> None:
+    peft_names: ClassVar[Mapping[str, str]] = {
+        "lora_A": "lora_A.weight",
+        "lora_B": "lora_B.weight",
+    }
+
+    def __init__(self, base: nn.Module, options: LoraOptions) -> None:
         super().__init__()
         self.base = base
-        self.scaling = scaling
-        self.dropout = dropout
+        self.scaling = options.scaling
+        self.dropout = options.dropout
         device = next(base.parameters()).device
         out_features, in_features = int(base.out_features), int(base.in_features)  # pyright: ignore[reportArgumentType]
-        self.lora_A = nn.Parameter(torch.empty(rank, in_features, device=device))
-        self.lora_B = nn.Parameter(torch.empty(out_features, rank, device=device))
+        self.lora_A = nn.Parameter(torch.empty(options.rank, in_features, device=device))
+        self.lora_B = nn.Parameter(torch.empty(out_features, options.rank, device=device))
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps ``(..., in_features)`` to ``(..., out_features)`` in the dtype of ``x``."""
@@ -53,26 +58,39 @@ class LoraLinear(nn.Module):
         addition = functional.linear(low_rank, self.lora_B.to(x.dtype))
         return self.base(x) + addition * self.scaling
 
+    def init_weights(self, name: str, *, seed: int) -> Tensor:
+        """Fills this rank's rows: A uniform as PEFT has it, B zero.
 
-class LoraAdapter:
+        Returns:
+            The whole A.
+        """
+        whole = _initial_matrix(f"{name}.lora_A", tuple(self.lora_A.shape), seed)
+        assign_own_rows(self.lora_A, whole)
+        assign_own_rows(self.lora_B, torch.zeros(self.lora_B.shape))
+        return whole
+
+
+class LoraAdapter(Adapter):
     """Puts `LoraLinear` around the target layers; see `fsdpq.protocols.Adapter`."""
+
+    layer_class: type[LoraLinear] = LoraLinear
 
     def __init__(self, options: LoraOptions) -> None:
         self.options = options
 
     def apply_adapter(
-        self, model: nn.Module, *, is_target: Callable[[str, nn.Module], bool]
-    ) -> int:
-        """Wraps the target layers in place; returns how many.
+        self, layers: nn.ModuleList, *, is_linear: Callable[[nn.Module], bool]
+    ) -> None:
+        """Wraps the target layers in place.
 
         Raises:
             CheckpointError: no layer is a target.
         """
         targets = [
             (parent, attribute, child)
-            for parent_name, parent in list(model.named_modules())
+            for parent_name, parent in list(layers.named_modules())
             for attribute, child in list(parent.named_children())
-            if is_target(f"{parent_name}.{attribute}", child)
+            if is_linear(child) and self.options.is_target(f"{parent_name}.{attribute}")
         ]
         if not targets:
             raise CheckpointError(
@@ -81,28 +99,25 @@ class LoraAdapter:
                 hint="`adapter.target_modules=all-linear` takes every linear layer",
             )
         for parent, attribute, child in targets:
-            wrapped = LoraLinear(
-                child,
-                rank=self.options.rank,
-                scaling=self.options.scaling,
-                dropout=self.options.dropout,
-            )
-            setattr(parent, attribute, wrapped)
-        return len(targets)
+            setattr(parent, attribute, self.layer_class(child, self.options))
 
-    def init_adapter(self, model: nn.Module, *, seed: int) -> str:
-        """Fills this rank's rows: A uniform as PEFT has it, B zero; returns a hash of all of it.
+    def init_adapter(
+        self,
+        model: nn.Module,
+        *,
+        seed: int,
+        dtype: torch.dtype,  # noqa: ARG002
+        device: torch.device,  # noqa: ARG002
+    ) -> str:
+        """Fills this rank's rows; returns a hash of the whole adapter.
 
         Memory: peak is one whole adapter matrix.
         """
         digest = hashlib.sha256()
         for name, module in model.named_modules():
-            if not isinstance(module, LoraLinear):
-                continue
-            whole = _initial_matrix(f"{name}.lora_A", tuple(module.lora_A.shape), seed)
-            digest.update(name.encode() + whole.numpy().tobytes())
-            assign_own_rows(module.lora_A, whole)
-            assign_own_rows(module.lora_B, torch.zeros(module.lora_B.shape))
+            if isinstance(module, LoraLinear):
+                whole = module.init_weights(name, seed=seed)
+                digest.update(name.encode() + whole.numpy().tobytes())
         return digest.hexdigest()
 
 

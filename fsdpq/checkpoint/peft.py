@@ -6,18 +6,18 @@ written by rank 0 into a directory that appears whole or not at all.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
-from fsdpq.dist import assign_own_rows, rank
+from fsdpq.checkpoint.directory import save_tensors, whole_directory
+from fsdpq.dist import assign_own_rows, gather_whole, rank
 from fsdpq.errors import ExportError
+from fsdpq.protocols import AdaptedLayer
 from fsdpq.recipe.sections.adapter import LoraOptions
 
 PREFIX = "base_model.model."
@@ -28,7 +28,7 @@ CONFIG_NAME = "adapter_config.json"
 
 
 def export_adapter(
-    layers: Mapping[str, nn.Module],
+    layers: Mapping[str, AdaptedLayer],
     directory: Path,
     *,
     options: LoraOptions,
@@ -41,7 +41,7 @@ def export_adapter(
 
     Args:
         layers: adapted layers by their name in the transformers model
-            (``model.layers.0.self_attn.q_proj``), with Parameters ``lora_A`` and ``lora_B``.
+            (``model.layers.0.self_attn.q_proj``).
         directory: where to; replaced if it is there.
         options: the adapter's section of the recipe.
         base_model: what PEFT loads as the base: a directory or a name on the hub.
@@ -51,31 +51,18 @@ def export_adapter(
         ExportError: the directory cannot be written.
     """
     weights: dict[str, Tensor] = {}
-    for name, layer in layers.items():
-        for matrix in ("lora_A", "lora_B"):
-            whole = _gather(getattr(layer, matrix))
-            if rank() == 0:
-                weights[f"{PREFIX}{name}.{matrix}.weight"] = whole.cpu().contiguous()
+    for name, parameter in _named_parameters(layers).items():
+        whole = gather_whole(parameter)
+        if rank() == 0:
+            weights[name] = whole.cpu().contiguous()
     if rank() != 0:
         return
-    temporary = directory.with_name(f".{directory.name}.partial")
-    try:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        save_file(weights, temporary / WEIGHTS_NAME, metadata={"format": "pt"})
-        _config(options, list(layers), base_model, revision).save_pretrained(str(temporary))
-        # safetensors writes files that only their owner can read.
-        (temporary / WEIGHTS_NAME).chmod((temporary / CONFIG_NAME).stat().st_mode)
-        shutil.rmtree(directory, ignore_errors=True)
-        temporary.rename(directory)
-    except (OSError, SafetensorError) as error:
-        raise ExportError(
-            f"the adapter cannot be written to {directory}: {error}",
-            hint="make room on the disk or make the directory writable, then run again",
-        ) from error
+    with whole_directory(directory, what="the adapter") as partial:
+        save_tensors(weights, partial / WEIGHTS_NAME)
+        _config(options, list(layers), base_model, revision).save_pretrained(str(partial))
 
 
-def import_adapter(layers: Mapping[str, nn.Module], directory: Path) -> None:
+def import_adapter(layers: Mapping[str, AdaptedLayer], directory: Path) -> None:
     """Fills each rank's rows of the adapter from a PEFT directory, in place.
 
     Raises:
@@ -87,11 +74,7 @@ def import_adapter(layers: Mapping[str, nn.Module], directory: Path) -> None:
         raise ExportError(
             f"no adapter in {directory}: {error}", hint="did the run finish? see its logs"
         ) from error
-    expected = {
-        f"{PREFIX}{name}.{matrix}.weight": getattr(layer, matrix)
-        for name, layer in layers.items()
-        for matrix in ("lora_A", "lora_B")
-    }
+    expected = _named_parameters(layers)
     shapes = {name: tuple(parameter.shape) for name, parameter in expected.items()}
     found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     if shapes != found:
@@ -104,9 +87,13 @@ def import_adapter(layers: Mapping[str, nn.Module], directory: Path) -> None:
         assign_own_rows(parameter, weights[name])
 
 
-def _gather(parameter: nn.Parameter) -> Tensor:
-    value = parameter.detach()
-    return value.full_tensor() if isinstance(value, DTensor) else value
+def _named_parameters(layers: Mapping[str, AdaptedLayer]) -> dict[str, nn.Parameter]:
+    """Trained Parameters by their names in PEFT's files."""
+    return {
+        f"{PREFIX}{name}.{peft_name}": getattr(layer, attribute)
+        for name, layer in layers.items()
+        for attribute, peft_name in layer.peft_names.items()
+    }
 
 
 def _config(options: LoraOptions, names: list[str], base_model: str, revision: str | None) -> Any:
@@ -123,6 +110,7 @@ def _config(options: LoraOptions, names: list[str], base_model: str, revision: s
         lora_alpha=options.alpha,  # pyright: ignore[reportArgumentType] - PEFT takes floats too
         lora_dropout=options.dropout,
         use_rslora=options.use_rslora,
+        use_dora=options.kind == "dora",
         target_modules=list(targets),
         inference_mode=True,
     )

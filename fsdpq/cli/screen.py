@@ -13,6 +13,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
@@ -30,12 +31,34 @@ MAX_ANSWER = 400
 
 _PHASES = {
     "data": "preparing the data",
-    "load": "loading and quantizing the base",
+    "load": "loading the base",
     "eval": "evaluating",
     "train": "training",
-    "export": "exporting the adapter",
+    "export": "exporting",
     "report": "writing the report",
 }
+
+
+@dataclass(frozen=True)
+class _Words:
+    """What a kind of adapter calls its parts."""
+
+    weights: str
+    frozen: str
+    trained: str
+    exported: str
+
+
+_ADAPTER = _Words("adapter weights", "base", "adapter", "adapter")
+_WORDS = {
+    "llama_pro": _Words("weights of new layers", "frozen", "trained", "model"),
+    "none": _Words("weights, all of the model", "frozen", "trained", "model"),
+}
+
+
+def _words(setup: Row) -> _Words:
+    """The words for what the row of the set-up trains."""
+    return _WORDS.get(setup.get("adapter_kind", ""), _ADAPTER)
 
 
 def open_screen(stream: TextIO) -> PlainScreen:
@@ -55,6 +78,7 @@ class PlainScreen:
         self._clock = _StepClock()
         self._last_step_shown = 0.0
         self._samples: dict[str, dict[str, str]] = {}
+        self._setup: Row = {}
         self._summary: Row | None = None
         self._handlers: dict[str, Callable[[Row], None]] = {
             "phase": self._show_phase,
@@ -90,7 +114,8 @@ class PlainScreen:
         """Shows what the finished run achieved and what to do next."""
         if self._summary is None or self._files is None:
             return
-        for line in summary_lines(self._summary, self._samples, self._files):
+        exported = _words(self._setup).exported
+        for line in summary_lines(self._summary, self._samples, self._files, exported=exported):
             self._print(line)
 
     def _print(self, text: str) -> None:
@@ -98,12 +123,14 @@ class PlainScreen:
 
     def _show_phase(self, row: Row) -> None:
         name = str(row["name"])
-        self._print(_PHASES.get(name, name))
+        what = f" the {_words(self._setup).exported}" if name == "export" else ""
+        self._print(_PHASES.get(name, name) + what)
 
     def _show_load(self, row: Row) -> None:
         """Nothing in plain text: the phase line has said it."""
 
     def _show_setup(self, row: Row) -> None:
+        self._setup = row
         self._print("")
         for line in setup_lines(row):
             self._print(line)
@@ -220,13 +247,15 @@ def setup_lines(row: Row) -> list[str]:
     share = 100 * row["num_trainable"] / max(1, row["num_parameters"])
     quantized = 100 * row["num_quantized"] / max(1, row["num_parameters"])
     ranks = f"{row['world_size']} x {row['device']}, {row['dtype']}"
-    base, adapter = max(row["base_bytes_per_rank"]), max(row["adapter_bytes_per_rank"])
+    frozen, trained = max(row["base_bytes_per_rank"]), max(row["adapter_bytes_per_rank"])
+    words = _words(row)
+    per_rank = f"{words.frozen} {format_bytes(frozen)}, {words.trained} {format_bytes(trained)}"
     rows = [
         ("model", f"{row['model']}, {format_count(row['num_parameters'])} parameters"),
         ("quantized", f"{format_count(row['num_quantized'])} of them ({quantized:.1f} %)"),
-        ("trained", f"{format_count(row['num_trainable'])} adapter weights ({share:.2f} %)"),
+        ("trained", f"{format_count(row['num_trainable'])} {words.weights} ({share:.2f} %)"),
         ("ranks", f"{ranks}, {row['num_groups']} FSDP groups"),
-        ("per rank", f"base {format_bytes(base)}, adapter {format_bytes(adapter)}"),
+        ("per rank", per_rank),
         ("rows", f"{row['num_train_rows']} to train on, {row['num_eval_rows']} held out"),
         ("steps", f"{row['total_steps']}"),
     ]
@@ -241,8 +270,10 @@ def step_text(row: Row) -> str:
     )
 
 
-def summary_lines(row: Row, samples: dict[str, dict[str, str]], files: RunFiles) -> list[str]:
-    """Returns the table at the end of a run."""
+def summary_lines(
+    row: Row, samples: dict[str, dict[str, str]], files: RunFiles, *, exported: str = "adapter"
+) -> list[str]:
+    """Returns the table at the end of a run, which leaves an adapter or a model."""
     lines = ["", f"{row['steps']} steps in {format_seconds(row['train_s'])}", ""]
     before, after = row.get("eval_loss_before"), row.get("eval_loss_after")
     if before is not None and after is not None:
@@ -260,7 +291,7 @@ def summary_lines(row: Row, samples: dict[str, dict[str, str]], files: RunFiles)
     peaks = ", ".join(format_bytes(peak) for peak in row["peak_memory_bytes"])
     generate = f"generate {_shell_word(files.root)} --prompt {_shell_word(prompt)}"
     places = [
-        ("adapter", str(row["adapter"])),
+        (exported, str(row["adapter"])),
         ("metrics", str(files.metrics)),
         *([("report", str(files.report_html))] if files.report_html.exists() else []),
         ("peak memory", f"{peaks} (one number per rank)"),

@@ -2,7 +2,8 @@
 
 Frozen bytes, norms and adapters of one decoder layer share a group: a group of several dtypes is
 gathered as raw bytes, and nothing in it is cast, because no mixed-precision policy is set (adapters
-cast their fp32 masters themselves). Embedding and head have groups of their own, since the root
+cast their fp32 masters themselves). Where weights of the base are trained, a policy casts their
+masters before they are gathered. Embedding and head have groups of their own, since the root
 group stays gathered; tied weights must share one group (torch >= 2.13 raises otherwise).
 """
 
@@ -14,7 +15,12 @@ from typing import cast
 import torch
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import (
+    FSDPModule,
+    MixedPrecisionPolicy,
+    fully_shard,
+    register_fsdp_forward_method,
+)
 
 from fsdpq.dist import world_size
 from fsdpq.recipe.sections.fsdp import FsdpOptions
@@ -25,6 +31,20 @@ def build_mesh(device: torch.device) -> DeviceMesh:
     return init_device_mesh(device.type, (world_size(),), mesh_dim_names=("shard",))
 
 
+def build_policy(*, trains_base: bool, dtype: torch.dtype) -> MixedPrecisionPolicy:
+    """Returns what FSDP casts.
+
+    Args:
+        trains_base: whether weights of the base are trained, as masters of another dtype.
+        dtype: in which the model computes; gradients are reduced in fp32.
+    """
+    if not trains_base:
+        return MixedPrecisionPolicy()
+    return MixedPrecisionPolicy(
+        param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False
+    )
+
+
 def apply_fsdp(
     model: nn.Module,
     options: FsdpOptions,
@@ -33,6 +53,7 @@ def apply_fsdp(
     layers: Iterable[nn.Module],
     embedding_groups: Sequence[list[nn.Module]],
     forward_methods: Sequence[str],
+    policy: MixedPrecisionPolicy,
 ) -> int:
     """Shards ``model`` in place, bottom-up; returns the number of groups.
 
@@ -44,19 +65,22 @@ def apply_fsdp(
         options: how long gathered weights live.
         mesh: 1-D mesh over all ranks.
         layers: decoder layers, one group each.
-        embedding_groups: modules that share a group, for embedding and head; frozen.
+        embedding_groups: modules that share a group, for embedding and head.
         forward_methods: methods of ``model`` that gather like its forward.
+        policy: what `build_policy` returned.
     """
     reshard = options.strategy == "full_shard"
     num_layers = 0
     for layer in layers:
-        fully_shard(layer, mesh=mesh, reshard_after_forward=reshard)
+        fully_shard(layer, mesh=mesh, reshard_after_forward=reshard, mp_policy=policy)
         num_layers += 1
     for group in embedding_groups:
-        fully_shard(group, mesh=mesh, reshard_after_forward=True)
-        # Frozen, and the loss computes the head's gradient in forward: no gather in backward.
-        cast("FSDPModule", group[0]).set_unshard_in_backward(False)
-    fully_shard(model, mesh=mesh)
+        trained = any(parameter.requires_grad for m in group for parameter in m.parameters())
+        fully_shard(group, mesh=mesh, reshard_after_forward=True, mp_policy=policy)
+        if not trained:
+            # The loss computes the gradient of the head's input in forward: no gather in backward.
+            cast("FSDPModule", group[0]).set_unshard_in_backward(False)
+    fully_shard(model, mesh=mesh, mp_policy=policy)
     for method in forward_methods:
         register_fsdp_forward_method(model, method)
     for module in model.modules():

@@ -25,7 +25,7 @@ class Question:
         prompt: the user's message.
         max_new_tokens: longest answer.
         temperature: 0 takes the likeliest token each time.
-        base: answer without the adapter.
+        base: answer as the model did before training.
     """
 
     prompt: str
@@ -71,8 +71,10 @@ def _open_run(run_dir: Path) -> RunFiles:
     if not files.resolved.is_file() or not files.lock.is_file():
         hint = "name a directory that `fsdpq train` made, such as `runs/quickstart-1a2b3c4d`"
         raise UsageError(f"`{run_dir}` is no run directory", hint=hint)
-    if not (files.adapter / "adapter_model.safetensors").is_file():
-        message = f"the run `{run_dir}` has no adapter: it did not finish"
+    export_format = load_resolved(files.resolved).export.format
+    if not files.exported(export_format).is_dir():
+        what = "adapter" if export_format == "peft" else "model"
+        message = f"the run `{run_dir}` has no {what}: it did not finish"
         hint = "train it to the end with `fsdpq train`; `logs/` tells why it ended"
         raise UsageError(message, hint=hint)
     base = Path(json.loads(files.lock.read_text(encoding="utf-8"))["inputs"]["model"]["directory"])

@@ -169,7 +169,7 @@ def _perplexity(loss: float | None) -> float | None:
 
 
 def _memory(record: RunRecord) -> list[Row]:
-    """One row per rank: resident base and adapter, and the measured peak."""
+    """One row per rank: resident frozen and trained weights, and the measured peak."""
     base = record.setup.get("base_bytes_per_rank") or []
     adapter = record.setup.get("adapter_bytes_per_rank") or []
     peak = record.summary.get("peak_memory_bytes") or []

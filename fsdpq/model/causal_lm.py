@@ -8,6 +8,8 @@ logits never exist: positions without loss are dropped first, the rest goes thro
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -51,7 +53,9 @@ class OutputHead(nn.Module):
         if targets is None:
             return functional.linear(hidden, self.weight, self.bias)
         if targets.numel() == 0:
-            return hidden.float().sum() * 0.0
+            # Every trained weight gets a gradient, or ranks would reduce different groups.
+            trained = [p.float().sum() for p in self.parameters() if p.requires_grad]
+            return torch.stack([hidden.float().sum(), *trained]).sum() * 0.0
         return chunked_cross_entropy(hidden, self.weight, self.bias, targets)
 
 
@@ -60,12 +64,15 @@ class CausalLM(nn.Module):
 
     Args:
         hf: the model, with a plain linear head.
+        layer_sources: the checkpoint's layer of every decoder layer; by default the same one.
 
     Attributes:
         hf: the transformers model; its head is an `OutputHead`.
+        layer_sources: as given.
+        layers_prefix: what stands before a layer's number in names (``model.layers.``).
     """
 
-    def __init__(self, hf: PreTrainedModel) -> None:
+    def __init__(self, hf: PreTrainedModel, layer_sources: Sequence[int] | None = None) -> None:
         super().__init__()
         config = hf.config.get_text_config()
         scaled = [f for f in UNSUPPORTED_HEADS if getattr(config, f, None) not in (None, 1.0)]
@@ -77,6 +84,9 @@ class CausalLM(nn.Module):
             )
         hf.set_output_embeddings(OutputHead(hf.get_output_embeddings()))  # pyright: ignore[reportArgumentType]
         self.hf = hf
+        layers = self.decoder_layers
+        self.layer_sources = tuple(layer_sources or range(len(layers)))
+        self.layers_prefix = next(f"{n}." for n, module in hf.named_modules() if module is layers)
 
     @property
     def decoder_layers(self) -> nn.ModuleList:

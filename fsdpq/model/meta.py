@@ -6,7 +6,7 @@ it after FSDP has sharded it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from transformers.configuration_utils import PretrainedConfig
 
 from fsdpq.errors import CheckpointError
 from fsdpq.model.causal_lm import CausalLM
+from fsdpq.model.expansion import expand_config
 from fsdpq.model.quantized_linear import QuantizedLinear, packed_parameter_ids
 from fsdpq.model.structure import find_decoder_layers, matches_suffix, named_linears
 from fsdpq.protocols import Quantizer
@@ -32,8 +33,10 @@ def build_meta_model(
     attn_implementation: str,
     quantizer: Quantizer,
     trust_remote_code: bool = False,
+    layer_sources: Callable[[int], Sequence[int]] = range,
+    unfreeze: Callable[[PreTrainedModel, nn.ModuleList, Sequence[int]], None] | None = None,
 ) -> CausalLM:
-    """Returns the model on meta: frozen, in train mode, linears of the decoder layers swapped.
+    """Returns the model on meta, in train mode, frozen linears of the decoder layers swapped.
 
     Args:
         directory: holds the checkpoint's ``config.json``.
@@ -41,12 +44,18 @@ def build_meta_model(
         attn_implementation: attention code path of transformers.
         quantizer: packs the linear layers inside the decoder layers; the head stays.
         trust_remote_code: run the model class that the checkpoint brings as Python code.
+        layer_sources: returns the checkpoint's layer of every layer that the model is to have, from
+            the checkpoint's number of layers.
+        unfreeze: makes weights trainable, given the model, its decoder layers and their sources;
+            all are frozen before.
 
     Raises:
         CheckpointError: the architecture is unknown to transformers or not decoder-only.
     """
     try:
         config = read_config(directory, trust_remote_code=trust_remote_code)
+        sources = layer_sources(config.get_text_config().num_hidden_layers)
+        expand_config(config, sources)
         with torch.device("meta"), explained_remote_code(directory):
             hf = AutoModelForCausalLM.from_config(
                 config,
@@ -61,7 +70,9 @@ def build_meta_model(
         ) from error
     hf.tie_weights()
     hf.requires_grad_(False)
-    model = CausalLM(hf)
+    if unfreeze is not None:
+        unfreeze(hf, find_decoder_layers(hf), sources)
+    model = CausalLM(hf, sources)
     swap_linears(hf, quantizer)
     return model.train()
 
@@ -99,8 +110,8 @@ def swap_linears(hf: PreTrainedModel, quantizer: Quantizer) -> None:
     """Replaces the linears of the decoder layers in place.
 
     Raises:
-        CheckpointError: ``modules_to_not_convert`` names a module that does not exist, or a big
-            weight would silently stay unquantized.
+        CheckpointError: ``modules_to_not_convert`` names a module that does not exist, a big
+            weight would silently stay unquantized, or all are trained.
     """
     layers = find_decoder_layers(hf)
     linears = list(named_linears(layers))
@@ -117,10 +128,17 @@ def swap_linears(hf: PreTrainedModel, quantizer: Quantizer) -> None:
             hint=f"its linear layers are {', '.join(endings)}",
         )
     for name, parent, attribute, linear in linears:
-        if matches_suffix(name, quantizer.modules_to_not_convert):
+        if matches_suffix(name, quantizer.modules_to_not_convert) or linear.weight.requires_grad:
             continue
         if quantizer.packed_shapes(linear.out_features, linear.in_features):
             setattr(parent, attribute, QuantizedLinear(linear, quantizer=quantizer))
+    if all(linear.weight.requires_grad for *_, linear in linears) and any(
+        quantizer.packed_shapes(linear.out_features, linear.in_features) for *_, linear in linears
+    ):
+        raise CheckpointError(
+            "every linear layer is trained, so nothing is left to quantize",
+            hint="full finetuning needs `quantization: {kind: none}`",
+        )
     check_all_quantized(hf, quantizer)
 
 
@@ -140,6 +158,7 @@ def check_all_quantized(hf: PreTrainedModel, quantizer: Quantizer) -> None:
         name
         for name, parameter in layers.named_parameters()
         if parameter.is_floating_point() and id(parameter) not in linears
+        if not parameter.requires_grad
         if parameter.dim() >= 3 or (parameter.dim() == 2 and parameter.numel() > big)
         if quantizer.packed_shapes(*parameter.shape[-2:])
     ]
@@ -155,7 +174,7 @@ def check_all_quantized(hf: PreTrainedModel, quantizer: Quantizer) -> None:
 def count_parameters(model: nn.Module) -> tuple[int, int]:
     """Returns the base model's weights, tied ones once, and how many of them are quantized.
 
-    Trainable parameters are not counted.
+    Adapters count too where they are attached already.
     """
     quantized = sum(
         module.out_features * module.in_features
@@ -164,8 +183,6 @@ def count_parameters(model: nn.Module) -> tuple[int, int]:
     )
     packed = packed_parameter_ids(model)
     plain = sum(
-        parameter.numel()
-        for parameter in model.parameters()
-        if not parameter.requires_grad and id(parameter) not in packed
+        parameter.numel() for parameter in model.parameters() if id(parameter) not in packed
     )
     return plain + quantized, quantized

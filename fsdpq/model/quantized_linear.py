@@ -73,8 +73,15 @@ class QuantizedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps ``(..., in_features)`` to ``(..., out_features)`` in the dtype of ``x``."""
+        return self._product(x, self.bias)
+
+    def product(self, x: Tensor) -> Tensor:
+        """As `forward`, without the bias."""
+        return self._product(x, None)
+
+    def _product(self, x: Tensor, bias: Tensor | None) -> Tensor:
         packed = [getattr(self, name) for name in self.packed_names]
-        return _DequantizedProduct.apply(x, self, self.bias, *packed)  # pyright: ignore[reportReturnType]
+        return _DequantizedProduct.apply(x, self, bias, *packed)  # pyright: ignore[reportReturnType]
 
     def extra_repr(self) -> str:
         """Returns the shape, for ``print(model)``."""

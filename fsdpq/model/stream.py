@@ -18,8 +18,9 @@ from fsdpq.dist import Shard, own_shard, rank, shard_range, world_size
 from fsdpq.errors import CheckpointError
 from fsdpq.model.causal_lm import CausalLM
 from fsdpq.model.checkpoint_files import CheckpointFiles, to_device
+from fsdpq.model.expansion import source_name
 from fsdpq.model.quantized_linear import QuantizedLinear, packed_parameter_ids
-from fsdpq.protocols import BASE
+from fsdpq.protocols import BASE, RowReader
 
 COPY_ROWS_BYTES = 16 << 20
 """Rows of an unquantized tensor are copied in pieces of about this size."""
@@ -33,13 +34,13 @@ def load_base(
     device: torch.device,
     report: Callable[[int, int], Any],
 ) -> None:
-    """Fills every frozen parameter and buffer of a sharded meta model, in place.
+    """Fills every parameter of the base and buffer of a sharded meta model, in place.
 
     Ranks: all (collective).
     Memory: the rank's shards plus about the rank's rows of the largest tensor.
 
     Args:
-        model: after ``fully_shard``, on meta; trainable parameters are allocated, not filled.
+        model: after ``fully_shard``, on meta; an adapter's parameters are allocated, not filled.
         directory: the checkpoint.
         dtype: what weights are cast to before they are quantized or kept.
         device: this rank's device.
@@ -49,18 +50,15 @@ def load_base(
         CheckpointError: names or shapes do not fit, or a file is damaged; nothing is loaded then.
     """
     files = CheckpointFiles(directory)
-    targets = _loading_targets(model)
-    tied = _tied_names(model, targets)
-    files.check({name: _full_shape(target) for name, target in targets.items()}, ignored=tied)
+    targets = loading_targets(model)
+    shapes = {source_name(model, n): full_shape(target) for n, target in targets.items()}
+    files.check(shapes, ignored=_tied_names(model, targets))
     model.to_empty(device=device)
     recompute_buffers(model)
     total = sum(_own_weights(target) for target in targets.values()) * dtype.itemsize
     done = 0
-    for name, target in _loading_targets(model).items():  # again: `to_empty` made new buffers
-
-        def read(start: int, stop: int, name: str = name) -> Tensor:
-            return to_device(files.read_rows(name, start, stop), dtype=dtype, device=device)
-
+    for name, target in loading_targets(model).items():  # again: `to_empty` made new buffers
+        read = _row_reader(files, source_name(model, name), target, dtype=dtype, device=device)
         if isinstance(target, QuantizedLinear):
             shape = (target.out_features, target.in_features)
             target.quantizer.quantize_shards(read, shape, _packed_shards(target))
@@ -68,6 +66,27 @@ def load_base(
             _copy_rows(read, own_shard(target))
         done += _own_weights(target) * dtype.itemsize
         report(done, total)
+
+
+def load_trained_base(model: CausalLM, directory: Path) -> None:
+    """Fills the trained parameters of the base from a checkpoint of the whole model, in place.
+
+    Args:
+        model: sharded and loaded.
+        directory: a checkpoint with as many layers as the model has.
+
+    Raises:
+        CheckpointError: a tensor is missing or of another shape, or a file is damaged.
+    """
+    files = CheckpointFiles(directory)
+    targets = loading_targets(model)
+    shapes = {name: full_shape(target) for name, target in targets.items()}
+    files.check(shapes, ignored=_tied_names(model, targets))
+    for name, target in targets.items():
+        if isinstance(target, nn.Parameter) and target.requires_grad:
+            device = own_shard(target).rows.device
+            read = _row_reader(files, name, target, dtype=target.dtype, device=device)
+            _copy_rows(read, own_shard(target))
 
 
 def checkpoint_name(name: str) -> str:
@@ -108,8 +127,8 @@ def recompute_buffers(model: CausalLM) -> None:
 LoadingTarget = QuantizedLinear | nn.Parameter
 
 
-def _loading_targets(model: CausalLM) -> dict[str, LoadingTarget]:
-    """Maps names in the checkpoint to what they fill; frozen and tied-once."""
+def loading_targets(model: CausalLM) -> dict[str, LoadingTarget]:
+    """Maps names of transformers to what of the base they fill; tied weights once."""
     packed = packed_parameter_ids(model)
     targets: dict[str, LoadingTarget] = {
         f"{checkpoint_name(name)}.weight": module
@@ -117,7 +136,9 @@ def _loading_targets(model: CausalLM) -> dict[str, LoadingTarget]:
         if isinstance(module, QuantizedLinear)
     }
     for name, parameter in model.named_parameters():
-        if not parameter.requires_grad and id(parameter) not in packed:
+        parent = model.get_submodule(name.rpartition(".")[0])
+        is_adapter = hasattr(parent, BASE)
+        if not is_adapter and id(parameter) not in packed:
             targets[checkpoint_name(name)] = parameter
     for name, buffer in model.named_buffers():
         module = model.get_submodule(name.rpartition(".")[0])
@@ -128,17 +149,18 @@ def _loading_targets(model: CausalLM) -> dict[str, LoadingTarget]:
 
 def _tied_names(model: CausalLM, targets: dict[str, LoadingTarget]) -> set[str]:
     names = {checkpoint_name(n) for n, _ in model.named_parameters(remove_duplicate=False)}
-    return names - targets.keys()
+    return {source_name(model, name) for name in names - targets.keys()}
 
 
-def _full_shape(target: LoadingTarget) -> tuple[int, ...]:
+def full_shape(target: LoadingTarget) -> tuple[int, ...]:
+    """Shape of the tensor in the checkpoint that fills ``target``."""
     if isinstance(target, QuantizedLinear):
         return (target.out_features, target.in_features)
     return tuple(target.shape)
 
 
 def _own_weights(target: LoadingTarget) -> int:
-    shape = _full_shape(target)
+    shape = full_shape(target)
     start, stop = shard_range(shape[0] if shape else 1, rank(), world_size())
     return (stop - start) * torch.Size(shape[1:]).numel()
 
@@ -147,7 +169,24 @@ def _packed_shards(module: QuantizedLinear) -> dict[str, Shard]:
     return {name: own_shard(getattr(module, name)) for name in module.packed_names}
 
 
-def _copy_rows(read: Callable[[int, int], Tensor], shard: Shard) -> None:
+def _row_reader(
+    files: CheckpointFiles,
+    name: str,
+    target: LoadingTarget,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> RowReader:
+    """Reads rows in ``dtype`` where they are quantized, else in the precision of the target."""
+    read_dtype = dtype if isinstance(target, QuantizedLinear) else target.dtype
+
+    def read(start: int, stop: int) -> Tensor:
+        return to_device(files.read_rows(name, start, stop), dtype=read_dtype, device=device)
+
+    return read
+
+
+def _copy_rows(read: RowReader, shard: Shard) -> None:
     if shard.rows.dim() == 0:
         shard.rows.copy_(read(0, 1))
         return

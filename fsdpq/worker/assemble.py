@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -18,7 +18,7 @@ from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBas
 
 from fsdpq.dist import check_same_on_all_ranks, own_shard
 from fsdpq.errors import EnvironmentProblemError
-from fsdpq.fsdp.wrap import apply_fsdp, build_mesh
+from fsdpq.fsdp.wrap import apply_fsdp, build_mesh, build_policy
 from fsdpq.model.causal_lm import CausalLM
 from fsdpq.model.meta import (
     DTYPES,
@@ -28,9 +28,8 @@ from fsdpq.model.meta import (
 )
 from fsdpq.model.quantized_linear import QuantizedLinear
 from fsdpq.model.stream import checkpoint_name, load_base
-from fsdpq.model.structure import matches_suffix
+from fsdpq.protocols import BASE, AdaptedLayer, Adapter
 from fsdpq.recipe.root import Recipe
-from fsdpq.recipe.sections.adapter import LoraOptions
 from fsdpq.registry import resolve_builder
 from fsdpq.run_files import RunFiles
 
@@ -74,16 +73,16 @@ class Assembled:
         return [p for p in self.model.parameters() if p.requires_grad]
 
     @property
-    def adapted_layers(self) -> dict[str, nn.Module]:
+    def adapted_layers(self) -> dict[str, AdaptedLayer]:
         """Adapted layers by their name in the transformers model."""
         return {
-            checkpoint_name(name): module
+            checkpoint_name(name): cast("AdaptedLayer", module)
             for name, module in self.model.named_modules()
-            if hasattr(module, "lora_A")
+            if hasattr(module, BASE)
         }
 
     def own_bytes(self, *, trainable: bool) -> int:
-        """Resident bytes of this rank's shards of the adapter, or of the frozen base."""
+        """Resident bytes of this rank's shards of what is trained, or of what is frozen."""
         return sum(
             own_shard(parameter).rows.nbytes
             for parameter in self.model.parameters()
@@ -123,24 +122,26 @@ def assemble_model(
     report_load: Callable[[int, int], Any],
     trust_remote_code: bool = False,
 ) -> Assembled:
-    """Builds, shards and loads the model, adapters at their initial values.
+    """Builds, shards and loads the model, what is trained at its initial values.
 
     Ranks: all (collective).
     """
     dtype = resolve_dtype(recipe, device)
     quantizer = resolve_builder("quantization", recipe.quantization)(recipe.quantization)
-    adapter = resolve_builder("adapter", recipe.adapter)(recipe.adapter)
+    adapter: Adapter = resolve_builder("adapter", recipe.adapter)(recipe.adapter)
     model = build_meta_model(
         model_dir,
         dtype=dtype,
         attn_implementation=recipe.model.attn_implementation,
         quantizer=quantizer,
         trust_remote_code=trust_remote_code,
+        layer_sources=adapter.layer_sources,
+        unfreeze=lambda hf, layers, sources: adapter.unfreeze_base(
+            hf, layers, sources=sources, master_dtype=torch.float32
+        ),
     )
     num_parameters, num_quantized = count_parameters(model)
-    adapter.apply_adapter(
-        model.decoder_layers, is_target=target_test(lora_options(recipe).target_modules)
-    )
+    adapter.apply_adapter(model.decoder_layers, is_linear=is_linear)
     if recipe.fsdp.activation_checkpointing == "full":
         model.apply_checkpointing()
     num_groups = apply_fsdp(
@@ -150,29 +151,17 @@ def assemble_model(
         layers=model.decoder_layers,
         embedding_groups=model.embedding_groups,
         forward_methods=("next_token_logits",),
+        policy=build_policy(trains_base=adapter.trains_base, dtype=dtype),
     )
     load_base(model, model_dir, dtype=dtype, device=device, report=report_load)
-    digest = adapter.init_adapter(model, seed=recipe.training.seed)
-    check_same_on_all_ranks("the adapters' initial values", digest)
+    digest = adapter.init_adapter(model, seed=recipe.training.seed, dtype=dtype, device=device)
+    check_same_on_all_ranks("the initial values of what is trained", digest)
     return Assembled(model, num_parameters, num_quantized, num_groups)
 
 
-def lora_options(recipe: Recipe) -> LoraOptions:
-    """Returns the adapter's options, which `fsdpq.recipe.not_yet` lets be LoRA's only."""
-    if not isinstance(recipe.adapter, LoraOptions):
-        raise TypeError(f"adapter.kind `{recipe.adapter.kind}` cannot be assembled")
-    return recipe.adapter
-
-
-def target_test(targets: str | tuple[str, ...]) -> Callable[[str, nn.Module], bool]:
-    """Returns whether a module inside the decoder layers gets an adapter."""
-
-    def is_target(name: str, module: nn.Module) -> bool:
-        if not isinstance(module, QuantizedLinear | nn.Linear):
-            return False
-        return isinstance(targets, str) or matches_suffix(name, targets)
-
-    return is_target
+def is_linear(module: nn.Module) -> bool:
+    """Whether an adapter can wrap ``module``."""
+    return isinstance(module, QuantizedLinear | nn.Linear)
 
 
 def load_tokenizer(model_dir: Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:

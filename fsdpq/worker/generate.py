@@ -1,15 +1,15 @@
-"""Answers one prompt with the base and adapter of a finished run, as a single rank."""
+"""Answers one prompt with what a finished run trained, as a single rank."""
 
 from __future__ import annotations
 
 import sys
 
 from fsdpq import dist
-from fsdpq.checkpoint.peft import import_adapter
 from fsdpq.recipe.load import load_resolved
 from fsdpq.run_files import RunFiles
 from fsdpq.worker.answerer import Answerer
 from fsdpq.worker.assemble import assemble_model, load_tokenizer, read_inputs, stop_ids
+from fsdpq.worker.export import FORMATS
 
 
 def generate(
@@ -30,7 +30,7 @@ def generate(
         max_new_tokens: longest answer.
         temperature: 0 is greedy.
         device_type: ``cuda`` or ``cpu``.
-        use_adapter: False answers with the quantized base alone.
+        use_adapter: False answers with the base as it was before training.
         trust_remote_code: run code that the model brings.
     """
     recipe = load_resolved(files.resolved)
@@ -46,7 +46,8 @@ def generate(
         trust_remote_code=trust_remote_code,
     )
     if use_adapter:
-        import_adapter(assembled.adapted_layers, files.adapter)
+        exported = files.exported(recipe.export.format)
+        FORMATS[recipe.export.format].load(assembled, exported)
     stops = stop_ids(inputs.model_dir, tokenizer)
     answerer = Answerer(assembled, tokenizer, stop_ids=stops, device=device)
     answer = answerer.answer(prompt, max_new_tokens=max_new_tokens, temperature=temperature)

@@ -10,7 +10,6 @@ from pathlib import Path
 import torch
 
 from fsdpq import dist
-from fsdpq.checkpoint.peft import export_adapter
 from fsdpq.metrics.memory import peak_bytes
 from fsdpq.metrics.report import write_report
 from fsdpq.metrics.sinks import JsonlSink, NoSink
@@ -22,13 +21,12 @@ from fsdpq.training.loop import Progress, Trainer
 from fsdpq.worker.answerer import Answerer
 from fsdpq.worker.assemble import (
     Assembled,
-    Inputs,
     assemble_model,
     load_tokenizer,
-    lora_options,
     read_inputs,
     stop_ids,
 )
+from fsdpq.worker.export import FORMATS
 from fsdpq.worker.setup import Data, build_trainer, load_data, steps_of_rank
 
 LOAD_REPORT_S = 0.2
@@ -76,8 +74,9 @@ def train(files: RunFiles, *, trust_remote_code: bool = False) -> None:
     train_s = time.monotonic() - started
     loss_after = look("after", progress.steps)
     enter(events, "export")
-    export(recipe, inputs, assembled, files.adapter)
-    done = summarize_run(progress, train_s, (loss_before, loss_after), device, files.adapter)
+    exported = files.exported(recipe.export.format)
+    FORMATS[recipe.export.format].save(recipe, inputs, assembled, exported)
+    done = summarize_run(progress, train_s, (loss_before, loss_after), device, exported)
     events.write({"event": "done", **dataclasses.asdict(done)})
     enter(events, "report")
     if dist.rank() == 0:
@@ -110,21 +109,6 @@ def load_reporter(events: MetricSink) -> Callable[[int, int], None]:
     return report
 
 
-def export(recipe: Recipe, inputs: Inputs, assembled: Assembled, directory: Path) -> None:
-    """Writes the adapter in PEFT's format.
-
-    Ranks: all (collective).
-    """
-    on_hub = inputs.model_revision is not None
-    export_adapter(
-        assembled.adapted_layers,
-        directory,
-        options=lora_options(recipe),
-        base_model=recipe.model.name_or_path if on_hub else str(inputs.model_dir),
-        revision=inputs.model_revision,
-    )
-
-
 def summarize_setup(
     recipe: Recipe, assembled: Assembled, data: Data, trainer: Trainer, device: torch.device
 ) -> SetupSummary:
@@ -137,6 +121,7 @@ def summarize_setup(
     on_gpu = device.type == "cuda"
     return SetupSummary(
         model=recipe.model.name_or_path,
+        adapter_kind=recipe.adapter.kind,
         num_parameters=assembled.num_parameters,
         num_trainable=sum(parameter.numel() for parameter in trainer.parameters),
         num_quantized=assembled.num_quantized,
@@ -157,7 +142,7 @@ def summarize_run(
     train_s: float,
     eval_losses: tuple[float | None, float | None],
     device: torch.device,
-    adapter: Path,
+    exported: Path,
 ) -> RunSummary:
     """Returns what the run achieved.
 
@@ -172,5 +157,5 @@ def summarize_run(
         eval_loss_before=eval_losses[0],
         eval_loss_after=eval_losses[1],
         peak_memory_bytes=[int(peak) for peak in peaks],
-        adapter=str(adapter),
+        adapter=str(exported),
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import bitsandbytes.functional as bnb
 import torch
@@ -14,22 +15,36 @@ from transformers import AutoModelForCausalLM
 from fsdpq.data.tokenize import Row
 
 
-def load_dequantized(directory: Path) -> nn.Module:
-    """Returns the fp32 model with every linear inside its layers rounded to NF4 and back."""
-    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
+def load_dequantized(directory: Path, quant_type: str = "nf4") -> nn.Module:
+    """Returns the fp32 model with every linear inside its layers rounded to 4 bits and back."""
+    model = load_plain(directory)
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear) and ".layers." in name:
-            codes, state = bnb.quantize_4bit(
-                module.weight.data, blocksize=64, quant_type="nf4", compress_statistics=True
-            )
-            module.weight.data = bnb.dequantize_4bit(codes, state)
+            module.weight.data = round_weight(module.weight.data, quant_type)
     return model
 
 
-def with_peft_lora(model: nn.Module, initial_a: dict[str, Tensor], *, rank: int) -> nn.Module:
+def load_plain(directory: Path) -> nn.Module:
+    """Returns the fp32 model as it is."""
+    return AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
+
+
+def round_weight(weight: Tensor, quant_type: str = "nf4") -> Tensor:
+    """Returns a weight quantized and dequantized by bitsandbytes, scales quantized too."""
+    codes, state = bnb.quantize_4bit(
+        weight, blocksize=64, quant_type=quant_type, compress_statistics=True
+    )
+    return bnb.dequantize_4bit(codes, state)
+
+
+def with_peft_lora(
+    model: nn.Module, initial_a: dict[str, Tensor], *, rank: int, **options: Any
+) -> nn.Module:
     """Adds PEFT's LoRA (alpha = 2 * rank) with given values of A; B is zero."""
     targets = sorted({name.rpartition(".")[2] for name in initial_a})
-    config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=targets, lora_dropout=0.0)
+    config = LoraConfig(
+        r=rank, lora_alpha=2 * rank, target_modules=targets, lora_dropout=0.0, **options
+    )
     peft_model = get_peft_model(model, config)  # pyright: ignore[reportArgumentType]
     for name, module in peft_model.named_modules():
         if hasattr(module, "lora_A"):

@@ -38,6 +38,13 @@ class LoraOptions(Options):
         """Factor on the adapter's output."""
         return self.alpha / (self.rank**0.5 if self.use_rslora else self.rank)
 
+    def is_target(self, name: str) -> bool:
+        """Whether the linear layer of this dotted name gets an adapter."""
+        targets = self.target_modules
+        if isinstance(targets, str):
+            return True
+        return any(name == target or name.endswith(f".{target}") for target in targets)
+
 
 class DoraOptions(LoraOptions):
     """LoRA that trains each output row's magnitude apart (https://arxiv.org/abs/2402.09353)."""

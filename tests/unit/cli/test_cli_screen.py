@@ -51,6 +51,31 @@ def test_setup_says_what_is_run() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("kind", "weights", "exported"),
+    [
+        ("dora", "adapter weights", "adapter"),
+        ("llama_pro", "weights of new layers", "model"),
+        ("none", "weights, all of the model", "model"),
+    ],
+)
+def test_each_method_has_its_own_words(
+    tmp_path: Path, kind: str, weights: str, exported: str
+) -> None:
+    stream = io.StringIO()
+    screen = PlainScreen(stream)
+    screen.open_run(RunFiles(tmp_path))
+    screen.show_row(SETUP | {"adapter_kind": kind})
+    screen.show_row({"event": "phase", "name": "export"})
+    done = {"event": "done", "steps": 1, "train_s": 1.0, "adapter": "there"}
+    screen.show_row(done | {"peak_memory_bytes": [1]})
+    screen.show_summary()
+    text = stream.getvalue()
+    assert f"4.9 M {weights} (3.63 %)" in text
+    assert f"exporting the {exported}\n" in text
+    assert f"  {exported:<12} there" in text
+
+
 def test_pipe_gets_few_plain_step_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     stream = io.StringIO()
     screen = PlainScreen(stream)

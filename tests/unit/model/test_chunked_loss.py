@@ -29,6 +29,47 @@ def test_loss_and_gradient_equal_plain_cross_entropy(
     assert torch.allclose(ours, gradient, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("rows_per_chunk", [3, 100])
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_a_trained_head_gets_its_gradients(
+    monkeypatch: pytest.MonkeyPatch, rows_per_chunk: int, with_bias: bool
+) -> None:
+    torch.manual_seed(0)
+    hidden, weight = (
+        torch.randn(10, 16, requires_grad=True),
+        torch.randn(50, 16, requires_grad=True),
+    )
+    bias = torch.randn(50, requires_grad=True) if with_bias else None
+    inputs = [hidden, weight] if bias is None else [hidden, weight, bias]
+    targets = torch.randint(0, 50, (10,))
+    logits = functional.linear(hidden, weight, bias)
+    expected = functional.cross_entropy(logits, targets, reduction="sum")
+    gradients = torch.autograd.grad(expected * 0.5, inputs)
+    monkeypatch.setattr(chunked_loss, "MAX_CHUNK_LOGITS", rows_per_chunk * 50)
+    loss = chunked_loss.chunked_cross_entropy(hidden, weight, bias, targets)
+    for ours, gradient in zip(torch.autograd.grad(loss * 0.5, inputs), gradients, strict=True):
+        # fp32, sums in another order.
+        assert torch.allclose(ours, gradient, rtol=1e-5, atol=1e-6)
+
+
+def test_chunks_of_a_bf16_heads_gradient_are_summed_in_fp32(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    torch.manual_seed(0)
+    hidden, targets = torch.randn(2000, 8).bfloat16(), torch.zeros(2000, dtype=torch.long)
+    weight = (torch.randn(40, 8) / 10).bfloat16().requires_grad_()
+    monkeypatch.setattr(chunked_loss, "MAX_CHUNK_LOGITS", 40)
+    loss = chunked_loss.chunked_cross_entropy(hidden, weight, None, targets)
+    [ours] = torch.autograd.grad(loss, weight)
+    plain = weight.detach().float().requires_grad_()
+    exact = functional.cross_entropy(hidden.float() @ plain.T, targets, reduction="sum")
+    [gradient] = torch.autograd.grad(exact, plain)
+    assert ours.dtype == torch.bfloat16
+    # Each of 2000 products is rounded to bf16 once; a sum in bf16 would be off by whole percents.
+    error = (ours.float() - gradient).norm() / gradient.norm()
+    assert error < 4e-3
+
+
 def test_the_sum_stays_exact_in_bf16() -> None:
     torch.manual_seed(0)
     hidden = torch.randn(3000, 8).bfloat16()

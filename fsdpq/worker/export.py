@@ -1,0 +1,100 @@
+"""What a run leaves behind, in the format that the recipe names, and how it comes back.
+
+The formats are a table: each knows how to write what was trained and how to load it into a model
+that was assembled from the same recipe.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from fsdpq.checkpoint.peft import export_adapter, import_adapter
+from fsdpq.checkpoint.whole_model import ModelTensor, export_model
+from fsdpq.model.checkpoint_files import CheckpointFiles
+from fsdpq.model.expansion import source_name
+from fsdpq.model.meta import DTYPES
+from fsdpq.model.stream import full_shape, load_trained_base, loading_targets
+from fsdpq.recipe.root import Recipe
+from fsdpq.worker.assemble import Assembled, Inputs
+
+
+@dataclass(frozen=True)
+class Format:
+    """How trained weights leave and come back.
+
+    Attributes:
+        save: writes them into a directory, from recipe, inputs and model; all ranks call it.
+        load: fills the model from such a directory.
+    """
+
+    save: Callable[[Recipe, Inputs, Assembled, Path], None]
+    load: Callable[[Assembled, Path], None]
+
+
+def save_peft(recipe: Recipe, inputs: Inputs, assembled: Assembled, directory: Path) -> None:
+    """Writes the adapter in PEFT's format.
+
+    Ranks: all (collective).
+    """
+    on_hub = inputs.model_revision is not None
+    export_adapter(
+        assembled.adapted_layers,
+        directory,
+        options=recipe.adapter,  # pyright: ignore[reportArgumentType] - a check of the recipe
+        base_model=recipe.model.name_or_path if on_hub else str(inputs.model_dir),
+        revision=inputs.model_revision,
+    )
+
+
+def load_peft(assembled: Assembled, directory: Path) -> None:
+    """Fills the adapter from PEFT's format."""
+    import_adapter(assembled.adapted_layers, directory)
+
+
+def save_transformers(
+    recipe: Recipe, inputs: Inputs, assembled: Assembled, directory: Path
+) -> None:
+    """Writes the whole model: trained weights, and the original's where nothing was trained.
+
+    The original's are those of its checkpoint in ``model.dtype``, not quantized.
+
+    Ranks: all (collective).
+    """
+    model, files = assembled.model, CheckpointFiles(inputs.model_dir)
+    tensors = [
+        ModelTensor(
+            name,
+            full_shape(target),
+            target if isinstance(target, nn.Parameter) and target.requires_grad else None,
+            functools.partial(_read_whole, files, source_name(model, name)),
+        )
+        for name, target in loading_targets(model).items()
+    ]
+    export_model(
+        tensors,
+        directory,
+        config=model.hf.config,
+        dtype=DTYPES[recipe.model.dtype],
+        original=inputs.model_dir,
+    )
+
+
+def _read_whole(files: CheckpointFiles, name: str) -> Tensor:
+    return files.read_rows(name, 0, (*files.shape(name), 1)[0])
+
+
+def load_transformers(assembled: Assembled, directory: Path) -> None:
+    """Fills the trained weights of the base from a whole model."""
+    load_trained_base(assembled.model, directory)
+
+
+FORMATS = {
+    "peft": Format(save_peft, load_peft),
+    "transformers": Format(save_transformers, load_transformers),
+}
+"""Values of ``export.format`` in a resolved recipe."""

@@ -1,0 +1,152 @@
+"""What every method leaves behind, stock transformers and PEFT load and reproduce; so do we."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from support import reference
+from support.commands import Run
+from support.ranks import RankPool
+from support.sharded import assemble, train
+from support.tiny import random_rows, save_tiny_llama, tiny_recipe
+from support.tokenizer import save_tokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.cache_utils import DynamicCache
+
+from fsdpq.checkpoint import whole_model
+from fsdpq.run_files import RunFiles, read_json_lines
+from fsdpq.worker.assemble import Inputs
+from fsdpq.worker.export import FORMATS
+
+PROMPT = [5, 17, 230, 44, 9, 101, 77, 300]
+DORA = {"adapter": {"kind": "dora", "rank": 4, "alpha": 16.0}}
+FULL = {"adapter": {"kind": "none"}, "quantization": {"kind": "none"}}
+PRO = {"adapter": {"kind": "llama_pro", "num_new_layers": 3}}
+PRO_PLAIN = {**PRO, "quantization": {"kind": "none"}}
+Sections = dict[str, dict[str, Any]]
+
+
+def export_format(sections: Sections) -> str:
+    """Returns what the launcher makes of ``export.format: auto``."""
+    return "peft" if sections["adapter"]["kind"] == "dora" else "transformers"
+
+
+def logits(model: torch.nn.Module) -> torch.Tensor:
+    """Returns logits after the prompt by our own forward, through the cache."""
+    model.eval()
+    cache = DynamicCache(config=model.hf.config)  # pyright: ignore
+    model.next_token_logits(torch.tensor([PROMPT[:3]]), cache)  # pyright: ignore
+    return model.next_token_logits(torch.tensor([PROMPT[3:]]), cache)[0]  # pyright: ignore
+
+
+def train_and_export(base: Path, exported: Path, sections: Sections) -> torch.Tensor:
+    """Trains three steps, exports, and returns the logits."""
+    whole_model.FILE_BYTES = 1 << 20  # several files
+    assembled = assemble(base, **sections)
+    batches = [random_rows(4, seed=index) for index in range(3)]
+    train(assembled, batches, micro_batch_size=2, lr=1e-2, max_norm=None)
+    inputs = Inputs(base, None, Path("rows.jsonl"))
+    FORMATS[export_format(sections)].save(tiny_recipe(**sections), inputs, assembled, exported)
+    return logits(assembled.model)
+
+
+def import_and_answer(base: Path, exported: Path, sections: Sections) -> torch.Tensor:
+    """Loads what was exported into a fresh model on this rank; returns the logits."""
+    assembled = assemble(base, **sections)
+    FORMATS[export_format(sections)].load(assembled, exported)
+    return logits(assembled.model)
+
+
+def stock_logits(base: Path, exported: Path, sections: Sections) -> torch.Tensor:
+    """Returns the logits of stock transformers, or of stock PEFT on the rounded base."""
+    if export_format(sections) == "peft":
+        model = PeftModel.from_pretrained(reference.load_dequantized(base), exported)  # pyright: ignore
+    else:
+        model = AutoModelForCausalLM.from_pretrained(exported)
+        if "quantization" not in sections:
+            _round_frozen(model)
+    with torch.no_grad():
+        return model.eval()(input_ids=torch.tensor([PROMPT])).logits[0, -1]
+
+
+def _round_frozen(model: torch.nn.Module) -> None:
+    """Rounds what was quantized in training: all but the new layers' output projections."""
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Linear) and ".layers." in name:
+            new = int(name.split(".")[2]) % 2 == 1
+            if not (new and name.endswith(("o_proj", "down_proj"))):
+                module.weight.data = reference.round_weight(module.weight.data)
+
+
+@pytest.mark.parametrize(
+    ("sections", "tied"),
+    [(DORA, True), (FULL, True), (FULL, False), (PRO, False), (PRO_PLAIN, True)],
+)
+def test_stock_libraries_reproduce_our_logits(
+    ranks: RankPool, tmp_path: Path, sections: Sections, tied: bool
+) -> None:
+    base, exported = save_tokenizer(save_tiny_llama(tmp_path / "base", tied=tied)), tmp_path / "out"
+    ours, others = ranks.run(2, train_and_export, base, exported, sections)
+    assert torch.equal(ours, others), "all ranks compute the same logits"
+    stock = stock_logits(base, exported, sections)
+    # Same weights, fp32 everywhere: only the order of sums differs.
+    bound = 2e-5 * stock.abs().max().item()
+    assert torch.allclose(ours, stock, rtol=0, atol=bound)
+    with torch.no_grad():
+        untrained = reference.load_plain(base)(input_ids=torch.tensor([PROMPT])).logits[0, -1]
+    assert (ours - untrained).abs().max() > 0.1, "training changes the logits"
+    again = ranks.run(3, import_and_answer, base, exported, sections)[0]
+    assert torch.allclose(again, ours, rtol=0, atol=bound)
+    assert not list(tmp_path.glob(".*partial"))
+
+
+def test_a_whole_model_comes_with_its_tokenizer_in_several_files(
+    ranks: RankPool, tmp_path: Path
+) -> None:
+    base, exported = save_tokenizer(save_tiny_llama(tmp_path / "base")), tmp_path / "out"
+    ranks.run(2, train_and_export, base, exported, {**PRO, "model": {"dtype": "bf16"}})
+    assert len(list(exported.glob("model-*-of-*.safetensors"))) > 2
+    before, after = (AutoTokenizer.from_pretrained(path) for path in (base, exported))
+    assert after("What is the capital?").input_ids == before("What is the capital?").input_ids
+    assert after.chat_template == before.chat_template
+    original, model = reference.load_plain(base), AutoModelForCausalLM.from_pretrained(exported)
+    assert model.dtype == torch.bfloat16
+    assert model.config.num_hidden_layers == 6
+    old, new = original.state_dict(), model.state_dict()
+    for layer, source in enumerate([0, 0, 1, 1, 2, 2]):
+        name = "self_attn.q_proj.weight"
+        kept = new[f"model.layers.{layer}.{name}"]
+        assert torch.equal(kept, old[f"model.layers.{source}.{name}"].bfloat16()), "unquantized"
+    trained = new["model.layers.1.mlp.down_proj.weight"]
+    assert 0 < trained.abs().max() < 1
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("adapter.kind=none", "quantization.kind=none", "optimizer.lr=3e-3"),
+        ("adapter.kind=llama_pro", "adapter.expansion_rate=0.3333"),
+    ],
+)
+def test_what_leaves_a_model_trains_and_generates(
+    fsdpq: Run, tmp_path: Path, overrides: tuple[str, ...]
+) -> None:
+    files = RunFiles(tmp_path / "run")
+    done = fsdpq(
+        "train", "recipe.yaml", *overrides, "training.steps=12", "--run-dir", str(files.root)
+    )
+    assert done.returncode == 0, done.stderr
+    held_out = [row for row in read_json_lines(files.metrics) if row["event"] == "eval"]
+    assert held_out[1]["loss"] < 0.9 * held_out[0]["loss"]
+    answer = fsdpq("generate", str(files.root), "--prompt", "What is one?")
+    assert answer.returncode == 0, answer.stderr
+    samples = [row for row in read_json_lines(files.events) if row["event"] == "sample"]
+    after = next(row["answer"] for row in samples if row["when"] == "after")
+    assert answer.stdout.strip().startswith(after), "generate answers as the run did at its end"
+    assert "exporting the model\n" in done.stderr
+    assert f"  model        {files.model}\n" in done.stderr
+    AutoModelForCausalLM.from_pretrained(files.model)

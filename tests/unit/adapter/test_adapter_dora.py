@@ -1,0 +1,91 @@
+"""One DoRA layer against PEFT's, dropout and bias included."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from peft import LoraConfig
+from peft.tuners.lora.layer import Linear as PeftLinear
+from torch import nn
+
+from fsdpq.adapter.dora import DoraLinear
+from fsdpq.recipe.sections.adapter import DoraOptions
+
+OPTIONS = DoraOptions(kind="dora", rank=4, alpha=12.0, dropout=0.4)
+CPU = torch.device("cpu")
+
+
+def _layers(dtype: torch.dtype) -> tuple[DoraLinear, nn.Module]:
+    """Returns our layer and PEFT's with the same weights, away from their initial values."""
+    torch.manual_seed(0)
+    linear = nn.Linear(48, 40, dtype=dtype)
+    linear.requires_grad_(False)
+    linear.bias.mul_(50)  # qwen2's biases are that big
+    ours = DoraLinear(linear, OPTIONS)
+    ours.init_norms(dtype=dtype, device=CPU)
+    config = LoraConfig(r=4, lora_alpha=12, lora_dropout=0.4, use_dora=True)
+    theirs = PeftLinear(copy.deepcopy(linear), "default", config=config, r=4, lora_alpha=12)
+    magnitude = theirs.lora_magnitude_vector["default"]
+    assert torch.allclose(ours.magnitude, magnitude.weight.float(), rtol=4e-3)
+    nn.init.normal_(ours.lora_A, std=0.2)
+    nn.init.normal_(ours.lora_B, std=0.2)
+    with torch.no_grad():
+        ours.magnitude.mul_(torch.rand_like(ours.magnitude) + 0.5)
+        theirs.lora_A["default"].weight.copy_(ours.lora_A)
+        theirs.lora_B["default"].weight.copy_(ours.lora_B)
+        magnitude.weight.copy_(ours.magnitude)
+    return ours, theirs
+
+
+def _run(layer: nn.Module, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(2, 5, 48, generator=generator).to(dtype).requires_grad_()
+    torch.manual_seed(2)  # dropout
+    out = layer(x)
+    out.float().square().sum().backward()
+    assert x.grad is not None
+    return out.detach(), x.grad
+
+
+def test_output_and_gradients_equal_pefts_with_dropout() -> None:
+    ours, theirs = _layers(torch.float32)
+    for training in (True, False):
+        ours.train(training)
+        theirs.train(training)
+        ours.zero_grad()
+        theirs.zero_grad()
+        for mine, other in zip(_run(ours, torch.float32), _run(theirs, torch.float32), strict=True):
+            # fp32, and the norm is summed from three terms instead of one.
+            assert torch.allclose(mine, other, rtol=1e-4, atol=1e-4 * other.abs().max().item())
+        pairs = [
+            (ours.lora_A, theirs.lora_A["default"].weight),  # pyright: ignore
+            (ours.lora_B, theirs.lora_B["default"].weight),  # pyright: ignore
+            (ours.magnitude, theirs.lora_magnitude_vector["default"].weight),  # pyright: ignore
+        ]
+        for mine, other in pairs:
+            assert mine.grad is not None
+            bound = 1e-4 * other.grad.abs().max().item()
+            assert torch.allclose(mine.grad, other.grad, rtol=1e-4, atol=bound)
+
+
+def test_bf16_norm_is_close_to_the_norm_in_fp32() -> None:
+    ours, _ = _layers(torch.bfloat16)
+    a, b = ours.lora_A.to(torch.bfloat16), ours.lora_B.to(torch.bfloat16)
+    base_times_a = nn.functional.linear(a, ours.base.weight)  # pyright: ignore
+    norm = ours._norm(base_times_a, a, b)
+    whole = ours.base.weight.float() + ours.scaling * (b.float() @ a.float())  # pyright: ignore
+    # One factor is rounded to bf16's 8 bits; PEFT rounds the norm itself to them.
+    assert torch.allclose(norm, whole.norm(dim=1), rtol=2**-9)
+
+
+def test_a_row_of_zeros_stays_finite() -> None:
+    linear = nn.Linear(8, 3, bias=False).requires_grad_(False)
+    linear.weight[1] = 0
+    layer = DoraLinear(linear, OPTIONS)
+    layer.init_norms(dtype=torch.float32, device=CPU)
+    nn.init.normal_(layer.lora_A)
+    nn.init.zeros_(layer.lora_B)
+    out = layer.eval()(torch.ones(2, 8))
+    assert out.isfinite().all()
+    assert (out[:, 1] == 0).all()
