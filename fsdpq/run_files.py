@@ -8,7 +8,9 @@ the contract.
 metrics.jsonl, field ``event`` is one of:
     ``step``  step, total_steps, loss, lr, grad_norm, tokens, trained_tokens, tokens_per_s,
               memory_bytes (of rank 0), time
+              with fp16 also loss_scale, skipped_steps; grad_norm is null in a skipped step
     ``eval``  step, loss, perplexity, trained_tokens, time
+    ``memory``  phase, bytes, peak_bytes (of rank 0; `metrics.log_memory`), time
 
 events.jsonl, field ``event`` is one of:
     ``phase``   name (see `PHASES`), time
@@ -90,6 +92,15 @@ class RunFiles:
     def adapter(self) -> Path:
         """The trained adapter in PEFT's format."""
         return self.root / "adapter"
+
+    @property
+    def tensorboard(self) -> Path:
+        """TensorBoard's event files (`metrics.sinks`)."""
+        return self.root / "tensorboard"
+
+    def profile(self, rank: int) -> Path:
+        """The profiler's trace of rank ``rank`` (`metrics.profile`)."""
+        return self.root / "profile" / f"rank-{rank}.json"
 
     @property
     def report_html(self) -> Path:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fsdpq.dist import Shard, own_shard, rank, shard_range, world_size
+from fsdpq.dist import Shard, own_shard, placement, shard_range
 from fsdpq.errors import CheckpointError
 from fsdpq.model.causal_lm import CausalLM
 from fsdpq.model.checkpoint_files import CheckpointFiles, to_device
@@ -31,6 +31,7 @@ def load_base(
     *,
     dtype: torch.dtype,
     device: torch.device,
+    shards_on_host: bool = False,
     report: Callable[[int, int], Any],
 ) -> None:
     """Fills every frozen parameter and buffer of a sharded meta model, in place.
@@ -42,7 +43,8 @@ def load_base(
         model: after ``fully_shard``, on meta; trainable parameters are allocated, not filled.
         directory: the checkpoint.
         dtype: what weights are cast to before they are quantized or kept.
-        device: this rank's device.
+        device: this rank's device; rows are quantized and buffers live there.
+        shards_on_host: whether FSDP keeps the shards in host memory.
         report: told ``(done_bytes, total_bytes)`` of this rank after each tensor.
 
     Raises:
@@ -52,7 +54,7 @@ def load_base(
     targets = _loading_targets(model)
     tied = _tied_names(model, targets)
     files.check({name: _full_shape(target) for name, target in targets.items()}, ignored=tied)
-    model.to_empty(device=device)
+    allocate(model, torch.device("cpu") if shards_on_host else device, buffers=device)
     recompute_buffers(model)
     total = sum(_own_weights(target) for target in targets.values()) * dtype.itemsize
     done = 0
@@ -68,6 +70,18 @@ def load_base(
             _copy_rows(read, own_shard(target))
         done += _own_weights(target) * dtype.itemsize
         report(done, total)
+
+
+def allocate(model: CausalLM, device: torch.device, *, buffers: torch.device) -> None:
+    """Gives a meta model memory without content, in place: parameters on ``device``."""
+    model.to_empty(device=device)
+    if buffers == device:
+        return
+    for module in model.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            empty = torch.empty_like(buffer, device=buffers)
+            persistent = name not in module._non_persistent_buffers_set
+            module.register_buffer(name, empty, persistent=persistent)
 
 
 def checkpoint_name(name: str) -> str:
@@ -139,7 +153,9 @@ def _full_shape(target: LoadingTarget) -> tuple[int, ...]:
 
 def _own_weights(target: LoadingTarget) -> int:
     shape = _full_shape(target)
-    start, stop = shard_range(shape[0] if shape else 1, rank(), world_size())
+    tensor = target if isinstance(target, Tensor) else getattr(target, target.packed_names[0])
+    place = placement(tensor)
+    start, stop = shard_range(shape[0] if shape else 1, place.index, place.size)
     return (stop - start) * torch.Size(shape[1:]).numel()
 
 

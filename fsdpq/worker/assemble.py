@@ -18,7 +18,8 @@ from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBas
 
 from fsdpq.dist import check_same_on_all_ranks, own_shard
 from fsdpq.errors import EnvironmentProblemError
-from fsdpq.fsdp.wrap import apply_fsdp, build_mesh
+from fsdpq.fsdp.precision import autocast_dtype
+from fsdpq.fsdp.wrap import apply_fsdp
 from fsdpq.model.causal_lm import CausalLM
 from fsdpq.model.meta import DTYPES, build_meta_model, count_parameters
 from fsdpq.model.quantized_linear import QuantizedLinear
@@ -54,12 +55,14 @@ class Assembled:
         num_parameters: weights of the base, tied ones once.
         num_quantized: those stored quantized.
         num_groups: FSDP groups.
+        notice: what the user should know about how it is held, may be empty.
     """
 
     model: CausalLM
     num_parameters: int
     num_quantized: int
     num_groups: int
+    notice: str = ""
 
     @property
     def trainable(self) -> list[nn.Parameter]:
@@ -131,20 +134,27 @@ def assemble_model(
     adapter.apply_adapter(
         model.decoder_layers, is_target=target_test(lora_options(recipe).target_modules)
     )
-    if recipe.fsdp.activation_checkpointing == "full":
-        model.apply_checkpointing()
-    num_groups = apply_fsdp(
+    model.autocast_dtype = autocast_dtype(recipe.fsdp.precision)
+    num_groups, notice = apply_fsdp(
         model,
         recipe.fsdp,
-        mesh=build_mesh(device),
-        layers=model.decoder_layers,
+        device=device,
+        layers=list(model.decoder_layers),
         embedding_groups=model.embedding_groups,
         forward_methods=("next_token_logits",),
+        layer_chunks=recipe.training.layer_chunks,
     )
-    load_base(model, model_dir, dtype=dtype, device=device, report=report_load)
+    load_base(
+        model,
+        model_dir,
+        dtype=dtype,
+        device=device,
+        shards_on_host=recipe.fsdp.offload == "cpu",
+        report=report_load,
+    )
     digest = adapter.init_adapter(model, seed=recipe.training.seed)
     check_same_on_all_ranks("the adapters' initial values", digest)
-    return Assembled(model, num_parameters, num_quantized, num_groups)
+    return Assembled(model, num_parameters, num_quantized, num_groups, notice)
 
 
 def lora_options(recipe: Recipe) -> LoraOptions:
