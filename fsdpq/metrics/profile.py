@@ -29,6 +29,7 @@ class StepProfiler:
         if device.type == "cuda":
             activities.append(ProfilerActivity.CUDA)
         self._profile = profile(activities=activities)
+        self._running = False
 
     @contextmanager
     def tracing(self, step: int) -> Iterator[None]:
@@ -39,13 +40,17 @@ class StepProfiler:
         """
         if step == self.first:
             self._profile.start()
+            self._running = True
         with torch.profiler.record_function(f"step {step}"):
             yield
         if step == self.last:
             self.finish()
 
     def finish(self) -> None:
-        """Ends the trace and writes its file."""
+        """Ends the trace and writes its file, where one is running."""
+        if not self._running:
+            return
+        self._running = False
         self._profile.stop()
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._profile.export_chrome_trace(str(self.path))

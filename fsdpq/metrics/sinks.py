@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from fsdpq.errors import MissingDependencyError
-from fsdpq.protocols import MetricSink
 from fsdpq.recipe.sections.output import WandbOptions
 from fsdpq.run_files import append_json_line
 
@@ -29,6 +28,9 @@ class JsonlSink:
         """Appends one row."""
         append_json_line(self.path, {**row, "time": time.time()})
 
+    def finish(self) -> None:
+        """Does nothing: rows are on disk."""
+
 
 class NoSink:
     """Takes rows and drops them: what ranks other than 0 have."""
@@ -36,12 +38,20 @@ class NoSink:
     def write(self, row: Mapping[str, Any]) -> None:
         """Drops one row."""
 
+    def finish(self) -> None:
+        """Does nothing."""
+
 
 class ManySinks:
     """Passes rows on to several sinks."""
 
-    def __init__(self, sinks: Sequence[MetricSink]) -> None:
+    def __init__(self, sinks: Sequence[JsonlSink | NoSink | TensorboardSink | WandbSink]) -> None:
         self.sinks = sinks
+
+    def finish(self) -> None:
+        """Sends what is left."""
+        for sink in self.sinks:
+            sink.finish()
 
     def write(self, row: Mapping[str, Any]) -> None:
         """Gives one row to each."""
@@ -67,6 +77,10 @@ class TensorboardSink:
         for name, value in scalars(row).items():
             self._writer.add_scalar(name, value, row.get("step", 0))
         self._writer.flush()
+
+    def finish(self) -> None:
+        """Closes the files."""
+        self._writer.close()
 
 
 class WandbSink:
@@ -114,7 +128,7 @@ class WandbSink:
     def finish(self) -> None:
         """Sends what is left."""
         if self._run is not None:
-            self._attempt(lambda: self._run.finish())
+            self._attempt(self._run.finish)
 
     def _start(self, **settings: Any) -> None:
         self._run = importlib.import_module("wandb").init(**settings)

@@ -14,7 +14,8 @@ from fsdpq.recipe.not_yet import check_implemented
 from fsdpq.recipe.options import Options
 from fsdpq.recipe.root import Recipe
 from fsdpq.recipe.sections.adapter import LoraOptions
-from fsdpq.recipe.sections.output import MetricsOptions
+from fsdpq.recipe.sections.fsdp import PRECISION_DTYPES
+from fsdpq.recipe.sections.output import MetricsOptions, WandbOptions
 from fsdpq.recipe.sections.quantization import BnbOptions
 
 Check = Callable[[Recipe, Path], Iterator[Problem]]
@@ -96,9 +97,74 @@ def check_warmup_fits(recipe: Recipe, _base_dir: Path) -> Iterator[Problem]:
 
 def check_strategy_has_ranks(recipe: Recipe, _base_dir: Path) -> Iterator[Problem]:
     """Yields a Problem where a sharding strategy is chosen for a single rank."""
-    if recipe.fsdp.strategy == "shard_grad_op" and recipe.launch.nproc_per_node == 1:
-        message = "`fsdp.strategy: shard_grad_op` has no effect with one rank"
+    strategy = recipe.fsdp.strategy
+    several = ("shard_grad_op", "hybrid_full_shard", "hybrid_shard_grad_op")
+    if strategy in several and recipe.launch.nproc_per_node == 1 and recipe.launch.nnodes == 1:
+        message = f"`fsdp.strategy: {strategy}` has no effect with one rank"
         yield Problem(message, "fsdp.strategy", hint="delete it, or raise `launch.nproc_per_node`")
+
+
+def check_shard_size_used(recipe: Recipe, _base_dir: Path) -> Iterator[Problem]:
+    """Yields a Problem where ``fsdp.shard_size`` is ignored or does not divide the ranks."""
+    size, strategy = recipe.fsdp.shard_size, recipe.fsdp.strategy
+    if size is None:
+        return
+    if not strategy.startswith("hybrid"):
+        message = f"`fsdp.shard_size` has no effect with `fsdp.strategy: {strategy}`"
+        yield Problem(message, "fsdp.shard_size", hint="delete it, or use `hybrid_full_shard`")
+    elif isinstance(recipe.launch.nproc_per_node, int):
+        num_ranks = recipe.launch.nproc_per_node * recipe.launch.nnodes
+        if num_ranks % size:
+            message = f"`fsdp.shard_size` is {size}, which does not divide {num_ranks} ranks"
+            yield Problem(message, "fsdp.shard_size", hint="use a divisor of the number of ranks")
+
+
+def check_precision_fits_dtype(recipe: Recipe, _base_dir: Path) -> Iterator[Problem]:
+    """Yields a Problem where ``model.dtype`` contradicts the preset of ``fsdp.precision``."""
+    precision, dtype = recipe.fsdp.precision, recipe.model.dtype
+    if precision == "auto" or dtype in ("auto", PRECISION_DTYPES[precision]):
+        return
+    message = f"`fsdp.precision: {precision}` keeps the base in {PRECISION_DTYPES[precision]}, and "
+    message += f"`model.dtype` is {dtype}"
+    yield Problem(message, "fsdp.precision", hint="delete one of them")
+
+
+def check_activation_offload_used(recipe: Recipe, _base_dir: Path) -> Iterator[Problem]:
+    """Yields a Problem where checkpointed inputs are offloaded and nothing is checkpointed."""
+    if recipe.fsdp.activation_offload and recipe.fsdp.activation_checkpointing == "none":
+        message = "`fsdp.activation_offload` has no effect with `activation_checkpointing: none`"
+        hint = "delete it, or use `activation_checkpointing: full`"
+        yield Problem(message, "fsdp.activation_offload", hint=hint)
+
+
+def check_layer_chunks_fit(recipe: Recipe, _base_dir: Path) -> Iterator[Problem]:
+    """Yields a Problem where a micro-batch has fewer rows than ``training.layer_chunks``."""
+    chunks, rows = recipe.training.layer_chunks, recipe.training.micro_batch_size
+    if chunks > rows:
+        message = f"`training.layer_chunks` is {chunks}, and a micro-batch has {rows} rows"
+        hint = f"use `training.layer_chunks={rows}`, or raise `training.micro_batch_size`"
+        yield Problem(message, "training.layer_chunks", hint=hint)
+
+
+def check_profiled_steps_exist(recipe: Recipe, _base_dir: Path) -> Iterator[Problem]:
+    """Yields a Problem where the profiler would start after the last step."""
+    profile, steps = recipe.metrics.profile, recipe.training.steps
+    if profile is not None and steps is not None and profile.start_step > steps:
+        message = f"`metrics.profile.start_step` is {profile.start_step}, and `training.steps` is "
+        message += f"{steps}"
+        hint = f"use `metrics.profile.start_step={steps}` or less"
+        yield Problem(message, "metrics.profile.start_step", hint=hint)
+
+
+def check_wandb_settings(recipe: Recipe, _base_dir: Path) -> Iterator[Problem]:
+    """Yields a Problem where settings of wandb and the sink ``wandb`` do not come together."""
+    wandb, used = recipe.metrics.wandb, "wandb" in recipe.metrics.sinks
+    if used and wandb.project is None:
+        hint = "add `project: NAME` to `metrics.wandb`"
+        yield Problem("the sink `wandb` needs `metrics.wandb.project`", "metrics.sinks", hint=hint)
+    if not used and wandb != WandbOptions():
+        message = "`metrics.wandb` has no effect without the sink `wandb`"
+        yield Problem(message, "metrics.wandb", hint="add `wandb` to `metrics.sinks`")
 
 
 def check_port_exists(recipe: Recipe, _base_dir: Path) -> Iterator[Problem]:
@@ -149,6 +215,12 @@ CHECKS: tuple[Check, ...] = (
     check_eval_has_rows,
     check_warmup_fits,
     check_strategy_has_ranks,
+    check_shard_size_used,
+    check_precision_fits_dtype,
+    check_activation_offload_used,
+    check_layer_chunks_fit,
+    check_profiled_steps_exist,
+    check_wandb_settings,
     check_port_exists,
     check_no_duplicates,
     check_targets_not_empty,

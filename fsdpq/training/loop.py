@@ -24,7 +24,7 @@ from fsdpq.metrics.profile import StepProfiler
 from fsdpq.protocols import MetricSink
 from fsdpq.recipe.sections.training import TrainingOptions
 from fsdpq.training.scaler import LossScaler
-from fsdpq.training.step import StepResult, train_step
+from fsdpq.training.step import StepMode, StepResult, train_step
 
 NOT_FINITE_HINT = (
     "lower optimizer.lr, raise lr_scheduler.warmup_steps, or set model.dtype=fp32; "
@@ -123,6 +123,8 @@ class Trainer:
                 before = time.monotonic()
                 self.log_evaluation(progress.steps)
                 window.started += time.monotonic() - before
+        if self.profiler:
+            self.profiler.finish()
         return progress
 
     def _step(self, step: Step, *, first: bool) -> StepResult:
@@ -135,9 +137,7 @@ class Trainer:
             parameters=self.parameters,
             max_grad_norm=self.options.max_grad_norm,
             device=self.device,
-            scaler=self.scaler,
-            no_sync=self.no_sync,
-            on_phase=log_memory,
+            mode=StepMode(self.scaler, self.no_sync, log_memory),
         )
 
     def log_evaluation(self, step: int) -> float | None:
@@ -164,7 +164,11 @@ class Trainer:
         norms = torch.stack([result.grad_norm for result in window.results]).cpu()
         skipped = torch.tensor([result.skipped for result in window.results])
         # A skipped step's gradients overflowed; its scale is lower now, and nothing is wrong.
-        check_finite(losses, norms.masked_fill(skipped, 0.0), first_step=progress.steps - len(window.results) + 1)
+        check_finite(
+            losses,
+            norms.masked_fill(skipped, 0.0),
+            first_step=progress.steps - len(window.results) + 1,
+        )
         weights = torch.tensor(window.num_trained, dtype=torch.float64)
         loss = float((losses.sum(dim=1) * weights).sum() / weights.sum())
         seconds = time.monotonic() - window.started

@@ -36,6 +36,21 @@ class StepResult:
     skipped: bool = False
 
 
+@dataclass(frozen=True)
+class StepMode:
+    """How a step is done, beyond the plain way.
+
+    Attributes:
+        scaler: scales the loss for fp16, None elsewhere.
+        no_sync: reduce gradients once, after the last micro-batch, and add them up unsharded.
+        on_phase: told ``forward``, ``backward`` and ``optimizer`` as each ends.
+    """
+
+    scaler: LossScaler | None = None
+    no_sync: bool = False
+    on_phase: Callable[[str], Any] = lambda _phase: None
+
+
 def train_step(
     model: nn.Module,
     step: Step,
@@ -44,9 +59,7 @@ def train_step(
     parameters: Sequence[nn.Parameter],
     max_grad_norm: float | None,
     device: torch.device,
-    scaler: LossScaler | None = None,
-    no_sync: bool = False,
-    on_phase: Callable[[str], Any] = lambda _phase: None,
+    mode: StepMode = StepMode(),
 ) -> StepResult:
     """Runs forward and backward over the rank's micro-batches and updates the weights.
 
@@ -59,29 +72,28 @@ def train_step(
         parameters: the trained ones.
         max_grad_norm: gradients are scaled down to it; None leaves them.
         device: this rank's device.
-        scaler: scales the loss for fp16, None elsewhere.
-        no_sync: reduce gradients once, after the last micro-batch.
-        on_phase: told ``forward``, ``backward`` and ``optimizer`` as each ends.
+        mode: loss scaling, accumulation, and who is told of phases.
     """
+    scaler = mode.scaler
     scale = 1.0 if scaler is None else scaler.scale
     loss = torch.zeros((), device=device)
     last = len(step.micro_batches) - 1
     for index, micro_batch in enumerate(step.micro_batches):
-        if no_sync:
+        if mode.no_sync:
             reduce_after_backward(model, index == last)
         batch = micro_batch.to(device)
         token_losses = model(batch.input_ids, batch.loss_positions, batch.targets)
-        on_phase("forward")
+        mode.on_phase("forward")
         share = token_losses / step.num_trained
         (share * scale).backward()
-        on_phase("backward")
+        mode.on_phase("backward")
         loss += share.detach()
     grad_norm = clip_gradients(parameters, max_grad_norm, loss_scale=scale)
     skipped = scaler is not None and not scaler.take(grad_norm)
     if not skipped:
         optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    on_phase("optimizer")
+    mode.on_phase("optimizer")
     return StepResult(loss, grad_norm, skipped)
 
 

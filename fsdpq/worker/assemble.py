@@ -116,6 +116,7 @@ def assemble_model(
     *,
     device: torch.device,
     report_load: Callable[[int, int], Any],
+    on_phase: Callable[[str], Any] = lambda _phase: None,
 ) -> Assembled:
     """Builds, shards and loads the model, adapters at their initial values.
 
@@ -144,6 +145,7 @@ def assemble_model(
         forward_methods=("next_token_logits",),
         layer_chunks=recipe.training.layer_chunks,
     )
+    on_phase("shard")
     load_base(
         model,
         model_dir,
@@ -152,6 +154,7 @@ def assemble_model(
         shards_on_host=recipe.fsdp.offload == "cpu",
         report=report_load,
     )
+    on_phase("load")
     digest = adapter.init_adapter(model, seed=recipe.training.seed)
     check_same_on_all_ranks("the adapters' initial values", digest)
     return Assembled(model, num_parameters, num_quantized, num_groups, notice)

@@ -11,9 +11,8 @@ import torch
 
 from fsdpq import dist
 from fsdpq.checkpoint.peft import export_adapter
-from fsdpq.metrics.memory import peak_bytes
+from fsdpq.metrics.memory import MemoryLog, peak_bytes
 from fsdpq.metrics.report import write_report
-from fsdpq.metrics.sinks import JsonlSink, NoSink
 from fsdpq.protocols import MetricSink
 from fsdpq.recipe.load import load_resolved
 from fsdpq.recipe.root import Recipe
@@ -29,6 +28,7 @@ from fsdpq.worker.assemble import (
     read_inputs,
     stop_ids,
 )
+from fsdpq.worker.outputs import open_metrics, open_rows
 from fsdpq.worker.setup import Data, build_trainer, load_data, steps_of_rank
 
 LOAD_REPORT_S = 0.2
@@ -42,15 +42,22 @@ def train(files: RunFiles) -> None:
     recipe, inputs = load_resolved(files.resolved), read_inputs(files)
     device = dist.start_process_group(recipe.launch.device)
     dist.seed_everything(recipe.training.seed)
-    events = sink(files.events)
+    events = open_rows(files.events)
     enter(events, "data")
     tokenizer = load_tokenizer(inputs.model_dir)
     data = load_data(recipe, inputs, tokenizer, events)
     enter(events, "load")
+    metrics = open_metrics(recipe, files, events)
     assembled = assemble_model(
-        recipe, inputs.model_dir, device=device, report_load=load_reporter(events)
+        recipe,
+        inputs.model_dir,
+        device=device,
+        report_load=load_reporter(events),
+        on_phase=MemoryLog(metrics, device, recipe.metrics.log_memory),
     )
-    trainer = build_trainer(recipe, assembled, data, sink(files.metrics), device)
+    if assembled.notice:
+        events.write({"event": "notice", "message": assembled.notice})
+    trainer = build_trainer(recipe, assembled, data, metrics, files=files, device=device)
     summary = summarize_setup(recipe, assembled, data, trainer, device)
     events.write({"event": "setup", **dataclasses.asdict(summary)})
     stops = stop_ids(inputs.model_dir, tokenizer)
@@ -70,6 +77,7 @@ def train(files: RunFiles) -> None:
     progress = trainer.run(steps_of_rank(recipe, data))
     train_s = time.monotonic() - started
     loss_after = look("after", progress.steps)
+    metrics.finish()
     enter(events, "export")
     export(recipe, inputs, assembled, files.adapter)
     done = summarize_run(progress, train_s, (loss_before, loss_after), device, files.adapter)
@@ -78,11 +86,6 @@ def train(files: RunFiles) -> None:
     if dist.rank() == 0:
         write_report(files)
     dist.wait_for_all()
-
-
-def sink(path: Path) -> MetricSink:
-    """Returns what takes rows for ``path``: a file on rank 0, nothing elsewhere."""
-    return JsonlSink(path) if dist.rank() == 0 else NoSink()
 
 
 def enter(events: MetricSink, phase: str) -> None:

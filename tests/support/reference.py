@@ -14,9 +14,9 @@ from transformers import AutoModelForCausalLM
 from fsdpq.data.tokenize import Row
 
 
-def load_dequantized(directory: Path) -> nn.Module:
-    """Returns the fp32 model with every linear inside its layers rounded to NF4 and back."""
-    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
+def load_dequantized(directory: Path, dtype: torch.dtype = torch.float32) -> nn.Module:
+    """Returns the model with every linear inside its layers rounded to NF4 and back."""
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype)
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear) and ".layers." in name:
             codes, state = bnb.quantize_4bit(

@@ -267,7 +267,27 @@ def test_what_is_no_override_is_a_problem(tmp_path: Path, override: str, message
         (("adapter.target_modules=[]",), "nothing would be trained"),
         (("metrics.sample_max_new_tokens=9",), "has no effect without `sample_prompts`"),
         (("launch.rdzv_endpoint=localhost:70000",), "has no port from 1 to 65535"),
-        (("fsdp.offload=cpu",), "`fsdp.offload: cpu` does not work in this version yet"),
+        (("fsdp.offload=disk",), "`fsdp.offload: disk` does not work in this version yet"),
+        (
+            ("fsdp.shard_size=2",),
+            "`fsdp.shard_size` has no effect with",
+        ),
+        (
+            ("fsdp.strategy=hybrid_full_shard", "fsdp.shard_size=3", "launch.nproc_per_node=4"),
+            "`fsdp.shard_size` is 3, which does not divide 4 ranks",
+        ),
+        (("fsdp.precision=bf16", "model.dtype=fp32"), "keeps the base in bf16"),
+        (
+            ("fsdp.activation_offload=true", "fsdp.activation_checkpointing=none"),
+            "`fsdp.activation_offload` has no effect",
+        ),
+        (
+            ("training.layer_chunks=9",),
+            "and a micro-batch has 4 rows",
+        ),
+        (("metrics.profile.start_step=99",), "`metrics.profile.start_step` is 99"),
+        (("metrics.sinks=[wandb]",), "the sink `wandb` needs `metrics.wandb.project`"),
+        (("metrics.wandb.project=x",), "`metrics.wandb` has no effect without the sink `wandb`"),
         (("adapter.kind=dora",), "`adapter.kind: dora` does not work in this version yet"),
     ],
 )
