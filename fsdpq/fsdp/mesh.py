@@ -44,8 +44,8 @@ def shard_size(options: FsdpOptions, num_ranks: int, num_local_ranks: int) -> in
     Raises:
         RecipeError: ``fsdp.shard_size`` does not divide the ranks.
     """
-    if options.strategy == "ddp":
-        return 1
+    if options.strategy == "ddp" or num_ranks == 1:
+        return 1  # one rank answers prompts of a run that many trained
     if not options.strategy.startswith("hybrid"):
         return num_ranks
     if options.shard_size is not None:

@@ -173,17 +173,19 @@ def load_rounded(directory: Path, dtype: torch.dtype) -> nn.Module:
 @pytest.mark.parametrize(
     ("precision", "dtype", "trained", "rel"),
     [
-        # bf16 keeps 8 bits: each of some 30 roundings in a row moves the loss by up to 0.4%.
-        ("bf16", torch.bfloat16, torch.bfloat16, 5e-3),
-        ("bf16_buffers_autocast", torch.bfloat16, torch.bfloat16, 5e-3),
-        ("bf16_autocast", torch.float32, torch.float32, 5e-3),
-        # fp16 keeps 11 bits.
-        ("fp16_autocast", torch.float32, torch.float32, 1e-3),
+        # bf16 keeps 8 bits, and roundings average out over tokens: seen are 9e-5 in the losses and
+        # 3e-3 in the norms. fp16 keeps 11 bits: 9e-6 and 1e-4. The autocasts are compared with
+        # fp32, which they approximate.
+        ("bf16", torch.bfloat16, torch.bfloat16, 5e-4),
+        ("bf16_buffers_autocast", torch.bfloat16, torch.bfloat16, 5e-4),
+        ("bf16_autocast", torch.float32, torch.float32, 5e-4),
+        ("fp16_autocast", torch.float32, torch.float32, 5e-5),
     ],
 )
 def test_presets_train_close_to_peft_in_the_same_dtype(
     ranks: RankPool,
     tiny: Path,
+    one_rank: dict[str, Any],
     precision: str,
     dtype: torch.dtype,
     trained: torch.dtype,
@@ -194,12 +196,12 @@ def test_presets_train_close_to_peft_in_the_same_dtype(
     answers = ranks.run(2, run, tiny, sections)
     peft_model = reference.with_peft_lora(load_rounded(tiny, dtype), answers[0]["initial"], rank=4)
     losses, norms = reference.train(peft_model, batches(), lr=LR, max_norm=1.0)
-    print(precision, answers[0]["losses"], losses, answers[0]["norms"], norms)
     for answer in answers:
         assert answer["dtypes"] == {trained}
         assert answer["rope"] == {torch.float32}
         assert answer["losses"] == pytest.approx(losses, rel=rel)
-        # Gradients pass through twice the roundings, and B's start at zero.
+        assert answer["losses"] != pytest.approx(one_rank["losses"], rel=1e-7), "not in fp32"
+        # Gradients pass through more roundings, and average over fewer numbers.
         assert answer["norms"] == pytest.approx(norms, rel=20 * rel)
 
 
@@ -290,6 +292,17 @@ def sharded_gradients(directory: Path) -> tuple[int, int]:
 
 def test_no_sync_reduces_after_the_last_backward_only(ranks: RankPool, tiny: Path) -> None:
     assert ranks.run(2, sharded_gradients, tiny) == [(0, 42), (0, 42)]
+
+
+@pytest.mark.parametrize("family", ["mistral", "qwen2", "qwen3", "phi3", "olmo2"])
+def test_layers_of_other_families_run_in_chunks(
+    ranks: RankPool, tmp_path: Path, family: str
+) -> None:
+    changes = {"head_dim": 48} if family == "qwen3" else {}
+    directory = save_tiny_llama(tmp_path, tied=False, family=family, **changes)
+    plain = ranks.run(1, run, directory, {"fsdp": {"activation_checkpointing": "none"}})[0]
+    chunked = ranks.run(1, run, directory, {"training": {"layer_chunks": 2}})[0]
+    same_numbers(chunked, plain)
 
 
 def gathers_and_saves(directory: Path, layer_chunks: int) -> dict[str, Any]:
