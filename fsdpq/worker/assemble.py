@@ -135,16 +135,7 @@ def assemble_model(
     adapter.apply_adapter(
         model.decoder_layers, is_target=target_test(lora_options(recipe).target_modules)
     )
-    model.autocast_dtype = autocast_dtype(recipe.fsdp.precision)
-    num_groups, notice = apply_fsdp(
-        model,
-        recipe.fsdp,
-        device=device,
-        layers=list(model.decoder_layers),
-        embedding_groups=model.embedding_groups,
-        forward_methods=("next_token_logits",),
-        layer_chunks=recipe.training.layer_chunks,
-    )
+    num_groups, notice = shard_model(model, recipe, device)
     on_phase("shard")
     load_base(
         model,
@@ -158,6 +149,23 @@ def assemble_model(
     digest = adapter.init_adapter(model, seed=recipe.training.seed)
     check_same_on_all_ranks("the adapters' initial values", digest)
     return Assembled(model, num_parameters, num_quantized, num_groups, notice)
+
+
+def shard_model(model: CausalLM, recipe: Recipe, device: torch.device) -> tuple[int, str]:
+    """Applies the ``fsdp`` section in place; returns the number of groups and a notice, if any.
+
+    Ranks: all (collective).
+    """
+    model.autocast_dtype = autocast_dtype(recipe.fsdp.precision)
+    return apply_fsdp(
+        model,
+        recipe.fsdp,
+        device=device,
+        layers=list(model.decoder_layers),
+        embedding_groups=model.embedding_groups,
+        forward_methods=("next_token_logits",),
+        layer_chunks=recipe.training.layer_chunks,
+    )
 
 
 def lora_options(recipe: Recipe) -> LoraOptions:
