@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import Shard as TensorShard
 
 from fsdpq.errors import EnvironmentProblemError, TrainingError
 
@@ -89,7 +90,7 @@ def shard_range(num_rows: int, rank: int, world_size: int) -> tuple[int, int]:
     """Returns the rows ``[start, stop)`` of a tensor that a rank owns.
 
     FSDP2 shards dim 0 as ``torch.chunk`` does: ``ceil(num_rows / world_size)`` rows each, fewer or
-    none on the last ranks.
+    none on the last ranks. `placement` says which rank of how many one is for a given tensor.
     """
     rows_per_rank = -(-num_rows // world_size)
     start = min(rank * rows_per_rank, num_rows)
@@ -104,11 +105,54 @@ class Shard:
         rows: the local rows, with shape ``(stop - start, ...)``; writing to them writes the tensor.
         start: global index of the first local row.
         stop: global index after the last local row; equal to ``start`` when the rank owns none.
+        group: the ranks that share one copy of the tensor; None where this rank owns all rows.
     """
 
     rows: Tensor
     start: int
     stop: int
+    group: dist.ProcessGroup | None = None
+
+    def gather(self, local: Tensor, num_rows: int) -> Tensor:
+        """Returns the whole of a tensor that is sharded as this one is.
+
+        Ranks: all that share the tensor (collective).
+
+        Args:
+            local: this rank's rows, with shape ``(stop - start, ...)``.
+            num_rows: rows of the whole tensor, as many as this one has.
+        """
+        return local if self.group is None else all_gather_rows(local, num_rows, group=self.group)
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where this rank stands among the ranks that share one copy of a tensor.
+
+    Attributes:
+        index: place of this rank in the group.
+        size: ranks of the group.
+        group: None where every rank has all rows.
+    """
+
+    index: int
+    size: int
+    group: dist.ProcessGroup | None
+
+
+def placement(tensor: Tensor) -> Placement:
+    """Returns how the rows of a parameter are dealt: along the sharded axis of its own mesh.
+
+    A mesh of two axes shards along one and replicates along the other; a plain tensor is whole.
+    """
+    if not isinstance(tensor, DTensor):
+        return Placement(0, 1, None)
+    mesh = tensor.device_mesh
+    axes = [axis for axis, kind in enumerate(tensor.placements) if isinstance(kind, TensorShard)]
+    if not axes or mesh.size(axes[0]) == 1:
+        return Placement(0, 1, None)
+    axis = axes[0]
+    return Placement(mesh.get_local_rank(axis), mesh.size(axis), mesh.get_group(axis))
 
 
 def own_shard(tensor: Tensor) -> Shard:
@@ -119,14 +163,14 @@ def own_shard(tensor: Tensor) -> Shard:
     """
     if not isinstance(tensor, DTensor):
         return Shard(tensor.detach(), 0, tensor.shape[0] if tensor.dim() else 1)
-    local = tensor.to_local().detach()
-    start, stop = shard_range(tensor.shape[0], rank(), world_size())
+    local, place = tensor.to_local().detach(), placement(tensor)
+    start, stop = shard_range(tensor.shape[0], place.index, place.size)
     if local.shape[0] != stop - start:
         raise RuntimeError(
             f"rank {rank()} holds {local.shape[0]} rows of a tensor of shape "
             f"{list(tensor.shape)}, expected rows {start} to {stop}"
         )
-    return Shard(local, start, stop)
+    return Shard(local, start, stop, place.group)
 
 
 def assign_own_rows(parameter: Tensor, whole: Tensor) -> None:
@@ -144,22 +188,26 @@ def gather_whole(tensor: Tensor) -> Tensor:
     return value.full_tensor() if isinstance(value, DTensor) else value
 
 
-def all_gather_rows(local: Tensor, num_rows: int) -> Tensor:
+def all_gather_rows(
+    local: Tensor, num_rows: int, *, group: dist.ProcessGroup | None = None
+) -> Tensor:
     """Returns the whole of a tensor that is sharded by `shard_range`.
 
-    Ranks: all (collective).
+    Ranks: all of the group (collective).
 
     Args:
         local: this rank's rows, with shape ``(rows, ...)``; rows may be 0.
         num_rows: rows of the whole tensor.
+        group: the ranks that have one part each; None is all ranks.
     """
-    if world_size() == 1:
+    num_ranks = world_size() if group is None else group.size()
+    if num_ranks == 1:
         return local
-    rows_per_rank = -(-num_rows // world_size())
+    rows_per_rank = -(-num_rows // num_ranks)
     padded = local.new_zeros((rows_per_rank, *local.shape[1:]))
     padded[: local.shape[0]] = local
-    whole = local.new_empty((rows_per_rank * world_size(), *local.shape[1:]))
-    dist.all_gather_single(whole, padded)
+    whole = local.new_empty((rows_per_rank * num_ranks, *local.shape[1:]))
+    dist.all_gather_single(whole, padded, group=group)
     return whole[:num_rows]
 
 

@@ -8,7 +8,9 @@ the contract.
 metrics.jsonl, field ``event`` is one of:
     ``step``  step, total_steps, loss, lr, grad_norm, tokens, trained_tokens, tokens_per_s,
               memory_bytes (of rank 0), time
+              with fp16 also loss_scale, skipped_steps; grad_norm is null in a skipped step
     ``eval``  step, loss, perplexity, trained_tokens, time
+    ``memory``  phase, bytes, peak_bytes (of rank 0; `metrics.log_memory`), time
 
 events.jsonl, field ``event`` is one of:
     ``phase``   name (see `PHASES`), time
@@ -101,6 +103,15 @@ class RunFiles:
         return self.adapter if export_format == "peft" else self.model
 
     @property
+    def tensorboard(self) -> Path:
+        """TensorBoard's event files (`metrics.sinks`)."""
+        return self.root / "tensorboard"
+
+    def profile(self, rank: int) -> Path:
+        """The profiler's trace of rank ``rank`` (`metrics.profile`)."""
+        return self.root / "profile" / f"rank-{rank}.json"
+
+    @property
     def report_html(self) -> Path:
         """The report for people."""
         return self.root / "report.html"
@@ -147,7 +158,7 @@ class SetupSummary:
         num_groups: FSDP groups (what is gathered at once).
         world_size: number of ranks.
         device: name of rank 0's device.
-        dtype: compute dtype, ``bf16`` or ``fp32``.
+        dtype: ``model.dtype``: ``bf16``, ``fp16`` or ``fp32``.
         base_bytes_per_rank: resident bytes of the frozen weights, one number per rank.
         adapter_bytes_per_rank: resident bytes of the trained weights, one number per rank.
         num_train_rows: rows trained on.

@@ -1,90 +1,140 @@
 """Sharding of a meta model by FSDP2.
 
 Frozen bytes, norms and adapters of one decoder layer share a group: a group of several dtypes is
-gathered as raw bytes, and nothing in it is cast, because no mixed-precision policy is set (adapters
-cast their fp32 masters themselves). Where weights of the base are trained, a policy casts their
-masters before they are gathered. Embedding and head have groups of their own, since the root
-group stays gathered; tied weights must share one group (torch >= 2.13 raises otherwise).
+gathered as raw bytes, and nothing in it is cast, because no ``param_dtype`` is set (adapters cast
+their fp32 masters themselves). Where weights of the base are trained, a policy casts their masters
+before they are gathered. Embedding and head have groups of their own, since the root group stays
+gathered; tied weights must share one group (torch >= 2.13 raises otherwise).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import cast
 
 import torch
 from torch import nn
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import (
     FSDPModule,
     MixedPrecisionPolicy,
+    OffloadPolicy,
     fully_shard,
     register_fsdp_forward_method,
 )
 
-from fsdpq.dist import world_size
+from fsdpq.fsdp.layers import apply_layer_runs
+from fsdpq.fsdp.mesh import build_mesh
+from fsdpq.fsdp.offload import HostActivations, offload_policy
+from fsdpq.fsdp.precision import apply_trained_dtype
 from fsdpq.recipe.sections.fsdp import FsdpOptions
-
-
-def build_mesh(device: torch.device) -> DeviceMesh:
-    """Returns the 1-D mesh over all ranks."""
-    return init_device_mesh(device.type, (world_size(),), mesh_dim_names=("shard",))
-
-
-def build_policy(*, trains_base: bool, dtype: torch.dtype) -> MixedPrecisionPolicy:
-    """Returns what FSDP casts.
-
-    Args:
-        trains_base: whether weights of the base are trained, as masters of another dtype.
-        dtype: in which the model computes; gradients are reduced in fp32.
-    """
-    if not trains_base:
-        return MixedPrecisionPolicy()
-    return MixedPrecisionPolicy(
-        param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False
-    )
 
 
 def apply_fsdp(
     model: nn.Module,
     options: FsdpOptions,
     *,
-    mesh: DeviceMesh,
-    layers: Iterable[nn.Module],
+    device: torch.device,
+    layers: Sequence[nn.Module],
     embedding_groups: Sequence[list[nn.Module]],
     forward_methods: Sequence[str],
-    policy: MixedPrecisionPolicy,
-) -> int:
-    """Shards ``model`` in place, bottom-up; returns the number of groups.
+    casts: MixedPrecisionPolicy,
+    layer_chunks: int = 1,
+) -> tuple[int, str]:
+    """Applies the ``fsdp`` section to ``model`` in place.
 
-    Gradients are summed over ranks, not averaged: the loss is already divided by the token count
-    of all ranks.
+    Ranks: all (collective).
 
     Args:
-        model: the root, on meta, with adapters attached and checkpointing applied.
-        options: how long gathered weights live.
-        mesh: 1-D mesh over all ranks.
+        model: the root, on meta, with adapters attached.
+        options: strategy, offload, precision, activations.
+        device: this rank's device.
         layers: decoder layers, one group each.
         embedding_groups: modules that share a group, for embedding and head.
         forward_methods: methods of ``model`` that gather like its forward.
-        policy: what `build_policy` returned.
+        casts: what FSDP casts; see `fsdpq.fsdp.precision.build_policy`.
+        layer_chunks: parts of a micro-batch that a layer runs over.
+
+    Returns:
+        The number of groups, and a notice for the user or an empty text.
     """
-    reshard = options.strategy == "full_shard"
-    num_layers = 0
+    policy, notice = offload_policy(options.offload, device)
+    # Before sharding: a group's trained weights must have one dtype, and shards inherit it.
+    apply_trained_dtype(model, options.precision)
+    # Before sharding: FSDP's hooks belong outside, or recomputing a layer would gather it again.
+    apply_layer_runs(
+        layers,
+        checkpointing=options.activation_checkpointing,
+        num_chunks=layer_chunks,
+        host=HostActivations(device) if options.activation_offload else None,
+    )
+    num_groups = apply_groups(
+        model,
+        mesh=build_mesh(device, options),
+        layers=layers,
+        embedding_groups=embedding_groups,
+        reshard=reshards_after_forward(options),
+        casts=casts,
+        policy=policy,
+    )
+    # After the root is sharded: both reach every group below it.
+    apply_forward_methods(model, forward_methods)
+    apply_gradient_sums(model)
+    return num_groups, notice
+
+
+def reshards_after_forward(options: FsdpOptions) -> bool:
+    """Whether gathered weights of a layer are freed after its forward.
+
+    ``ddp`` frees them too: what it would keep is a second copy of the whole base.
+    """
+    return options.strategy not in ("shard_grad_op", "hybrid_shard_grad_op")
+
+
+def apply_groups(
+    model: nn.Module,
+    *,
+    mesh: DeviceMesh,
+    layers: Sequence[nn.Module],
+    embedding_groups: Sequence[list[nn.Module]],
+    reshard: bool,
+    casts: MixedPrecisionPolicy,
+    policy: OffloadPolicy,
+) -> int:
+    """Shards ``model`` in place, bottom-up; returns the number of groups."""
     for layer in layers:
-        fully_shard(layer, mesh=mesh, reshard_after_forward=reshard, mp_policy=policy)
-        num_layers += 1
+        fully_shard(
+            layer,
+            mesh=mesh,
+            reshard_after_forward=reshard,
+            mp_policy=casts,
+            offload_policy=policy,
+        )
     for group in embedding_groups:
         trained = any(parameter.requires_grad for m in group for parameter in m.parameters())
-        fully_shard(group, mesh=mesh, reshard_after_forward=True, mp_policy=policy)
+        fully_shard(
+            group, mesh=mesh, reshard_after_forward=True, mp_policy=casts, offload_policy=policy
+        )
         if not trained:
             # The loss computes the gradient of the head's input in forward: no gather in backward.
             cast("FSDPModule", group[0]).set_unshard_in_backward(False)
-    fully_shard(model, mesh=mesh, mp_policy=policy)
-    for method in forward_methods:
-        register_fsdp_forward_method(model, method)
+    fully_shard(model, mesh=mesh, mp_policy=casts, offload_policy=policy)
+    return len(layers) + len(embedding_groups) + 1
+
+
+def apply_forward_methods(model: nn.Module, names: Sequence[str]) -> None:
+    """Makes methods of the root gather as its forward does, in place."""
+    for name in names:
+        register_fsdp_forward_method(model, name)
+
+
+def apply_gradient_sums(model: nn.Module) -> None:
+    """Makes every group sum gradients over ranks instead of averaging them, in place.
+
+    The loss is already divided by the token count of all ranks. gloo has no scaled sum, so sums are
+    asked for by name; along both axes of a mesh they are sums then.
+    """
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(enable=True)
-    return num_layers + len(embedding_groups) + 1

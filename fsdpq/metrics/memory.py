@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import resource
 import sys
+from dataclasses import dataclass
 
 import psutil
 import torch
+
+from fsdpq.protocols import MetricSink
 
 RUSAGE_UNIT_BYTES = 1 if sys.platform == "darwin" else 1024
 """``ru_maxrss`` is in KiB on Linux and in bytes on macOS."""
@@ -24,3 +27,25 @@ def peak_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * RUSAGE_UNIT_BYTES
+
+
+@dataclass(frozen=True)
+class MemoryLog:
+    """Writes a ``memory`` row as each phase ends: called with the phase's name.
+
+    Attributes:
+        metrics: takes the rows.
+        device: whose memory.
+        enabled: False writes nothing.
+    """
+
+    metrics: MetricSink
+    device: torch.device
+    enabled: bool
+
+    def __call__(self, phase: str) -> None:
+        """Writes one row: memory in use, and the largest so far."""
+        if not self.enabled:
+            return
+        row = {"event": "memory", "phase": phase, "bytes": current_bytes(self.device)}
+        self.metrics.write(row | {"peak_bytes": peak_bytes(self.device)})

@@ -1,12 +1,20 @@
-"""Where rank 0 writes what the screen and the report read; see `fsdpq.run_files`."""
+"""Where rank 0 writes what the screen and the report read; see `fsdpq.run_files`.
+
+The only module that imports wandb. A service that cannot be reached never ends a run: the sink says
+so once, and the metrics are in ``metrics.jsonl`` anyway.
+"""
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fsdpq.errors import MissingDependencyError
+from fsdpq.recipe.sections.output import WandbOptions
 from fsdpq.run_files import append_json_line
 
 
@@ -20,9 +28,139 @@ class JsonlSink:
         """Appends one row."""
         append_json_line(self.path, {**row, "time": time.time()})
 
+    def finish(self) -> None:
+        """Does nothing: rows are on disk."""
+
 
 class NoSink:
     """Takes rows and drops them: what ranks other than 0 have."""
 
     def write(self, row: Mapping[str, Any]) -> None:
         """Drops one row."""
+
+    def finish(self) -> None:
+        """Does nothing."""
+
+
+class ManySinks:
+    """Passes rows on to several sinks."""
+
+    def __init__(self, sinks: Sequence[JsonlSink | NoSink | TensorboardSink | WandbSink]) -> None:
+        self.sinks = sinks
+
+    def finish(self) -> None:
+        """Sends what is left."""
+        for sink in self.sinks:
+            sink.finish()
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        """Gives one row to each."""
+        for sink in self.sinks:
+            sink.write(row)
+
+
+class TensorboardSink:
+    """Writes the numbers of a row as scalars of TensorBoard.
+
+    Args:
+        directory: where the event files go.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        check_package("tensorboard")
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer = SummaryWriter(str(directory))
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        """Writes one row, at once."""
+        for name, value in scalars(row).items():
+            self._writer.add_scalar(name, value, row.get("step", 0))
+        self._writer.flush()
+
+    def finish(self) -> None:
+        """Closes the files."""
+        self._writer.close()
+
+
+class WandbSink:
+    """Sends the numbers of a row to Weights & Biases.
+
+    Args:
+        options: project and so on.
+        directory: where wandb keeps its files.
+        name: of the run, where the options give none.
+        settings: the recipe, as plain values.
+        notify: told once when wandb fails; the sink drops rows from then on.
+    """
+
+    def __init__(
+        self,
+        options: WandbOptions,
+        directory: Path,
+        *,
+        name: str,
+        settings: Mapping[str, Any],
+        notify: Callable[[str], Any],
+    ) -> None:
+        check_package("wandb")
+        self._notify = notify
+        self._run: Any = None
+        self._attempt(
+            lambda: self._start(
+                project=options.project,
+                entity=options.entity,
+                group=options.group,
+                name=options.name or name,
+                tags=list(options.tags),
+                mode=options.mode,
+                dir=str(directory),
+                config=dict(settings),
+            )
+        )
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        """Sends one row."""
+        if self._run is not None:
+            numbers = scalars(row)
+            self._attempt(lambda: self._run.log(numbers, step=row.get("step", 0)))
+
+    def finish(self) -> None:
+        """Sends what is left."""
+        if self._run is not None:
+            self._attempt(self._run.finish)
+
+    def _start(self, **settings: Any) -> None:
+        self._run = importlib.import_module("wandb").init(**settings)
+
+    def _attempt(self, action: Callable[[], Any]) -> None:
+        try:
+            action()
+        except Exception as error:  # a foreign service must not end a run, whatever it raises
+            self._run = None
+            self._notify(f"wandb failed ({error}): metrics go to metrics.jsonl only from here on")
+
+
+def check_package(name: str) -> None:
+    """Checks that a sink's package is there.
+
+    Raises:
+        MissingDependencyError: it is not.
+    """
+    if importlib.util.find_spec(name) is None:
+        raise MissingDependencyError(
+            f"`metrics.sinks` names `{name}`, which is not installed", hint=f"pip install {name}"
+        )
+
+
+def scalars(row: Mapping[str, Any]) -> dict[str, float]:
+    """Returns the numbers of a row by the name they have in other tools (``train/loss``)."""
+    group = {"step": "train", "eval": "eval", "memory": "memory"}.get(row["event"])
+    if group is None:
+        return {}
+    prefix = f"{group}/{row['phase']}" if group == "memory" else group
+    return {
+        f"{prefix}/{key}": float(value)
+        for key, value in row.items()
+        if isinstance(value, int | float) and key not in ("step", "total_steps", "time")
+    }

@@ -9,6 +9,8 @@ logits never exist: positions without loss are dropped first, the rest goes thro
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -70,7 +72,10 @@ class CausalLM(nn.Module):
         hf: the transformers model; its head is an `OutputHead`.
         layer_sources: as given.
         layers_prefix: what stands before a layer's number in names (``model.layers.``).
+        autocast_dtype: what forward autocasts to, None for no autocast.
     """
+
+    autocast_dtype: torch.dtype | None = None
 
     def __init__(self, hf: PreTrainedModel, layer_sources: Sequence[int] | None = None) -> None:
         super().__init__()
@@ -110,20 +115,11 @@ class CausalLM(nn.Module):
             return [[self.embedding, self.head]]
         return [[self.embedding], [self.head]]
 
-    def apply_checkpointing(self) -> None:
-        """Turns on activation checkpointing of every decoder layer, in place.
-
-        transformers checkpoints a layer's ``forward`` rather than ``__call__``, so that FSDP's
-        hooks stay outside.
-
-        Raises:
-            CheckpointError: the family does not support it.
-        """
-        try:
-            self.hf.activation_checkpointing_enable({"use_reentrant": False})
-        except ValueError as error:
-            hint = "add `fsdp.activation_checkpointing=none` to the command line"
-            raise CheckpointError(str(error), hint=hint) from error
+    def _autocast(self, device_type: str) -> AbstractContextManager[Any]:
+        if self.autocast_dtype is None:
+            return nullcontext()
+        # No cache: it would hold casts of gathered weights beyond their layer.
+        return torch.autocast(device_type, self.autocast_dtype, cache_enabled=False)
 
     def forward(self, input_ids: Tensor, loss_positions: Tensor, targets: Tensor) -> Tensor:
         """Returns the sum of the token losses of a micro-batch, in nats.
@@ -136,12 +132,13 @@ class CausalLM(nn.Module):
                 token carries loss, ``(num_targets,)``, int64.
             targets: those next tokens, ``(num_targets,)``, int64.
         """
-        hidden = self.hf.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
-        kept = hidden.reshape(-1, hidden.shape[-1]).index_select(0, loss_positions)
-        if targets.numel() == 0:
-            # An empty micro-batch still takes part in every collective of the backward pass.
-            kept = hidden
-        return self.head(kept, targets)
+        with self._autocast(input_ids.device.type):
+            hidden = self.hf.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
+            kept = hidden.reshape(-1, hidden.shape[-1]).index_select(0, loss_positions)
+            if targets.numel() == 0:
+                # An empty micro-batch still takes part in every collective of the backward pass.
+                kept = hidden
+            return self.head(kept, targets)
 
     @torch.no_grad()
     def next_token_logits(self, input_ids: Tensor, cache: Cache) -> Tensor:
@@ -149,7 +146,8 @@ class CausalLM(nn.Module):
 
         `fsdpq.fsdp.wrap` registers this as a second forward, so that FSDP gathers for it too.
         """
-        output = self.hf(
-            input_ids=input_ids, past_key_values=cache, use_cache=True, logits_to_keep=1
-        )
+        with self._autocast(input_ids.device.type):
+            output = self.hf(
+                input_ids=input_ids, past_key_values=cache, use_cache=True, logits_to_keep=1
+            )
         return output.logits[:, -1]

@@ -20,8 +20,18 @@ from torch.nn import functional
 from fsdpq.protocols import Quantizer
 
 
+def compute_dtype(x: Tensor) -> torch.dtype:
+    """Returns the dtype that a product of ``x`` is computed in: autocast's where it is on."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+
+
 class _DequantizedProduct(torch.autograd.Function):
-    """``x @ dequantize(packed).T + bias``, with gradients for ``x`` only."""
+    """``x @ dequantize(packed).T + bias``, with gradients for ``x`` only.
+
+    Autocast does not reach into a Function's backward, so nothing here relies on it: ``x`` and
+    ``bias`` come in the dtype of the product.
+    """
 
     @staticmethod
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -72,7 +82,7 @@ class QuantizedLinear(nn.Module):
         return self.quantizer.dequantize(named, (self.out_features, self.in_features), dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Maps ``(..., in_features)`` to ``(..., out_features)`` in the dtype of ``x``."""
+        """Maps ``(..., in_features)`` to ``(..., out_features)`` in `compute_dtype` of ``x``."""
         return self._product(x, self.bias)
 
     def product(self, x: Tensor) -> Tensor:
@@ -80,6 +90,9 @@ class QuantizedLinear(nn.Module):
         return self._product(x, None)
 
     def _product(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        dtype = compute_dtype(x)
+        x = x.to(dtype)
+        bias = None if bias is None else bias.to(dtype)
         packed = [getattr(self, name) for name in self.packed_names]
         return _DequantizedProduct.apply(x, self, bias, *packed)  # pyright: ignore[reportReturnType]
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fsdpq.dist import Shard, own_shard, rank, shard_range, world_size
+from fsdpq.dist import Shard, own_shard, placement, shard_range
 from fsdpq.errors import CheckpointError
 from fsdpq.model.causal_lm import CausalLM
 from fsdpq.model.checkpoint_files import CheckpointFiles, to_device
@@ -32,6 +32,7 @@ def load_base(
     *,
     dtype: torch.dtype,
     device: torch.device,
+    shards_on_host: bool = False,
     report: Callable[[int, int], Any],
 ) -> None:
     """Fills every parameter of the base and buffer of a sharded meta model, in place.
@@ -43,7 +44,8 @@ def load_base(
         model: after ``fully_shard``, on meta; an adapter's parameters are allocated, not filled.
         directory: the checkpoint.
         dtype: what weights are cast to before they are quantized or kept.
-        device: this rank's device.
+        device: this rank's device; rows are quantized and buffers live there.
+        shards_on_host: whether FSDP keeps the shards in host memory.
         report: told ``(done_bytes, total_bytes)`` of this rank after each tensor.
 
     Raises:
@@ -53,7 +55,7 @@ def load_base(
     targets = loading_targets(model)
     shapes = {source_name(model, n): full_shape(target) for n, target in targets.items()}
     files.check(shapes, ignored=_tied_names(model, targets))
-    model.to_empty(device=device)
+    allocate(model, torch.device("cpu") if shards_on_host else device, buffers=device)
     recompute_buffers(model)
     total = sum(_own_weights(target) for target in targets.values()) * dtype.itemsize
     done = 0
@@ -87,6 +89,18 @@ def load_trained_base(model: CausalLM, directory: Path) -> None:
             device = own_shard(target).rows.device
             read = _row_reader(files, name, target, dtype=target.dtype, device=device)
             _copy_rows(read, own_shard(target))
+
+
+def allocate(model: CausalLM, device: torch.device, *, buffers: torch.device) -> None:
+    """Gives a meta model memory without content, in place: parameters on ``device``."""
+    model.to_empty(device=device)
+    if buffers == device:
+        return
+    for module in model.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            empty = torch.empty_like(buffer, device=buffers)
+            persistent = name not in module._non_persistent_buffers_set
+            module.register_buffer(name, empty, persistent=persistent)
 
 
 def checkpoint_name(name: str) -> str:
@@ -161,7 +175,9 @@ def full_shape(target: LoadingTarget) -> tuple[int, ...]:
 
 def _own_weights(target: LoadingTarget) -> int:
     shape = full_shape(target)
-    start, stop = shard_range(shape[0] if shape else 1, rank(), world_size())
+    tensor = target if isinstance(target, Tensor) else getattr(target, target.packed_names[0])
+    place = placement(tensor)
+    start, stop = shard_range(shape[0] if shape else 1, place.index, place.size)
     return (stop - start) * torch.Size(shape[1:]).numel()
 
 

@@ -24,7 +24,7 @@ import bitsandbytes.functional as bnb
 import torch
 from torch import Tensor
 
-from fsdpq.dist import Shard, all_gather_rows
+from fsdpq.dist import Shard
 from fsdpq.protocols import RowReader
 from fsdpq.recipe.sections.quantization import BnbOptions
 
@@ -90,7 +90,7 @@ class BnbQuantizer:
             if not self.double_quant:
                 shards["absmax"].rows.copy_(own_absmax.view(torch.uint8))
                 return
-            absmax = all_gather_rows(own_absmax, shape[0]).reshape(-1)
+            absmax = shards["codes"].gather(own_absmax, shape[0]).reshape(-1)
         else:
             codes, state = self._quantize(read(0, shape[0]))
             _keep_slice(codes.reshape(-1, 1), shards["codes"])

@@ -13,28 +13,17 @@ from fsdpq.errors import Problem
 from fsdpq.recipe.options import Options
 
 IMPLEMENTED: dict[str, tuple[Any, ...]] = {
-    "model.dtype": ("auto", "bf16", "fp32"),
     "model.attn_implementation": ("sdpa", "eager"),
     "quantization.kind": ("bnb", "none"),
-    "fsdp.strategy": ("full_shard", "shard_grad_op"),
-    "fsdp.shard_size": (None,),
-    "fsdp.offload": ("none",),
-    "fsdp.precision": ("auto",),
-    "fsdp.activation_checkpointing": ("full", "none"),
-    "fsdp.activation_offload": (False,),
-    "fsdp.no_sync": (False,),
+    "fsdp.offload": ("none", "cpu"),
     "data.format": ("messages",),
     "data.revision": (None,),
     "data.split": ("train",),
     "data.max_rows": (None,),
     "data.truncation": ("truncate_end",),
     "data.packing": ("none",),
-    "training.layer_chunks": (1,),
     "checkpoint.interval": (None,),
     "export.merge": (False,),
-    "metrics.sinks": (("jsonl",),),
-    "metrics.log_memory": (False,),
-    "metrics.profile": (None,),
     "launch.nnodes": (1,),
     "launch.max_restarts": (0,),
     "launch.scheduler": ("local",),
@@ -50,6 +39,6 @@ def check_implemented(recipe: Options) -> Iterator[Problem]:
         if value in values:
             continue
         shown = value if isinstance(value, str | int) else "set"
-        known = ", ".join(f"`{'null' if v is None else v}`" for v in values if v != ("jsonl",))
+        known = ", ".join(f"`{'null' if v is None else v}`" for v in values)
         hint = f"this version can do {known}" if known else f"delete `{key}`"
         yield Problem(f"`{key}: {shown}` does not work in this version yet", key, hint=hint)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -18,10 +19,12 @@ from torch import Tensor, nn
 from fsdpq.data.loader import Step
 from fsdpq.dist import all_gather_rows, world_size
 from fsdpq.errors import TrainingError
-from fsdpq.metrics.memory import current_bytes
+from fsdpq.metrics.memory import MemoryLog, current_bytes
+from fsdpq.metrics.profile import StepProfiler
 from fsdpq.protocols import MetricSink
 from fsdpq.recipe.sections.training import TrainingOptions
-from fsdpq.training.step import StepResult, train_step
+from fsdpq.training.scaler import LossScaler
+from fsdpq.training.step import StepMode, StepResult, train_step
 
 NOT_FINITE_HINT = (
     "lower optimizer.lr, raise lr_scheduler.warmup_steps, or set model.dtype=fp32; "
@@ -69,6 +72,10 @@ class Trainer:
         metrics: takes the rows of ``metrics.jsonl``.
         evaluate: returns the held-out loss, None where nothing is held out.
         device: this rank's device.
+        scaler: scales the loss for fp16, None elsewhere.
+        no_sync: reduce gradients once a step rather than once a micro-batch.
+        profiler: traces some steps, None traces none.
+        log_memory: write the memory at every phase of the first step.
     """
 
     model: nn.Module
@@ -81,6 +88,10 @@ class Trainer:
     metrics: MetricSink
     evaluate: Callable[[], float] | None
     device: torch.device
+    scaler: LossScaler | None = None
+    no_sync: bool = False
+    profiler: StepProfiler | None = None
+    log_memory: bool = False
 
     def run(self, steps: Iterator[Step]) -> Progress:
         """Trains; returns the totals.
@@ -97,14 +108,8 @@ class Trainer:
             step = next(steps)
             for group, lr in zip(self.optimizer.param_groups, peak, strict=True):
                 group["lr"] = lr * self.schedule(index)
-            result = train_step(
-                self.model,
-                step,
-                optimizer=self.optimizer,
-                parameters=self.parameters,
-                max_grad_norm=self.options.max_grad_norm,
-                device=self.device,
-            )
+            with self.profiler.tracing(index + 1) if self.profiler else nullcontext():
+                result = self._step(step, first=index == 0)
             window.add(result, step)
             progress.steps += 1
             progress.tokens += step.num_tokens
@@ -118,7 +123,22 @@ class Trainer:
                 before = time.monotonic()
                 self.log_evaluation(progress.steps)
                 window.started += time.monotonic() - before
+        if self.profiler:
+            self.profiler.finish()
         return progress
+
+    def _step(self, step: Step, *, first: bool) -> StepResult:
+        """Does one optimizer step."""
+        log_memory = MemoryLog(self.metrics, self.device, self.log_memory and first)
+        return train_step(
+            self.model,
+            step,
+            optimizer=self.optimizer,
+            parameters=self.parameters,
+            max_grad_norm=self.options.max_grad_norm,
+            device=self.device,
+            mode=StepMode(self.scaler, self.no_sync, log_memory),
+        )
 
     def log_evaluation(self, step: int) -> float | None:
         """Computes and logs the held-out loss; None where nothing is held out.
@@ -142,24 +162,31 @@ class Trainer:
         """Reads the window's losses from the device, checks them, writes one row."""
         losses = gather_losses(window.results)
         norms = torch.stack([result.grad_norm for result in window.results]).cpu()
-        check_finite(losses, norms, first_step=progress.steps - len(window.results) + 1)
+        skipped = torch.tensor([result.skipped for result in window.results])
+        # A skipped step's gradients overflowed; its scale is lower now, and nothing is wrong.
+        check_finite(
+            losses,
+            norms.masked_fill(skipped, 0.0),
+            first_step=progress.steps - len(window.results) + 1,
+        )
         weights = torch.tensor(window.num_trained, dtype=torch.float64)
         loss = float((losses.sum(dim=1) * weights).sum() / weights.sum())
         seconds = time.monotonic() - window.started
-        self.metrics.write(
-            {
-                "event": "step",
-                "step": progress.steps,
-                "total_steps": self.total_steps,
-                "loss": loss,
-                "lr": self.optimizer.param_groups[0]["lr"],
-                "grad_norm": float(norms[-1]),
-                "tokens": window.tokens,
-                "trained_tokens": sum(window.num_trained),
-                "tokens_per_s": window.tokens / seconds,
-                "memory_bytes": current_bytes(self.device),
-            }
-        )
+        row = {
+            "event": "step",
+            "step": progress.steps,
+            "total_steps": self.total_steps,
+            "loss": loss,
+            "lr": self.optimizer.param_groups[0]["lr"],
+            "grad_norm": None if skipped[-1] else float(norms[-1]),
+            "tokens": window.tokens,
+            "trained_tokens": sum(window.num_trained),
+            "tokens_per_s": window.tokens / seconds,
+            "memory_bytes": current_bytes(self.device),
+        }
+        if self.scaler is not None:
+            row |= {"loss_scale": self.scaler.scale, "skipped_steps": self.scaler.num_skipped}
+        self.metrics.write(row)
 
 
 def gather_losses(results: Sequence[StepResult]) -> Tensor:

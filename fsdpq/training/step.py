@@ -7,15 +7,18 @@ for the device; numbers stay tensors until the loop reads them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
+from torch.distributed.fsdp import FSDPModule
 
 from fsdpq.data.loader import Step
+from fsdpq.dist import own_shard, placement
+from fsdpq.training.scaler import LossScaler
 
 
 @dataclass(frozen=True)
@@ -25,10 +28,27 @@ class StepResult:
     Attributes:
         loss: this rank's share of the mean token loss; the sum over ranks is the loss. Scalar.
         grad_norm: global norm of the gradients before clipping. Scalar.
+        skipped: the scaled gradients overflowed, and the weights stayed.
     """
 
     loss: Tensor
     grad_norm: Tensor
+    skipped: bool = False
+
+
+@dataclass(frozen=True)
+class StepMode:
+    """How a step is done, beyond the plain way.
+
+    Attributes:
+        scaler: scales the loss for fp16, None elsewhere.
+        no_sync: reduce gradients once, after the last micro-batch, and add them up unsharded.
+        on_phase: told ``forward``, ``backward`` and ``optimizer`` as each ends.
+    """
+
+    scaler: LossScaler | None = None
+    no_sync: bool = False
+    on_phase: Callable[[str], Any] = lambda _phase: None
 
 
 def train_step(
@@ -39,33 +59,76 @@ def train_step(
     parameters: Sequence[nn.Parameter],
     max_grad_norm: float | None,
     device: torch.device,
+    mode: StepMode = StepMode(),
 ) -> StepResult:
     """Runs forward and backward over the rank's micro-batches and updates the weights.
 
     Ranks: all (collective).
+
+    Args:
+        model: returns the sum of a micro-batch's token losses.
+        step: this rank's part of the step.
+        optimizer: over ``parameters``.
+        parameters: the trained ones.
+        max_grad_norm: gradients are scaled down to it; None leaves them.
+        device: this rank's device.
+        mode: loss scaling, accumulation, and who is told of phases.
     """
+    scaler = mode.scaler
+    scale = 1.0 if scaler is None else scaler.scale
     loss = torch.zeros((), device=device)
-    for micro_batch in step.micro_batches:
+    last = len(step.micro_batches) - 1
+    for index, micro_batch in enumerate(step.micro_batches):
+        if mode.no_sync:
+            reduce_after_backward(model, index == last)
         batch = micro_batch.to(device)
         token_losses = model(batch.input_ids, batch.loss_positions, batch.targets)
+        mode.on_phase("forward")
         share = token_losses / step.num_trained
-        share.backward()
+        (share * scale).backward()
+        mode.on_phase("backward")
         loss += share.detach()
-    grad_norm = clip_gradients(parameters, max_grad_norm)
-    optimizer.step()
+    grad_norm = clip_gradients(parameters, max_grad_norm, loss_scale=scale)
+    skipped = scaler is not None and not scaler.take(grad_norm)
+    if not skipped:
+        optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return StepResult(loss, grad_norm)
+    mode.on_phase("optimizer")
+    return StepResult(loss, grad_norm, skipped)
 
 
-def clip_gradients(parameters: Sequence[nn.Parameter], max_norm: float | None) -> Tensor:
-    """Scales gradients in place to at most ``max_norm``; returns their norm before, a scalar.
+def reduce_after_backward(model: nn.Module, reduce: bool) -> None:
+    """Says whether the next backward reduces gradients or only adds them up, unsharded."""
+    root = cast("FSDPModule", model)
+    root.set_requires_gradient_sync(reduce)
+    root.set_is_last_backward(reduce)
+
+
+def clip_gradients(
+    parameters: Sequence[nn.Parameter], max_norm: float | None, *, loss_scale: float = 1.0
+) -> Tensor:
+    """Unscales gradients and scales them down to at most ``max_norm``, in place.
+
+    As ``torch.nn.utils.clip_grad_norm_``, but the norm of bf16 gradients is computed in fp32.
 
     Ranks: all (collective).
+
+    Returns:
+        The norm of the unscaled gradients before clipping, fp32, a scalar.
     """
-    norm = torch.nn.utils.clip_grad_norm_(
-        parameters, float("inf") if max_norm is None else max_norm, foreach=True
-    )
-    return norm.full_tensor() if isinstance(norm, DTensor) else norm
+    gradients = [own_shard(p.grad).rows for p in parameters if p.grad is not None]
+    norms = torch._foreach_norm(gradients, 2, dtype=torch.float32)
+    squares = torch.stack(norms).square().sum()
+    group = placement(parameters[0]).group
+    if group is not None:
+        dist.all_reduce(squares, group=group)
+    norm = squares.sqrt() / loss_scale
+    if max_norm is None and loss_scale == 1.0:
+        return norm
+    limit = 1.0 if max_norm is None else (max_norm / (norm + 1e-6)).clamp(max=1.0)
+    factor = torch.as_tensor(limit / loss_scale, device=norm.device)
+    torch._foreach_mul_(gradients, factor)
+    return norm
 
 
 @torch.no_grad()

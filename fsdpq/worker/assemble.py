@@ -14,11 +14,13 @@ from typing import Any, cast
 
 import torch
 from torch import nn
+from torch.distributed.fsdp import MixedPrecisionPolicy
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
 from fsdpq.dist import check_same_on_all_ranks, own_shard
 from fsdpq.errors import EnvironmentProblemError
-from fsdpq.fsdp.wrap import apply_fsdp, build_mesh, build_policy
+from fsdpq.fsdp.precision import autocast_dtype, build_policy
+from fsdpq.fsdp.wrap import apply_fsdp
 from fsdpq.model.causal_lm import CausalLM
 from fsdpq.model.meta import (
     DTYPES,
@@ -60,12 +62,14 @@ class Assembled:
         num_parameters: weights of the base, tied ones once.
         num_quantized: those stored quantized.
         num_groups: FSDP groups.
+        notice: what the user should know about how it is held, may be empty.
     """
 
     model: CausalLM
     num_parameters: int
     num_quantized: int
     num_groups: int
+    notice: str = ""
 
     @property
     def trainable(self) -> list[nn.Parameter]:
@@ -121,6 +125,7 @@ def assemble_model(
     device: torch.device,
     report_load: Callable[[int, int], Any],
     trust_remote_code: bool = False,
+    on_phase: Callable[[str], Any] = lambda _phase: None,
 ) -> Assembled:
     """Builds, shards and loads the model, what is trained at its initial values.
 
@@ -142,21 +147,45 @@ def assemble_model(
     )
     num_parameters, num_quantized = count_parameters(model)
     adapter.apply_adapter(model.decoder_layers, is_linear=is_linear)
-    if recipe.fsdp.activation_checkpointing == "full":
-        model.apply_checkpointing()
-    num_groups = apply_fsdp(
+    num_groups, notice = shard_model(
         model,
-        recipe.fsdp,
-        mesh=build_mesh(device),
-        layers=model.decoder_layers,
-        embedding_groups=model.embedding_groups,
-        forward_methods=("next_token_logits",),
-        policy=build_policy(trains_base=adapter.trains_base, dtype=dtype),
+        recipe,
+        device,
+        casts=build_policy(recipe.fsdp.precision, trains_base=adapter.trains_base, dtype=dtype),
     )
-    load_base(model, model_dir, dtype=dtype, device=device, report=report_load)
+    on_phase("shard")
+    load_base(
+        model,
+        model_dir,
+        dtype=dtype,
+        device=device,
+        shards_on_host=recipe.fsdp.offload == "cpu",
+        report=report_load,
+    )
+    on_phase("load")
     digest = adapter.init_adapter(model, seed=recipe.training.seed, dtype=dtype, device=device)
     check_same_on_all_ranks("the initial values of what is trained", digest)
-    return Assembled(model, num_parameters, num_quantized, num_groups)
+    return Assembled(model, num_parameters, num_quantized, num_groups, notice)
+
+
+def shard_model(
+    model: CausalLM, recipe: Recipe, device: torch.device, *, casts: MixedPrecisionPolicy
+) -> tuple[int, str]:
+    """Applies the ``fsdp`` section in place; returns the number of groups and a notice, if any.
+
+    Ranks: all (collective).
+    """
+    model.autocast_dtype = autocast_dtype(recipe.fsdp.precision)
+    return apply_fsdp(
+        model,
+        recipe.fsdp,
+        device=device,
+        layers=list(model.decoder_layers),
+        embedding_groups=model.embedding_groups,
+        forward_methods=("next_token_logits",),
+        casts=casts,
+        layer_chunks=recipe.training.layer_chunks,
+    )
 
 
 def is_linear(module: nn.Module) -> bool:

@@ -21,7 +21,8 @@ from fsdpq.run_files import RankError, write_whole
 POLL_S = 1.0
 OUT_OF_MEMORY_HINT = (
     "use less GPU memory: a smaller `training.micro_batch_size` or `data.seq_len`, "
-    "`fsdp.activation_checkpointing=full`, `fsdp.strategy=full_shard`, or more GPUs"
+    "`fsdp.activation_checkpointing=full`, `fsdp.strategy=full_shard`, `fsdp.offload=cpu`, or more "
+    "GPUs"
 )
 
 

@@ -15,11 +15,15 @@ from fsdpq.data.formats import read_conversations
 from fsdpq.data.loader import Step, build_step, iterate_steps, split_rows
 from fsdpq.data.tokenize import Row, tokenize_conversations
 from fsdpq.errors import Problem, RecipeError
+from fsdpq.fsdp.precision import needs_loss_scaling
+from fsdpq.metrics.profile import StepProfiler
 from fsdpq.model.meta import read_config
 from fsdpq.protocols import MetricSink
 from fsdpq.recipe.root import Recipe
 from fsdpq.registry import resolve_builder
+from fsdpq.run_files import RunFiles
 from fsdpq.training.loop import Trainer
+from fsdpq.training.scaler import LossScaler
 from fsdpq.training.step import evaluate
 from fsdpq.worker.assemble import Assembled, Inputs
 
@@ -68,9 +72,17 @@ def check_context(seq_len: int, model_dir: Path, *, trust_remote_code: bool = Fa
 
 
 def build_trainer(
-    recipe: Recipe, assembled: Assembled, data: Data, metrics: MetricSink, device: torch.device
+    recipe: Recipe,
+    assembled: Assembled,
+    data: Data,
+    metrics: MetricSink,
+    *,
+    files: RunFiles,
+    device: torch.device,
 ) -> Trainer:
     """Builds optimizer, schedule and loop."""
+    profile, trace = recipe.metrics.profile, files.profile(dist.rank())
+    scaled = needs_loss_scaling(recipe.fsdp.precision, recipe.model.dtype)
     total_steps = count_steps(recipe, len(data.train))
     parameters = assembled.trainable
     build_optimizer = resolve_builder("optimizer", recipe.optimizer)
@@ -87,6 +99,10 @@ def build_trainer(
         metrics=metrics,
         evaluate=(lambda: evaluate(assembled.model, held_out, device=device)) if held_out else None,
         device=device,
+        scaler=LossScaler() if scaled else None,
+        no_sync=recipe.fsdp.no_sync,
+        profiler=StepProfiler(profile, trace, device) if profile else None,
+        log_memory=recipe.metrics.log_memory,
     )
 
 

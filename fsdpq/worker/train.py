@@ -10,9 +10,8 @@ from pathlib import Path
 import torch
 
 from fsdpq import dist
-from fsdpq.metrics.memory import peak_bytes
+from fsdpq.metrics.memory import MemoryLog, peak_bytes
 from fsdpq.metrics.report import write_report
-from fsdpq.metrics.sinks import JsonlSink, NoSink
 from fsdpq.protocols import MetricSink
 from fsdpq.recipe.load import load_resolved
 from fsdpq.recipe.root import Recipe
@@ -21,12 +20,14 @@ from fsdpq.training.loop import Progress, Trainer
 from fsdpq.worker.answerer import Answerer
 from fsdpq.worker.assemble import (
     Assembled,
+    Inputs,
     assemble_model,
     load_tokenizer,
     read_inputs,
     stop_ids,
 )
 from fsdpq.worker.export import FORMATS
+from fsdpq.worker.outputs import open_metrics, open_rows
 from fsdpq.worker.setup import Data, build_trainer, load_data, steps_of_rank
 
 LOAD_REPORT_S = 0.2
@@ -41,19 +42,23 @@ def train(files: RunFiles, *, trust_remote_code: bool = False) -> None:
     inputs = read_inputs(files, trust_remote_code=trust_remote_code)
     device = dist.start_process_group(recipe.launch.device)
     dist.seed_everything(recipe.training.seed)
-    events = sink(files.events)
+    events = open_rows(files.events)
     enter(events, "data")
     tokenizer = load_tokenizer(inputs.model_dir, trust_remote_code=trust_remote_code)
     data = load_data(recipe, inputs, tokenizer, events)
     enter(events, "load")
+    metrics = open_metrics(recipe, files, events)
     assembled = assemble_model(
         recipe,
         inputs.model_dir,
         device=device,
         report_load=load_reporter(events),
         trust_remote_code=trust_remote_code,
+        on_phase=MemoryLog(metrics, device, recipe.metrics.log_memory),
     )
-    trainer = build_trainer(recipe, assembled, data, sink(files.metrics), device)
+    if assembled.notice:
+        events.write({"event": "notice", "message": assembled.notice})
+    trainer = build_trainer(recipe, assembled, data, metrics, files=files, device=device)
     summary = summarize_setup(recipe, assembled, data, trainer, device)
     events.write({"event": "setup", **dataclasses.asdict(summary)})
     stops = stop_ids(inputs.model_dir, tokenizer)
@@ -73,9 +78,9 @@ def train(files: RunFiles, *, trust_remote_code: bool = False) -> None:
     progress = trainer.run(steps_of_rank(recipe, data))
     train_s = time.monotonic() - started
     loss_after = look("after", progress.steps)
+    metrics.finish()
     enter(events, "export")
-    exported = files.exported(recipe.export.format)
-    FORMATS[recipe.export.format].save(recipe, inputs, assembled, exported)
+    exported = export(recipe, inputs, assembled, files)
     done = summarize_run(progress, train_s, (loss_before, loss_after), device, exported)
     events.write({"event": "done", **dataclasses.asdict(done)})
     enter(events, "report")
@@ -84,9 +89,14 @@ def train(files: RunFiles, *, trust_remote_code: bool = False) -> None:
     dist.wait_for_all()
 
 
-def sink(path: Path) -> MetricSink:
-    """Returns what takes rows for ``path``: a file on rank 0, nothing elsewhere."""
-    return JsonlSink(path) if dist.rank() == 0 else NoSink()
+def export(recipe: Recipe, inputs: Inputs, assembled: Assembled, files: RunFiles) -> Path:
+    """Writes what was trained, in the recipe's format, and returns where.
+
+    Ranks: all (collective).
+    """
+    directory = files.exported(recipe.export.format)
+    FORMATS[recipe.export.format].save(recipe, inputs, assembled, directory)
+    return directory
 
 
 def enter(events: MetricSink, phase: str) -> None:

@@ -15,18 +15,20 @@ from transformers import AutoModelForCausalLM
 from fsdpq.data.tokenize import Row
 
 
-def load_dequantized(directory: Path, quant_type: str = "nf4") -> nn.Module:
-    """Returns the fp32 model with every linear inside its layers rounded to 4 bits and back."""
-    model = load_plain(directory)
+def load_dequantized(
+    directory: Path, quant_type: str = "nf4", dtype: torch.dtype = torch.float32
+) -> nn.Module:
+    """Returns the model with every linear inside its layers rounded to 4 bits and back."""
+    model = load_plain(directory, dtype)
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear) and ".layers." in name:
             module.weight.data = round_weight(module.weight.data, quant_type)
     return model
 
 
-def load_plain(directory: Path) -> nn.Module:
-    """Returns the fp32 model as it is."""
-    return AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
+def load_plain(directory: Path, dtype: torch.dtype = torch.float32) -> nn.Module:
+    """Returns the model as it is."""
+    return AutoModelForCausalLM.from_pretrained(directory, dtype=dtype)
 
 
 def round_weight(weight: Tensor, quant_type: str = "nf4") -> Tensor:

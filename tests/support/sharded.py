@@ -11,7 +11,8 @@ import torch.distributed as dist
 
 from fsdpq.data.loader import build_step
 from fsdpq.data.tokenize import Row
-from fsdpq.training.step import train_step
+from fsdpq.training.scaler import LossScaler
+from fsdpq.training.step import StepMode, train_step
 from fsdpq.worker.assemble import Assembled, assemble_model
 from support.tiny import tiny_recipe
 
@@ -34,6 +35,8 @@ def train(
     micro_batch_size: int,
     lr: float,
     max_norm: float | None,
+    scaler: LossScaler | None = None,
+    no_sync: bool = False,
 ) -> tuple[list[float], list[float]]:
     """Trains; returns the loss over all ranks and the gradient norm of each step.
 
@@ -55,6 +58,7 @@ def train(
             parameters=assembled.trainable,
             max_grad_norm=max_norm,
             device=CPU,
+            mode=StepMode(scaler, no_sync),
         )
         loss = result.loss.clone()
         dist.all_reduce(loss)

@@ -1,0 +1,40 @@
+"""Where rank 0's metrics go, as the recipe asks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fsdpq import dist
+from fsdpq.metrics.sinks import JsonlSink, ManySinks, NoSink, TensorboardSink, WandbSink
+from fsdpq.protocols import MetricSink
+from fsdpq.recipe.root import Recipe
+from fsdpq.run_files import RunFiles
+
+
+def open_rows(path: Path) -> JsonlSink | NoSink:
+    """Returns what takes rows for ``path``: a file on rank 0, nothing elsewhere."""
+    return JsonlSink(path) if dist.rank() == 0 else NoSink()
+
+
+def open_metrics(recipe: Recipe, files: RunFiles, events: MetricSink) -> ManySinks:
+    """Returns the sinks of ``metrics.sinks``; ``metrics.jsonl`` is always one of them.
+
+    Raises:
+        MissingDependencyError: a sink's package is not installed.
+    """
+    sinks: list[JsonlSink | NoSink | TensorboardSink | WandbSink] = [open_rows(files.metrics)]
+    if dist.rank() != 0:
+        return ManySinks(sinks)
+    if "tensorboard" in recipe.metrics.sinks:
+        sinks.append(TensorboardSink(files.tensorboard))
+    if "wandb" in recipe.metrics.sinks:
+        sinks.append(
+            WandbSink(
+                recipe.metrics.wandb,
+                files.root,
+                name=files.root.name,
+                settings=recipe.model_dump(mode="json"),
+                notify=lambda text: events.write({"event": "notice", "message": text}),
+            )
+        )
+    return ManySinks(sinks)

@@ -1,0 +1,56 @@
+"""`fsdpq train` with sharding, precision and metrics settings, through the real worker."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from support.commands import Run
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from fsdpq.run_files import RunFiles, read_json_lines
+
+SETTINGS = (
+    "fsdp.strategy=hybrid_full_shard",
+    "fsdp.shard_size=2",
+    "fsdp.offload=cpu",
+    "fsdp.precision=fp16_autocast",
+    "model.dtype=auto",
+    "fsdp.activation_checkpointing=selective",
+    "fsdp.activation_offload=true",
+    "fsdp.no_sync=true",
+    "training.layer_chunks=2",
+    "training.micro_batch_size=2",
+    "training.steps=8",
+    "metrics.sinks=[jsonl,tensorboard]",
+    "metrics.log_memory=true",
+    "metrics.profile.start_step=2",
+    "metrics.profile.num_steps=1",
+)
+
+
+def test_settings_together_train_and_leave_their_files(fsdpq: Run, tmp_path: Path) -> None:
+    files = RunFiles(tmp_path / "run")
+    done = fsdpq("train", "recipe.yaml", "--run-dir", str(files.root), *SETTINGS)
+    assert done.returncode == 0, done.stderr
+    rows = list(read_json_lines(files.metrics))
+    steps = [row for row in rows if row["event"] == "step"]
+    losses = [row["loss"] for row in steps]
+    assert losses[-1] < 0.9 * losses[0]
+    assert steps[-1]["loss_scale"] == 2.0**16
+    assert steps[-1]["skipped_steps"] == 0
+    memory = [row["phase"] for row in rows if row["event"] == "memory"]
+    assert memory == ["shard", "load", "forward", "backward", "forward", "backward", "optimizer"]
+
+    events = EventAccumulator(str(files.tensorboard))
+    events.Reload()
+    written = [event.value for event in events.Scalars("train/loss")]
+    assert written == pytest.approx(losses, rel=1e-6)
+    for rank in (0, 1):
+        names = {e["name"] for e in json.loads(files.profile(rank).read_text())["traceEvents"]}
+        assert "step 2" in names
+        assert "step 3" not in names
+
+    answer = fsdpq("generate", str(files.root), "--prompt", "What is one?")
+    assert answer.returncode == 0, answer.stderr

@@ -1,0 +1,159 @@
+"""TensorBoard, a wandb that works and ones that fail, memory rows, traces."""
+
+from __future__ import annotations
+
+import importlib.machinery
+import json
+import sys
+import types
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from fsdpq.errors import MissingDependencyError
+from fsdpq.metrics.memory import MemoryLog
+from fsdpq.metrics.profile import StepProfiler
+from fsdpq.metrics.sinks import JsonlSink, ManySinks, TensorboardSink, WandbSink
+from fsdpq.recipe.sections.output import ProfileOptions, WandbOptions
+from fsdpq.run_files import read_json_lines
+
+CPU = torch.device("cpu")
+STEP = {"event": "step", "step": 3, "total_steps": 9, "loss": 1.5, "grad_norm": None, "lr": 1e-3}
+EVAL = {"event": "eval", "step": 3, "loss": 1.25, "perplexity": 3.5}
+
+
+class FakeRun:
+    """What ``wandb.init`` returns; keeps what it gets."""
+
+    def __init__(self, fail_at: int | None = None) -> None:
+        self.rows: list[tuple[int, dict[str, float]]] = []
+        self.finished = False
+        self.fail_at = fail_at
+
+    def log(self, numbers: dict[str, float], step: int) -> None:
+        if len(self.rows) == self.fail_at:
+            raise ConnectionError("no route to api.wandb.ai")
+        self.rows.append((step, numbers))
+
+    def finish(self) -> None:
+        self.finished = True
+
+
+def fake_wandb(monkeypatch: pytest.MonkeyPatch, init: Any) -> None:
+    module = types.ModuleType("wandb")
+    module.__spec__ = importlib.machinery.ModuleSpec("wandb", None)
+    module.init = init  # pyright: ignore[reportAttributeAccessIssue]
+    monkeypatch.setitem(sys.modules, "wandb", module)
+
+
+def open_wandb(tmp_path: Path, notices: list[str], **options: Any) -> WandbSink:
+    wandb = WandbOptions(project="p", **options)
+    return WandbSink(wandb, tmp_path, name="run-1", settings={"version": 1}, notify=notices.append)
+
+
+def test_tensorboard_reads_back_what_was_written(tmp_path: Path) -> None:
+    sink = TensorboardSink(tmp_path)
+    sink.write(STEP)
+    sink.write(EVAL)
+    sink.finish()
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    assert set(events.Tags()["scalars"]) == {
+        "train/loss",
+        "train/lr",
+        "eval/loss",
+        "eval/perplexity",
+    }
+    [loss] = events.Scalars("train/loss")
+    assert (loss.step, loss.value) == (3, 1.5)
+
+
+def test_wandb_gets_settings_and_numbers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    run, given, notices = FakeRun(), {}, []
+
+    def init(**settings: Any) -> FakeRun:
+        given.update(settings)
+        return run
+
+    fake_wandb(monkeypatch, init)
+    sink = open_wandb(tmp_path, notices, mode="offline", tags=("a",))
+    sink.write(STEP)
+    sink.finish()
+    assert given == {
+        "project": "p", "entity": None, "group": None, "name": "run-1", "tags": ["a"],
+        "mode": "offline", "dir": str(tmp_path), "config": {"version": 1},
+    }  # fmt: skip
+    assert run.rows == [(3, {"train/loss": 1.5, "train/lr": 1e-3})]
+    assert run.finished
+    assert not notices
+
+
+@pytest.mark.parametrize("fails", ["init", "log"])
+def test_a_failing_wandb_is_told_once_and_ends_nothing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, fails: str
+) -> None:
+    run, notices = FakeRun(fail_at=1), []
+
+    def init(**_settings: Any) -> FakeRun:
+        if fails == "init":
+            raise ConnectionError("no route to api.wandb.ai")
+        return run
+
+    fake_wandb(monkeypatch, init)
+    path = tmp_path / "metrics.jsonl"
+    sinks = ManySinks([JsonlSink(path), open_wandb(tmp_path, notices)])
+    for _ in range(4):
+        sinks.write(STEP)
+    sinks.finish()
+    assert len(notices) == 1
+    assert "no route to api.wandb.ai" in notices[0]
+    assert len(list(read_json_lines(path))) == 4
+
+
+def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
+    with pytest.raises(MissingDependencyError) as caught:
+        open_wandb(tmp_path, [])
+    assert caught.value.hint == "pip install wandb"
+
+
+class ListSink:
+    """Keeps rows."""
+
+    def __init__(self) -> None:
+        self.rows: list[Mapping[str, Any]] = []
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        self.rows.append(row)
+
+
+def test_memory_is_written_at_each_phase_where_asked() -> None:
+    sink = ListSink()
+    MemoryLog(sink, CPU, enabled=False)("load")
+    assert not sink.rows
+    before = MemoryLog(sink, CPU, enabled=True)
+    before("load")
+    ballast = torch.ones(32 << 20, dtype=torch.uint8)
+    before("forward")
+    assert [row["phase"] for row in sink.rows] == ["load", "forward"]
+    # Resident pages of other allocations may come and go meanwhile.
+    assert sink.rows[1]["bytes"] - sink.rows[0]["bytes"] > ballast.nbytes / 2
+
+
+@pytest.mark.parametrize("num_steps", [4, 9])
+def test_the_asked_steps_are_traced(tmp_path: Path, num_steps: int) -> None:
+    path = tmp_path / "profile" / "rank-0.json"
+    profiler = StepProfiler(ProfileOptions(start_step=3, num_steps=3), path, CPU)
+    for step in range(1, num_steps + 1):
+        with profiler.tracing(step):
+            torch.ones(4, 4) @ torch.ones(4, 4)
+    profiler.finish()
+    names = [event["name"] for event in json.loads(path.read_text())["traceEvents"]]
+    expected = range(3, min(num_steps, 5) + 1)
+    steps = {name for name in names if name.startswith("step ")}
+    assert steps == {f"step {step}" for step in expected}
+    assert names.count("aten::mm") == len(expected)
