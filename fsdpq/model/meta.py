@@ -14,7 +14,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from fsdpq.errors import CheckpointError
 from fsdpq.model.causal_lm import CausalLM
-from fsdpq.model.quantized_linear import QuantizedLinear, packed_parameter_ids
+from fsdpq.model.quantized_experts import QuantizedExperts, named_experts
+from fsdpq.model.quantized_linear import PackedMatrix, QuantizedLinear, packed_parameter_ids
 from fsdpq.model.structure import find_decoder_layers, matches_suffix, named_linears
 from fsdpq.protocols import Quantizer
 
@@ -50,44 +51,47 @@ def build_meta_model(
     hf.tie_weights()
     hf.requires_grad_(False)
     model = CausalLM(hf)
-    swap_linears(hf, quantizer)
+    swap_weights(hf, quantizer)
     return model.train()
 
 
-def swap_linears(hf: PreTrainedModel, quantizer: Quantizer) -> None:
-    """Replaces the linears of the decoder layers in place.
+def swap_weights(hf: PreTrainedModel, quantizer: Quantizer) -> None:
+    """Replaces the linears and the experts of the decoder layers in place.
 
     Raises:
         CheckpointError: ``modules_to_not_convert`` names a module that does not exist, or a big
             weight would silently stay unquantized.
     """
     layers = find_decoder_layers(hf)
-    linears = list(named_linears(layers))
-    unknown = [
-        suffix
-        for suffix in quantizer.modules_to_not_convert
-        if not any(matches_suffix(name, (suffix,)) for name, *_ in linears)
-    ]
+    linears, experts = list(named_linears(layers)), list(named_experts(layers))
+    names = [name for name, *_ in (*linears, *experts)]
+    kept = quantizer.modules_to_not_convert
+    unknown = [s for s in kept if not any(matches_suffix(name, (s,)) for name in names)]
     if unknown:
-        endings = sorted({name.rpartition(".")[2] for name, *_ in linears})
+        endings = sorted({name.rpartition(".")[2] for name in names})
         raise CheckpointError(
             f"`quantization.modules_to_not_convert` names {', '.join(unknown)}, which this model "
             "does not have",
             hint=f"its linear layers are {', '.join(endings)}",
         )
     for name, parent, attribute, linear in linears:
-        if matches_suffix(name, quantizer.modules_to_not_convert):
+        if matches_suffix(name, kept):
             continue
         if quantizer.packed_shapes(linear.out_features, linear.in_features):
             setattr(parent, attribute, QuantizedLinear(linear, quantizer=quantizer))
+    for name, parent, attribute, module in experts:
+        if matches_suffix(name, kept):
+            continue
+        if quantizer.packed_shapes(*module.get_parameter("down_proj").shape[-2:]):
+            setattr(parent, attribute, QuantizedExperts(module, quantizer=quantizer))
     check_all_quantized(hf, quantizer)
 
 
 def check_all_quantized(hf: PreTrainedModel, quantizer: Quantizer) -> None:
     """Checks that no big weight of the decoder layers stays unquantized without being told to.
 
-    transformers keeps the experts of a mixture as one parameter of three dimensions, and GPT-2's
-    layers are no ``nn.Linear``: replacing linears alone would pass them by.
+    Some mixtures keep their experts in a layout that `QuantizedExperts` does not do, and GPT-2's
+    layers are no ``nn.Linear``: replacing what is known alone would pass them by.
 
     Raises:
         CheckpointError: there is such a weight; names some.
@@ -99,6 +103,7 @@ def check_all_quantized(hf: PreTrainedModel, quantizer: Quantizer) -> None:
         name
         for name, parameter in layers.named_parameters()
         if parameter.is_floating_point() and id(parameter) not in linears
+        if not matches_suffix(name.rpartition(".")[0], quantizer.modules_to_not_convert)
         if parameter.dim() >= 3 or (parameter.dim() == 2 and parameter.numel() > big)
         if quantizer.packed_shapes(*parameter.shape[-2:])
     ]
@@ -106,8 +111,8 @@ def check_all_quantized(hf: PreTrainedModel, quantizer: Quantizer) -> None:
         raise CheckpointError(
             f"`{type(hf).__name__}` has {len(left)} weights that would silently stay unquantized: "
             f"{', '.join(left[:3])}",
-            hint="mixtures of experts and layers that are no `nn.Linear` cannot be quantized yet: "
-            "train another model, or use `quantization: {kind: none}`",
+            hint="such layers cannot be quantized yet: train another model, or use "
+            "`quantization: {kind: none}`",
         )
 
 
@@ -119,7 +124,7 @@ def count_parameters(model: nn.Module) -> tuple[int, int]:
     quantized = sum(
         module.out_features * module.in_features
         for module in model.modules()
-        if isinstance(module, QuantizedLinear)
+        if isinstance(module, PackedMatrix)
     )
     packed = packed_parameter_ids(model)
     plain = sum(

@@ -18,7 +18,9 @@ from fsdpq.dist import Shard, own_shard, rank, shard_range, world_size
 from fsdpq.errors import CheckpointError
 from fsdpq.model.causal_lm import CausalLM
 from fsdpq.model.checkpoint_files import CheckpointFiles, to_device
-from fsdpq.model.quantized_linear import QuantizedLinear, packed_parameter_ids
+from fsdpq.model.checkpoint_names import ModelTensors
+from fsdpq.model.quantized_experts import PackedExperts
+from fsdpq.model.quantized_linear import PackedMatrix, packed_parameter_ids
 from fsdpq.protocols import BASE
 
 COPY_ROWS_BYTES = 16 << 20
@@ -48,20 +50,25 @@ def load_base(
     Raises:
         CheckpointError: names or shapes do not fit, or a file is damaged; nothing is loaded then.
     """
-    files = CheckpointFiles(directory)
     targets = _loading_targets(model)
+    shapes = {name: _full_shape(target) for name, target in targets.items()}
     tied = _tied_names(model, targets)
-    files.check({name: _full_shape(target) for name, target in targets.items()}, ignored=tied)
+    tensors = ModelTensors(CheckpointFiles(directory), model.hf, shapes, ignored=tied)
     model.to_empty(device=device)
     recompute_buffers(model)
     total = sum(_own_weights(target) for target in targets.values()) * dtype.itemsize
     done = 0
     for name, target in _loading_targets(model).items():  # again: `to_empty` made new buffers
+        read_rows = (
+            tensors.read_matrix_rows if isinstance(target, PackedMatrix) else tensors.read_rows
+        )
 
-        def read(start: int, stop: int, name: str = name) -> Tensor:
-            return to_device(files.read_rows(name, start, stop), dtype=dtype, device=device)
+        def read(
+            start: int, stop: int, name: str = name, read_rows: RowsByName = read_rows
+        ) -> Tensor:
+            return to_device(read_rows(name, start, stop), dtype=dtype, device=device)
 
-        if isinstance(target, QuantizedLinear):
+        if isinstance(target, PackedMatrix):
             shape = (target.out_features, target.in_features)
             target.quantizer.quantize_shards(read, shape, _packed_shards(target))
         else:
@@ -105,16 +112,19 @@ def recompute_buffers(model: CausalLM) -> None:
             )
 
 
-LoadingTarget = QuantizedLinear | nn.Parameter
+LoadingTarget = PackedMatrix | nn.Parameter
+
+RowsByName = Callable[[str, int, int], Tensor]
+"""``read(name, start, stop)``: rows of one tensor of the checkpoint, on the host."""
 
 
 def _loading_targets(model: CausalLM) -> dict[str, LoadingTarget]:
     """Maps names in the checkpoint to what they fill; frozen and tied-once."""
     packed = packed_parameter_ids(model)
     targets: dict[str, LoadingTarget] = {
-        f"{checkpoint_name(name)}.weight": module
+        checkpoint_name(name if isinstance(module, PackedExperts) else f"{name}.weight"): module
         for name, module in model.named_modules()
-        if isinstance(module, QuantizedLinear)
+        if isinstance(module, PackedMatrix)
     }
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad and id(parameter) not in packed:
@@ -132,18 +142,25 @@ def _tied_names(model: CausalLM, targets: dict[str, LoadingTarget]) -> set[str]:
 
 
 def _full_shape(target: LoadingTarget) -> tuple[int, ...]:
-    if isinstance(target, QuantizedLinear):
+    if isinstance(target, PackedExperts):
+        rows = target.rows_per_expert
+        return (target.out_features // rows, rows, target.in_features)
+    return _sharded_shape(target)
+
+
+def _sharded_shape(target: LoadingTarget) -> tuple[int, ...]:
+    if isinstance(target, PackedMatrix):
         return (target.out_features, target.in_features)
     return tuple(target.shape)
 
 
 def _own_weights(target: LoadingTarget) -> int:
-    shape = _full_shape(target)
+    shape = _sharded_shape(target)
     start, stop = shard_range(shape[0] if shape else 1, rank(), world_size())
     return (stop - start) * torch.Size(shape[1:]).numel()
 
 
-def _packed_shards(module: QuantizedLinear) -> dict[str, Shard]:
+def _packed_shards(module: PackedMatrix) -> dict[str, Shard]:
     return {name: own_shard(getattr(module, name)) for name in module.packed_names}
 
 

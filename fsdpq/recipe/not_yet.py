@@ -15,7 +15,6 @@ from fsdpq.recipe.options import Options
 IMPLEMENTED: dict[str, tuple[Any, ...]] = {
     "model.dtype": ("auto", "bf16", "fp32"),
     "model.attn_implementation": ("sdpa", "eager"),
-    "quantization.kind": ("bnb", "none"),
     "adapter.kind": ("lora",),
     "fsdp.strategy": ("full_shard", "shard_grad_op"),
     "fsdp.shard_size": (None,),

@@ -60,12 +60,12 @@ def test_no_quantizer_swaps_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("family", "weight"),
-    [("mixtral", "mlp.experts.gate_up_proj"), ("gpt2", "attn.c_attn.weight")],
+    [("gpt_oss", "mlp.experts.gate_up_proj"), ("gpt2", "attn.c_attn.weight")],
 )
 def test_weights_that_no_linear_holds_are_not_passed_by(
     tmp_path: Path, family: str, weight: str
 ) -> None:
-    sizes = {"num_local_experts": 4} if family == "mixtral" else {"n_layer": 2, "n_head": 2}
+    sizes = {"num_local_experts": 4} if family == "gpt_oss" else {"n_layer": 2, "n_head": 2}
     config = AutoConfig.for_model(
         family, vocab_size=50, hidden_size=64, intermediate_size=64, num_hidden_layers=2,
         num_attention_heads=2, num_key_value_heads=2, **sizes,
