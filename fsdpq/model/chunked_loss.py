@@ -23,7 +23,12 @@ MAX_CHUNK_LOGITS = 1 << 25
 class _ChunkedLoss(torch.autograd.Function):
     @staticmethod
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        softcap: float | None,
     ) -> Tensor:
         rows = max(1, MAX_CHUNK_LOGITS // weight.shape[0])
         needs_gradient = ctx.needs_input_grad[0]
@@ -33,11 +38,15 @@ class _ChunkedLoss(torch.autograd.Function):
             chunk = slice(start, start + rows)
             index = targets[chunk].unsqueeze(1)
             logits = functional.linear(hidden[chunk], weight, bias).float()
+            capped = None if softcap is None else logits.div_(softcap).tanh_()
+            logits = logits if capped is None else capped * softcap
             log_sum = logits.logsumexp(dim=-1, keepdim=True)
             total += (log_sum - logits.gather(1, index)).sum()
             if needs_gradient:
                 by_logit = logits.sub_(log_sum).exp_()  # softmax
                 by_logit.scatter_add_(1, index, torch.full_like(log_sum, -1.0))
+                if capped is not None:
+                    by_logit *= 1.0 - capped.square_()
                 gradient[chunk] = by_logit.to(weight.dtype) @ weight
         ctx.save_for_backward(gradient)
         return total
@@ -47,20 +56,27 @@ class _ChunkedLoss(torch.autograd.Function):
         ctx: Any, grad_output: Tensor
     ) -> tuple[Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
-        return gradient * grad_output.to(gradient.dtype), None, None, None
+        return gradient * grad_output.to(gradient.dtype), None, None, None, None
 
 
 def chunked_cross_entropy(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    *,
+    softcap: float | None = None,
 ) -> Tensor:
     """Returns the sum of the token losses in nats, an fp32 scalar.
 
-    Memory: about 10 bytes for each of at most `MAX_CHUNK_LOGITS` logits, and one more ``hidden``.
+    Memory: about 10 bytes (14 with ``softcap``) for each of at most `MAX_CHUNK_LOGITS` logits, and
+    one more ``hidden``.
 
     Args:
         hidden: ``(num_targets, hidden)``.
         weight: frozen, ``(vocabulary, hidden)``; gets no gradient.
         bias: frozen, ``(vocabulary,)`` or None.
         targets: token ids, ``(num_targets,)``, int64.
+        softcap: logits become ``softcap * tanh(logits / softcap)``, as Gemma 2 has it.
     """
-    return _ChunkedLoss.apply(hidden, weight, bias, targets)  # pyright: ignore[reportReturnType]
+    return _ChunkedLoss.apply(hidden, weight, bias, targets, softcap)  # pyright: ignore[reportReturnType]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from fsdpq.errors import CheckpointError
 from fsdpq.model.causal_lm import CausalLM
@@ -39,6 +39,7 @@ def build_meta_model(
     """
     try:
         config = AutoConfig.from_pretrained(directory)
+        _check_not_quantized(config, directory)
         with torch.device("meta"):
             hf = AutoModelForCausalLM.from_config(
                 config, dtype=dtype, attn_implementation=attn_implementation
@@ -46,13 +47,28 @@ def build_meta_model(
     except (OSError, ValueError) as error:
         raise CheckpointError(
             f"transformers cannot build the model of {directory}: {error}",
-            hint="the directory needs the config.json of a causal language model",
+            hint="set `model.attn_implementation: eager`"
+            if "attn_implementation" in str(error)
+            else "the directory needs the config.json of a causal language model",
         ) from error
     hf.tie_weights()
     hf.requires_grad_(False)
     model = CausalLM(hf)
     swap_weights(hf, quantizer)
     return model.train()
+
+
+def _check_not_quantized(config: PreTrainedConfig, directory: Path) -> None:
+    quantized = getattr(config, "quantization_config", None)
+    if quantized is None:
+        return
+    method = quantized.get("quant_method", "some method") if isinstance(quantized, dict) else ""
+    raise CheckpointError(
+        f"the weights of {directory} are quantized already (`quantization_config` in its "
+        f"config.json: {method or quantized})",
+        hint="name the unquantized repository in `model.name_or_path`: fsdpq quantizes while it "
+        "loads",
+    )
 
 
 def swap_weights(hf: PreTrainedModel, quantizer: Quantizer) -> None:
@@ -75,7 +91,7 @@ def swap_weights(hf: PreTrainedModel, quantizer: Quantizer) -> None:
             hint=f"its linear layers are {', '.join(endings)}",
         )
     for name, parent, attribute, linear in linears:
-        if matches_suffix(name, kept):
+        if matches_suffix(name, kept) or linear.out_features == 1:  # the gate of a shared expert
             continue
         if quantizer.packed_shapes(linear.out_features, linear.in_features):
             setattr(parent, attribute, QuantizedLinear(linear, quantizer=quantizer))

@@ -14,16 +14,30 @@ from transformers import AutoModelForCausalLM
 from fsdpq.data.tokenize import Row
 
 
-def load_dequantized(directory: Path) -> nn.Module:
-    """Returns the fp32 model with every linear inside its layers rounded to NF4 and back."""
-    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Linear) and ".layers." in name:
-            codes, state = bnb.quantize_4bit(
-                module.weight.data, blocksize=64, quant_type="nf4", compress_statistics=True
-            )
-            module.weight.data = bnb.dequantize_4bit(codes, state)
+def load_dequantized(directory: Path, *, attn_implementation: str = "sdpa") -> nn.Module:
+    """Returns the fp32 model with every linear inside its layers rounded to NF4 and back.
+
+    Experts, which transformers keeps as parameters of three dimensions, are rounded as one matrix,
+    stacked on top of each other. Linears of a single row, gates, stay as they are.
+    """
+    model = AutoModelForCausalLM.from_pretrained(
+        directory, dtype=torch.float32, attn_implementation=attn_implementation
+    )
+    head = model.get_output_embeddings()
+    for module in model.modules():
+        if isinstance(module, nn.Linear) and module is not head and module.out_features > 1:
+            module.weight.data = _rounded(module.weight.data)
+    for parameter in model.parameters():
+        if parameter.dim() == 3:
+            parameter.data = _rounded(parameter.data.flatten(0, 1)).view_as(parameter)
     return model
+
+
+def _rounded(weight: Tensor) -> Tensor:
+    codes, state = bnb.quantize_4bit(
+        weight, blocksize=64, quant_type="nf4", compress_statistics=True
+    )
+    return bnb.dequantize_4bit(codes, state)
 
 
 def with_peft_lora(model: nn.Module, initial_a: dict[str, Tensor], *, rank: int) -> nn.Module:
