@@ -54,6 +54,17 @@ class Quantizer(Protocol):
         """Returns the whole matrix with shape ``shape`` from whole byte tensors."""
         ...
 
+    def dequantize_rows(
+        self,
+        packed: Mapping[str, Tensor],
+        shape: tuple[int, int],
+        start: int,
+        stop: int,
+        dtype: torch.dtype,
+    ) -> Tensor:
+        """Returns rows ``[start, stop)`` of what `dequantize` returns: one expert of a stack."""
+        ...
+
 
 class Adapter(Protocol):
     """Decides what is trained; a method of finetuning is one of these.

@@ -64,7 +64,7 @@ ROWS: tuple[Row, ...] = (
     ),
     Row(
         "quantization", "hqq", HqqOptions, "fsdpq.quantization.hqq:HqqQuantizer",
-        ("hqq",), "8, 4, 3, 2 or 1 bits by hqq, no calibration",
+        ("hqq", "termcolor"), "8, 4, 3, 2 or 1 bits by hqq, no calibration",
     ),
     Row(
         "quantization", "none", NoQuantOptions, "fsdpq.quantization.none:NoQuantizer",

@@ -15,18 +15,37 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import Cache
 
 from fsdpq.errors import CheckpointError
 from fsdpq.model.chunked_loss import chunked_cross_entropy
 from fsdpq.model.structure import find_decoder_layers
 
-UNSUPPORTED_HEADS = (
-    "final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier",
-    "output_multiplier",
-)  # fmt: skip
-"""Config fields that change logits after the head's product; not supported yet."""
+HEAD_SCALES = ("logit_scale", "logits_scaling", "lm_head_multiplier", "output_multiplier")
+"""Config fields that scale logits. What a field means depends on the family: Granite divides by
+``logits_scaling``, HyperCLOVA X multiplies by it."""
+
+
+def logit_scale(config: PreTrainedConfig) -> float:
+    """Returns the factor on the head's product that transformers applies for this config.
+
+    Raises:
+        CheckpointError: a family scales its logits in a way that is not known here.
+    """
+    scaled = [f for f in HEAD_SCALES if getattr(config, f, None) not in (None, 1.0)]
+    family = str(config.model_type)
+    if not scaled:
+        return 1.0
+    if scaled == ["logit_scale"] and family.startswith("cohere"):
+        return float(config.logit_scale)
+    if scaled == ["logits_scaling"] and family.startswith("granite"):
+        return 1.0 / float(config.logits_scaling)
+    raise CheckpointError(
+        f"models of type `{family}` change their logits by `{scaled[0]}`, which the chunked loss "
+        "does not do yet",
+        hint="train a model of another family",
+    )
 
 
 class OutputHead(nn.Module):
@@ -34,15 +53,23 @@ class OutputHead(nn.Module):
 
     Args:
         linear: the head it replaces; the weight Parameter is shared, tied or not.
+        scale: the loss is that of ``scale`` times the logits (Cohere, Granite).
+        softcap: and then of ``softcap * tanh(logits / softcap)`` (Gemma 2).
     """
 
-    def __init__(self, linear: nn.Linear) -> None:
+    def __init__(
+        self, linear: nn.Linear, *, scale: float = 1.0, softcap: float | None = None
+    ) -> None:
         super().__init__()
         self.weight = linear.weight
         self.bias = linear.bias
+        self.scale = scale
+        self.softcap = softcap
 
     def forward(self, hidden: Tensor, targets: Tensor | None = None) -> Tensor:
         """Returns logits, or with ``targets`` the sum of the token losses.
+
+        Logits are the head's product alone: transformers scales and caps them afterwards.
 
         Args:
             hidden: ``(..., hidden)``; with ``targets`` only the positions that carry loss,
@@ -58,7 +85,9 @@ class OutputHead(nn.Module):
             # Every trained weight gets a gradient, or ranks would reduce different groups.
             trained = [p.float().sum() for p in self.parameters() if p.requires_grad]
             return torch.stack([hidden.float().sum(), *trained]).sum() * 0.0
-        return chunked_cross_entropy(hidden, self.weight, self.bias, targets)
+        # Scaling the input scales the logits; heads with a scale have no bias.
+        hidden = hidden if self.scale == 1.0 else hidden * self.scale
+        return chunked_cross_entropy(hidden, self.weight, self.bias, targets, softcap=self.softcap)
 
 
 class CausalLM(nn.Module):
@@ -80,14 +109,12 @@ class CausalLM(nn.Module):
     def __init__(self, hf: PreTrainedModel, layer_sources: Sequence[int] | None = None) -> None:
         super().__init__()
         config = hf.config.get_text_config()
-        scaled = [f for f in UNSUPPORTED_HEADS if getattr(config, f, None) not in (None, 1.0)]
-        if scaled:
-            raise CheckpointError(
-                f"`{type(hf).__name__}` changes its logits by `{scaled[0]}`, which the chunked "
-                "loss does not do yet",
-                hint="train a model of another family",
-            )
-        hf.set_output_embeddings(OutputHead(hf.get_output_embeddings()))  # pyright: ignore[reportArgumentType]
+        head = OutputHead(
+            hf.get_output_embeddings(),  # pyright: ignore[reportArgumentType]
+            scale=logit_scale(config),
+            softcap=getattr(config, "final_logit_softcapping", None),
+        )
+        hf.set_output_embeddings(head)
         self.hf = hf
         layers = self.decoder_layers
         self.layer_sources = tuple(layer_sources or range(len(layers)))

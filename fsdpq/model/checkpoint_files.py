@@ -1,4 +1,4 @@
-"""Reads tensors of a safetensors checkpoint by rows; checks names, shapes and sizes first.
+"""Reads tensors of a safetensors checkpoint by rows; compares names and shapes with the model's.
 
 Files are memory-mapped: reading rows touches those rows only, and mapped pages belong to the page
 cache, not to the process.
@@ -7,6 +7,7 @@ cache, not to the process.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -82,35 +83,43 @@ class CheckpointFiles:
             return self._slices[name][...]
         return self._slices[name][start:stop]
 
-    def check(self, expected: dict[str, tuple[int, ...]], *, ignored: set[str]) -> None:
-        """Compares names and shapes with what the model needs.
 
-        Args:
-            expected: shape of every tensor that the model needs.
-            ignored: names that may be there and are not needed (tied copies).
+def check_tensors(
+    directory: Path,
+    found: Mapping[str, tuple[int, ...]],
+    expected: Mapping[str, tuple[int, ...]],
+    *,
+    ignored: set[str],
+) -> None:
+    """Compares the names and shapes of a checkpoint with what the model needs.
 
-        Raises:
-            CheckpointError: all missing, unexpected and mis-shaped tensors at once.
-        """
-        wrong = [f"missing `{name}`" for name in sorted(expected.keys() - self.names)]
-        unexpected = self.names - expected.keys() - ignored
-        wrong += [
-            f"unexpected `{name}`"
-            for name in sorted(unexpected)
-            if not name.endswith(".rotary_emb.inv_freq")
-        ]
-        wrong += [
-            f"`{name}` has shape {list(self.shape(name))}, the model needs {list(shape)}"
-            for name, shape in sorted(expected.items())
-            if name in self.names and self.shape(name) != shape
-        ]
-        if wrong:
-            shown = "\n  ".join(wrong[:20] + ([f"and {len(wrong) - 20} more"] * (len(wrong) > 20)))
-            raise CheckpointError(
-                f"the tensors of {self.directory} do not fit its config.json:\n  {shown}",
-                hint="the download is incomplete, weights and config.json are of two models, or "
-                "transformers renames this family's weights on loading (fsdpq does not, so far)",
-            )
+    Args:
+        directory: the checkpoint, for the message.
+        found: shape of every tensor in it.
+        expected: shape of every tensor that the model needs.
+        ignored: names that may be there and are not needed (tied copies).
+
+    Raises:
+        CheckpointError: all missing, unexpected and mis-shaped tensors at once.
+    """
+    wrong = [f"missing `{name}`" for name in sorted(expected.keys() - found.keys())]
+    wrong += [
+        f"unexpected `{name}`"
+        for name in sorted(found.keys() - expected.keys() - ignored)
+        if not name.endswith(".rotary_emb.inv_freq")
+    ]
+    wrong += [
+        f"`{name}` has shape {list(found[name])}, the model needs {list(shape)}"
+        for name, shape in sorted(expected.items())
+        if name in found and found[name] != shape
+    ]
+    if wrong:
+        shown = "\n  ".join(wrong[:20] + ([f"and {len(wrong) - 20} more"] * (len(wrong) > 20)))
+        raise CheckpointError(
+            f"the tensors of {directory} do not fit its config.json:\n  {shown}",
+            hint="the download is incomplete, or weights and config.json are of two models: "
+            "download the model again",
+        )
 
 
 def to_device(rows: Tensor, *, dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -25,7 +25,12 @@ MAX_CHUNK_LOGITS = 1 << 25
 class _ChunkedLoss(torch.autograd.Function):
     @staticmethod
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        softcap: float | None,
     ) -> Tensor:
         rows = max(1, MAX_CHUNK_LOGITS // weight.shape[0])
         gradients = _Gradients(ctx.needs_input_grad, hidden, weight)
@@ -34,11 +39,17 @@ class _ChunkedLoss(torch.autograd.Function):
             chunk = slice(start, start + rows)
             index = targets[chunk].unsqueeze(1)
             logits = functional.linear(hidden[chunk], weight, bias).float()
+            capped: Tensor | None = None
+            if softcap is not None:
+                capped = logits.div_(softcap).tanh_()
+                logits = capped * softcap
             log_sum = logits.logsumexp(dim=-1, keepdim=True)
             total += (log_sum - logits.gather(1, index)).sum()
             if any(ctx.needs_input_grad):
                 by_logit = logits.sub_(log_sum).exp_()  # softmax
                 by_logit.scatter_add_(1, index, torch.full_like(log_sum, -1.0))
+                if capped is not None:
+                    by_logit *= 1.0 - capped.square_()
                 gradients.add(chunk, by_logit, hidden[chunk], weight)
         ctx.save_for_backward(gradients.hidden, gradients.weight, gradients.bias)
         ctx.dtypes = (hidden.dtype, weight.dtype, None if bias is None else bias.dtype)
@@ -52,7 +63,7 @@ class _ChunkedLoss(torch.autograd.Function):
             None if gradient is None else (gradient * grad_output.to(gradient.dtype)).to(dtype)
             for gradient, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         ]
-        return (*scaled, None)
+        return (*scaled, None, None)
 
 
 class _Gradients:
@@ -82,17 +93,23 @@ class _Gradients:
 
 
 def chunked_cross_entropy(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    *,
+    softcap: float | None = None,
 ) -> Tensor:
     """Returns the sum of the token losses in nats, an fp32 scalar.
 
-    Memory: about 10 bytes for each of at most `MAX_CHUNK_LOGITS` logits, one more ``hidden``, and
-    for a trained head its gradient in fp32.
+    Memory: about 10 bytes (14 with ``softcap``) for each of at most `MAX_CHUNK_LOGITS` logits, one
+    more ``hidden``, and for a trained head its gradient in fp32.
 
     Args:
         hidden: ``(num_targets, hidden)``.
         weight: ``(vocabulary, hidden)``, frozen or trained.
         bias: ``(vocabulary,)`` or None, frozen or trained.
         targets: token ids, ``(num_targets,)``, int64.
+        softcap: logits become ``softcap * tanh(logits / softcap)``, as Gemma 2 has it.
     """
-    return _ChunkedLoss.apply(hidden, weight, bias, targets)  # pyright: ignore[reportReturnType]
+    return _ChunkedLoss.apply(hidden, weight, bias, targets, softcap)  # pyright: ignore[reportReturnType]

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
-from transformers.configuration_utils import PretrainedConfig
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from fsdpq.errors import CheckpointError
 from fsdpq.model.causal_lm import CausalLM
 from fsdpq.model.expansion import expand_config
-from fsdpq.model.quantized_linear import QuantizedLinear, packed_parameter_ids
+from fsdpq.model.quantized_experts import QuantizedExperts, named_experts
+from fsdpq.model.quantized_linear import PackedMatrix, QuantizedLinear, packed_parameter_ids
 from fsdpq.model.structure import find_decoder_layers, matches_suffix, named_linears
 from fsdpq.protocols import Quantizer
 
@@ -54,6 +54,7 @@ def build_meta_model(
     """
     try:
         config = read_config(directory, trust_remote_code=trust_remote_code)
+        _check_not_quantized(config, directory)
         sources = layer_sources(config.get_text_config().num_hidden_layers)
         expand_config(config, sources)
         with torch.device("meta"), explained_remote_code(directory):
@@ -66,18 +67,20 @@ def build_meta_model(
     except (OSError, ValueError) as error:
         raise CheckpointError(
             f"transformers cannot build the model of {directory}: {error}",
-            hint="the directory needs the config.json of a causal language model",
+            hint="set `model.attn_implementation: eager`"
+            if "attn_implementation" in str(error)
+            else "the directory needs the config.json of a causal language model",
         ) from error
     hf.tie_weights()
     hf.requires_grad_(False)
     if unfreeze is not None:
         unfreeze(hf, find_decoder_layers(hf), sources)
     model = CausalLM(hf, sources)
-    swap_linears(hf, quantizer)
+    swap_weights(hf, quantizer)
     return model.train()
 
 
-def read_config(directory: Path, *, trust_remote_code: bool) -> PretrainedConfig:
+def read_config(directory: Path, *, trust_remote_code: bool) -> PreTrainedConfig:
     """Returns the checkpoint's config.
 
     Raises:
@@ -106,47 +109,69 @@ def explained_remote_code(directory: Path) -> Iterator[None]:
         ) from error
 
 
-def swap_linears(hf: PreTrainedModel, quantizer: Quantizer) -> None:
-    """Replaces the linears of the decoder layers in place.
+def _check_not_quantized(config: PreTrainedConfig, directory: Path) -> None:
+    quantized = getattr(config, "quantization_config", None)
+    if quantized is None:
+        return
+    method = quantized.get("quant_method", "some method") if isinstance(quantized, dict) else ""
+    raise CheckpointError(
+        f"the weights of {directory} are quantized already (`quantization_config` in its "
+        f"config.json: {method or quantized})",
+        hint="name the unquantized repository in `model.name_or_path`: fsdpq quantizes while it "
+        "loads",
+    )
+
+
+def swap_weights(hf: PreTrainedModel, quantizer: Quantizer) -> None:
+    """Replaces the frozen linears and experts of the decoder layers in place.
 
     Raises:
         CheckpointError: ``modules_to_not_convert`` names a module that does not exist, a big
             weight would silently stay unquantized, or all are trained.
     """
     layers = find_decoder_layers(hf)
-    linears = list(named_linears(layers))
-    unknown = [
-        suffix
-        for suffix in quantizer.modules_to_not_convert
-        if not any(matches_suffix(name, (suffix,)) for name, *_ in linears)
-    ]
+    linears, experts = list(named_linears(layers)), list(named_experts(layers))
+    names = [name for name, *_ in (*linears, *experts)]
+    kept = quantizer.modules_to_not_convert
+    unknown = [s for s in kept if not any(matches_suffix(name, (s,)) for name in names)]
     if unknown:
-        endings = sorted({name.rpartition(".")[2] for name, *_ in linears})
+        endings = sorted({name.rpartition(".")[2] for name in names})
         raise CheckpointError(
             f"`quantization.modules_to_not_convert` names {', '.join(unknown)}, which this model "
             "does not have",
             hint=f"its linear layers are {', '.join(endings)}",
         )
     for name, parent, attribute, linear in linears:
-        if matches_suffix(name, quantizer.modules_to_not_convert) or linear.weight.requires_grad:
+        trained = linear.weight.requires_grad
+        # One row: the gate of a shared expert.
+        if trained or matches_suffix(name, kept) or linear.out_features == 1:
             continue
         if quantizer.packed_shapes(linear.out_features, linear.in_features):
             setattr(parent, attribute, QuantizedLinear(linear, quantizer=quantizer))
-    if all(linear.weight.requires_grad for *_, linear in linears) and any(
-        quantizer.packed_shapes(linear.out_features, linear.in_features) for *_, linear in linears
-    ):
+    for name, parent, attribute, module in experts:
+        down = module.get_parameter("down_proj")
+        if down.requires_grad or matches_suffix(name, kept):
+            continue
+        if quantizer.packed_shapes(*down.shape[-2:]):
+            setattr(parent, attribute, QuantizedExperts(module, quantizer=quantizer))
+    _check_some_frozen([linear for *_, linear in linears], quantizer)
+    check_all_quantized(hf, quantizer)
+
+
+def _check_some_frozen(linears: Sequence[nn.Linear], quantizer: Quantizer) -> None:
+    packs = any(quantizer.packed_shapes(each.out_features, each.in_features) for each in linears)
+    if packs and all(each.weight.requires_grad for each in linears):
         raise CheckpointError(
             "every linear layer is trained, so nothing is left to quantize",
             hint="full finetuning needs `quantization: {kind: none}`",
         )
-    check_all_quantized(hf, quantizer)
 
 
 def check_all_quantized(hf: PreTrainedModel, quantizer: Quantizer) -> None:
     """Checks that no big weight of the decoder layers stays unquantized without being told to.
 
-    transformers keeps the experts of a mixture as one parameter of three dimensions, and GPT-2's
-    layers are no ``nn.Linear``: replacing linears alone would pass them by.
+    Some mixtures keep their experts in a layout that `QuantizedExperts` does not do, and GPT-2's
+    layers are no ``nn.Linear``: replacing what is known alone would pass them by.
 
     Raises:
         CheckpointError: there is such a weight; names some.
@@ -159,6 +184,7 @@ def check_all_quantized(hf: PreTrainedModel, quantizer: Quantizer) -> None:
         for name, parameter in layers.named_parameters()
         if parameter.is_floating_point() and id(parameter) not in linears
         if not parameter.requires_grad
+        if not matches_suffix(name.rpartition(".")[0], quantizer.modules_to_not_convert)
         if parameter.dim() >= 3 or (parameter.dim() == 2 and parameter.numel() > big)
         if quantizer.packed_shapes(*parameter.shape[-2:])
     ]
@@ -166,8 +192,8 @@ def check_all_quantized(hf: PreTrainedModel, quantizer: Quantizer) -> None:
         raise CheckpointError(
             f"`{type(hf).__name__}` has {len(left)} weights that would silently stay unquantized: "
             f"{', '.join(left[:3])}",
-            hint="mixtures of experts and layers that are no `nn.Linear` cannot be quantized yet: "
-            "train another model, or use `quantization: {kind: none}`",
+            hint="such layers cannot be quantized yet: train another model, or use "
+            "`quantization: {kind: none}`",
         )
 
 
@@ -179,7 +205,7 @@ def count_parameters(model: nn.Module) -> tuple[int, int]:
     quantized = sum(
         module.out_features * module.in_features
         for module in model.modules()
-        if isinstance(module, QuantizedLinear)
+        if isinstance(module, PackedMatrix)
     )
     packed = packed_parameter_ids(model)
     plain = sum(

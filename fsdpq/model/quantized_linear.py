@@ -11,7 +11,7 @@ autograd keeps nothing but the packed Parameters, so memory is linear in the seq
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,14 @@ def compute_dtype(x: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
 
 
+class Dequantizer(Protocol):
+    """Makes the matrix of one product."""
+
+    def dequantize(self, packed: tuple[Tensor, ...], dtype: torch.dtype) -> Tensor:
+        """Returns the ``(out_features, in_features)`` matrix from whole packed tensors."""
+        ...
+
+
 class _DequantizedProduct(torch.autograd.Function):
     """``x @ dequantize(packed).T + bias``, with gradients for ``x`` only.
 
@@ -35,7 +43,7 @@ class _DequantizedProduct(torch.autograd.Function):
 
     @staticmethod
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx: Any, x: Tensor, layer: QuantizedLinear, bias: Tensor | None, *packed: Tensor
+        ctx: Any, x: Tensor, layer: Dequantizer, bias: Tensor | None, *packed: Tensor
     ) -> Tensor:
         ctx.layer = layer
         ctx.save_for_backward(*packed)
@@ -50,28 +58,74 @@ class _DequantizedProduct(torch.autograd.Function):
         return (grad_output @ weight, None, None, *(None for _ in packed))
 
 
-class QuantizedLinear(nn.Module):
-    """Stands in for a frozen ``nn.Linear``; made on meta and filled by the streaming loader.
+def dequantized_product(
+    x: Tensor, layer: Dequantizer, bias: Tensor | None, packed: tuple[Tensor, ...]
+) -> Tensor:
+    """Returns ``x @ layer.dequantize(packed).T + bias``; only ``x`` gets a gradient.
 
     Args:
-        linear: the layer it replaces; its bias, if any, is kept and frozen.
-        quantizer: packs and unpacks the weight.
+        x: ``(..., in_features)``; the product is computed in its `compute_dtype`.
+        layer: dequantizes, once in forward and once in backward.
+        bias: ``(out_features,)``, frozen, or None.
+        packed: the whole packed tensors, all that backward keeps.
+    """
+    dtype = compute_dtype(x)
+    bias = None if bias is None else bias.to(dtype)
+    return _DequantizedProduct.apply(x.to(dtype), layer, bias, *packed)  # pyright: ignore[reportReturnType]
+
+
+class PackedMatrix(nn.Module):
+    """A frozen matrix as packed bytes; made on meta and filled by the streaming loader.
+
+    Args:
+        out_features: rows of the matrix.
+        in_features: its columns.
+        quantizer: packs and unpacks it.
+        device: of the packed Parameters.
 
     Attributes:
         packed_names: names of the packed Parameters, uint8, frozen, with the shapes of
             `fsdpq.protocols.Quantizer.packed_shapes`.
     """
 
-    def __init__(self, linear: nn.Linear, *, quantizer: Quantizer) -> None:
+    def __init__(
+        self, out_features: int, in_features: int, *, quantizer: Quantizer, device: torch.device
+    ) -> None:
         super().__init__()
-        self.in_features = linear.in_features
-        self.out_features = linear.out_features
+        self.in_features = in_features
+        self.out_features = out_features
         self.quantizer = quantizer
-        shapes = quantizer.packed_shapes(self.out_features, self.in_features)
+        shapes = quantizer.packed_shapes(out_features, in_features)
         self.packed_names = tuple(shapes)
         for name, shape in shapes.items():
-            packed = torch.empty(shape, dtype=torch.uint8, device=linear.weight.device)
+            packed = torch.empty(shape, dtype=torch.uint8, device=device)
             self.register_parameter(name, nn.Parameter(packed, requires_grad=False))
+
+    @property
+    def packed(self) -> tuple[Tensor, ...]:
+        """The packed Parameters, in the order of ``packed_names``."""
+        return tuple(getattr(self, name) for name in self.packed_names)
+
+    def extra_repr(self) -> str:
+        """Returns the shape, for ``print(model)``."""
+        return f"in_features={self.in_features}, out_features={self.out_features}"
+
+
+class QuantizedLinear(PackedMatrix):
+    """Stands in for a frozen ``nn.Linear``.
+
+    Args:
+        linear: the layer it replaces; its bias, if any, is kept and frozen.
+        quantizer: packs and unpacks the weight.
+    """
+
+    def __init__(self, linear: nn.Linear, *, quantizer: Quantizer) -> None:
+        super().__init__(
+            linear.out_features,
+            linear.in_features,
+            quantizer=quantizer,
+            device=linear.weight.device,
+        )
         self.bias = linear.bias
         if self.bias is not None:
             self.bias.requires_grad_(False)
@@ -83,22 +137,11 @@ class QuantizedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps ``(..., in_features)`` to ``(..., out_features)`` in `compute_dtype` of ``x``."""
-        return self._product(x, self.bias)
+        return dequantized_product(x, self, self.bias, self.packed)
 
     def product(self, x: Tensor) -> Tensor:
         """As `forward`, without the bias."""
-        return self._product(x, None)
-
-    def _product(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        dtype = compute_dtype(x)
-        x = x.to(dtype)
-        bias = None if bias is None else bias.to(dtype)
-        packed = [getattr(self, name) for name in self.packed_names]
-        return _DequantizedProduct.apply(x, self, bias, *packed)  # pyright: ignore[reportReturnType]
-
-    def extra_repr(self) -> str:
-        """Returns the shape, for ``print(model)``."""
-        return f"in_features={self.in_features}, out_features={self.out_features}"
+        return dequantized_product(x, self, None, self.packed)
 
 
 def packed_parameter_ids(model: nn.Module) -> set[int]:
@@ -106,6 +149,6 @@ def packed_parameter_ids(model: nn.Module) -> set[int]:
     return {
         id(getattr(module, name))
         for module in model.modules()
-        if isinstance(module, QuantizedLinear)
+        if isinstance(module, PackedMatrix)
         for name in module.packed_names
     }

@@ -18,8 +18,10 @@ from fsdpq.dist import Shard, own_shard, placement, shard_range
 from fsdpq.errors import CheckpointError
 from fsdpq.model.causal_lm import CausalLM
 from fsdpq.model.checkpoint_files import CheckpointFiles, to_device
+from fsdpq.model.checkpoint_names import ModelTensors
 from fsdpq.model.expansion import source_name
-from fsdpq.model.quantized_linear import QuantizedLinear, packed_parameter_ids
+from fsdpq.model.quantized_experts import PackedExperts
+from fsdpq.model.quantized_linear import PackedMatrix, packed_parameter_ids
 from fsdpq.protocols import BASE, RowReader
 
 COPY_ROWS_BYTES = 16 << 20
@@ -51,23 +53,33 @@ def load_base(
     Raises:
         CheckpointError: names or shapes do not fit, or a file is damaged; nothing is loaded then.
     """
-    files = CheckpointFiles(directory)
-    targets = loading_targets(model)
-    shapes = {source_name(model, n): full_shape(target) for n, target in targets.items()}
-    files.check(shapes, ignored=_tied_names(model, targets))
+    tensors = open_checkpoint(model, directory)
     allocate(model, torch.device("cpu") if shards_on_host else device, buffers=device)
     recompute_buffers(model)
+    targets = loading_targets(model)  # only now: `to_empty` made new buffers
     total = sum(_own_weights(target) for target in targets.values()) * dtype.itemsize
     done = 0
-    for name, target in loading_targets(model).items():  # again: `to_empty` made new buffers
-        read = _row_reader(files, source_name(model, name), target, dtype=dtype, device=device)
-        if isinstance(target, QuantizedLinear):
+    for name, target in targets.items():
+        read = _row_reader(tensors, source_name(model, name), target, dtype=dtype, device=device)
+        if isinstance(target, PackedMatrix):
             shape = (target.out_features, target.in_features)
             target.quantizer.quantize_shards(read, shape, _packed_shards(target))
         else:
             _copy_rows(read, own_shard(target))
         done += _own_weights(target) * dtype.itemsize
         report(done, total)
+
+
+def open_checkpoint(model: CausalLM, directory: Path) -> ModelTensors:
+    """Returns the checkpoint's tensors, by the names of `source_name`, after checking them.
+
+    Raises:
+        CheckpointError: names or shapes do not fit, or a file is damaged.
+    """
+    targets = loading_targets(model)
+    shapes = {source_name(model, n): full_shape(target) for n, target in targets.items()}
+    ignored = {source_name(model, name) for name in _tied_names(model, targets)}
+    return ModelTensors(CheckpointFiles(directory), model.hf, shapes, ignored=ignored)
 
 
 def load_trained_base(model: CausalLM, directory: Path) -> None:
@@ -80,14 +92,14 @@ def load_trained_base(model: CausalLM, directory: Path) -> None:
     Raises:
         CheckpointError: a tensor is missing or of another shape, or a file is damaged.
     """
-    files = CheckpointFiles(directory)
     targets = loading_targets(model)
     shapes = {name: full_shape(target) for name, target in targets.items()}
-    files.check(shapes, ignored=_tied_names(model, targets))
+    files, ignored = CheckpointFiles(directory), _tied_names(model, targets)
+    tensors = ModelTensors(files, model.hf, shapes, ignored=ignored)
     for name, target in targets.items():
         if isinstance(target, nn.Parameter) and target.requires_grad:
             device = own_shard(target).rows.device
-            read = _row_reader(files, name, target, dtype=target.dtype, device=device)
+            read = _row_reader(tensors, name, target, dtype=target.dtype, device=device)
             _copy_rows(read, own_shard(target))
 
 
@@ -138,16 +150,16 @@ def recompute_buffers(model: CausalLM) -> None:
             )
 
 
-LoadingTarget = QuantizedLinear | nn.Parameter
+LoadingTarget = PackedMatrix | nn.Parameter
 
 
 def loading_targets(model: CausalLM) -> dict[str, LoadingTarget]:
     """Maps names of transformers to what of the base they fill; tied weights once."""
     packed = packed_parameter_ids(model)
     targets: dict[str, LoadingTarget] = {
-        f"{checkpoint_name(name)}.weight": module
+        checkpoint_name(name if isinstance(module, PackedExperts) else f"{name}.weight"): module
         for name, module in model.named_modules()
-        if isinstance(module, QuantizedLinear)
+        if isinstance(module, PackedMatrix)
     }
     for name, parameter in model.named_parameters():
         parent = model.get_submodule(name.rpartition(".")[0])
@@ -163,30 +175,37 @@ def loading_targets(model: CausalLM) -> dict[str, LoadingTarget]:
 
 def _tied_names(model: CausalLM, targets: dict[str, LoadingTarget]) -> set[str]:
     names = {checkpoint_name(n) for n, _ in model.named_parameters(remove_duplicate=False)}
-    return {source_name(model, name) for name in names - targets.keys()}
+    return names - targets.keys()
 
 
 def full_shape(target: LoadingTarget) -> tuple[int, ...]:
     """Shape of the tensor in the checkpoint that fills ``target``."""
-    if isinstance(target, QuantizedLinear):
+    if isinstance(target, PackedExperts):
+        rows = target.rows_per_expert
+        return (target.out_features // rows, rows, target.in_features)
+    return _sharded_shape(target)
+
+
+def _sharded_shape(target: LoadingTarget) -> tuple[int, ...]:
+    if isinstance(target, PackedMatrix):
         return (target.out_features, target.in_features)
     return tuple(target.shape)
 
 
 def _own_weights(target: LoadingTarget) -> int:
-    shape = full_shape(target)
+    shape = _sharded_shape(target)
     tensor = target if isinstance(target, Tensor) else getattr(target, target.packed_names[0])
     place = placement(tensor)
     start, stop = shard_range(shape[0] if shape else 1, place.index, place.size)
     return (stop - start) * torch.Size(shape[1:]).numel()
 
 
-def _packed_shards(module: QuantizedLinear) -> dict[str, Shard]:
+def _packed_shards(module: PackedMatrix) -> dict[str, Shard]:
     return {name: own_shard(getattr(module, name)) for name in module.packed_names}
 
 
 def _row_reader(
-    files: CheckpointFiles,
+    tensors: ModelTensors,
     name: str,
     target: LoadingTarget,
     *,
@@ -194,10 +213,12 @@ def _row_reader(
     device: torch.device,
 ) -> RowReader:
     """Reads rows in ``dtype`` where they are quantized, else in the precision of the target."""
-    read_dtype = dtype if isinstance(target, QuantizedLinear) else target.dtype
+    packed = isinstance(target, PackedMatrix)
+    read_dtype = dtype if packed else target.dtype
+    read_rows = tensors.read_matrix_rows if packed else tensors.read_rows
 
     def read(start: int, stop: int) -> Tensor:
-        return to_device(files.read_rows(name, start, stop), dtype=read_dtype, device=device)
+        return to_device(read_rows(name, start, stop), dtype=read_dtype, device=device)
 
     return read
 

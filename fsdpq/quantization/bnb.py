@@ -123,6 +123,44 @@ class BnbQuantizer:
             )
         return bnb.dequantize_4bit(packed["codes"].reshape(-1, 1), state).reshape(shape)
 
+    def dequantize_rows(
+        self,
+        packed: Mapping[str, Tensor],
+        shape: tuple[int, int],
+        start: int,
+        stop: int,
+        dtype: torch.dtype,
+    ) -> Tensor:
+        """Returns rows ``[start, stop)`` of what `dequantize` returns, bit for bit.
+
+        Memory: those rows; the whole matrix where blocks cross rows.
+        """
+        if not self._is_row_local(shape[1]):
+            return self.dequantize(packed, shape, dtype)[start:stop]
+        per_row = shape[1] // self.block_size
+        state = bnb.QuantState(
+            absmax=self._scales(packed, start * per_row, stop * per_row),
+            shape=torch.Size((stop - start, shape[1])),
+            dtype=dtype,
+            blocksize=self.block_size,
+            quant_type=self.quant_type,
+        )
+        return bnb.dequantize_4bit(packed["codes"][start:stop].reshape(-1, 1), state)
+
+    def _scales(self, packed: Mapping[str, Tensor], start: int, stop: int) -> Tensor:
+        """Returns scales ``[start, stop)`` of the matrix, fp32."""
+        if not self.double_quant:
+            return packed["absmax"].reshape(-1).view(torch.float32)[start:stop]
+        nested = start // NESTED_BLOCK_SIZE
+        first = nested * NESTED_BLOCK_SIZE
+        scales = bnb.dequantize_blockwise(
+            packed["absmax"].reshape(-1)[first:stop],
+            absmax=packed["nested_absmax"].view(torch.float32).reshape(-1)[nested:],
+            code=_dynamic_map(packed["absmax"].device),
+            blocksize=NESTED_BLOCK_SIZE,
+        )
+        return scales[start - first :] + packed["nested_offset"].view(torch.float32).reshape(())
+
     def _is_row_local(self, in_features: int) -> bool:
         return in_features % self.block_size == 0
 

@@ -33,3 +33,14 @@ class NoQuantizer:
     ) -> Tensor:
         """Is never called, as there is nothing packed."""
         raise NotImplementedError("`quantization: none` packs no matrix")
+
+    def dequantize_rows(
+        self,
+        packed: Mapping[str, Tensor],
+        shape: tuple[int, int],
+        start: int,
+        stop: int,
+        dtype: torch.dtype,
+    ) -> Tensor:
+        """Is never called, as there is nothing packed."""
+        raise NotImplementedError("`quantization: none` packs no matrix")

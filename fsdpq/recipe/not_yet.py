@@ -14,7 +14,6 @@ from fsdpq.recipe.options import Options
 
 IMPLEMENTED: dict[str, tuple[Any, ...]] = {
     "model.attn_implementation": ("sdpa", "eager"),
-    "quantization.kind": ("bnb", "none"),
     "fsdp.offload": ("none", "cpu"),
     "data.format": ("messages",),
     "data.revision": (None,),

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from fsdpq.checkpoint.peft import export_adapter, import_adapter
 from fsdpq.checkpoint.whole_model import ModelTensor, export_model
-from fsdpq.model.checkpoint_files import CheckpointFiles
+from fsdpq.model.checkpoint_names import ModelTensors
 from fsdpq.model.expansion import source_name
 from fsdpq.model.meta import DTYPES
-from fsdpq.model.stream import full_shape, load_trained_base, loading_targets
+from fsdpq.model.stream import full_shape, load_trained_base, loading_targets, open_checkpoint
 from fsdpq.recipe.root import Recipe
 from fsdpq.worker.assemble import Assembled, Inputs
 
@@ -65,13 +65,16 @@ def save_transformers(
 
     Ranks: all (collective).
     """
-    model, files = assembled.model, CheckpointFiles(inputs.model_dir)
+    model = assembled.model
+    original = open_checkpoint(model, inputs.model_dir)
     tensors = [
         ModelTensor(
             name,
             full_shape(target),
             target if isinstance(target, nn.Parameter) and target.requires_grad else None,
-            functools.partial(_read_whole, files, source_name(model, name)),
+            functools.partial(
+                _read_whole, original, source_name(model, name), (*full_shape(target), 1)[0]
+            ),
         )
         for name, target in loading_targets(model).items()
     ]
@@ -84,8 +87,8 @@ def save_transformers(
     )
 
 
-def _read_whole(files: CheckpointFiles, name: str) -> Tensor:
-    return files.read_rows(name, 0, (*files.shape(name), 1)[0])
+def _read_whole(tensors: ModelTensors, name: str, num_rows: int) -> Tensor:
+    return tensors.read_rows(name, 0, num_rows)
 
 
 def load_transformers(assembled: Assembled, directory: Path) -> None:

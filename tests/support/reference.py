@@ -16,19 +16,36 @@ from fsdpq.data.tokenize import Row
 
 
 def load_dequantized(
-    directory: Path, quant_type: str = "nf4", dtype: torch.dtype = torch.float32
+    directory: Path,
+    quant_type: str = "nf4",
+    dtype: torch.dtype = torch.float32,
+    *,
+    attn_implementation: str = "sdpa",
 ) -> nn.Module:
-    """Returns the model with every linear inside its layers rounded to 4 bits and back."""
-    model = load_plain(directory, dtype)
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Linear) and ".layers." in name:
+    """Returns the model with every linear inside its layers rounded to 4 bits and back.
+
+    Experts, which transformers keeps as parameters of three dimensions, are rounded as one matrix,
+    stacked on top of each other. Linears of a single row, gates, stay as they are.
+    """
+    model = load_plain(directory, dtype, attn_implementation=attn_implementation)
+    head = model.get_output_embeddings()  # pyright: ignore[reportCallIssue]
+    for module in model.modules():
+        if isinstance(module, nn.Linear) and module is not head and module.out_features > 1:
             module.weight.data = round_weight(module.weight.data, quant_type)
+    for parameter in model.parameters():
+        if parameter.dim() == 3:
+            rounded = round_weight(parameter.data.flatten(0, 1), quant_type)
+            parameter.data = rounded.view_as(parameter)
     return model
 
 
-def load_plain(directory: Path, dtype: torch.dtype = torch.float32) -> nn.Module:
+def load_plain(
+    directory: Path, dtype: torch.dtype = torch.float32, *, attn_implementation: str = "sdpa"
+) -> nn.Module:
     """Returns the model as it is."""
-    return AutoModelForCausalLM.from_pretrained(directory, dtype=dtype)
+    return AutoModelForCausalLM.from_pretrained(
+        directory, dtype=dtype, attn_implementation=attn_implementation
+    )
 
 
 def round_weight(weight: Tensor, quant_type: str = "nf4") -> Tensor:

@@ -11,18 +11,21 @@ from fsdpq.model import chunked_loss
 
 @pytest.mark.parametrize("rows_per_chunk", [1, 3, 100])
 @pytest.mark.parametrize("with_bias", [False, True])
+@pytest.mark.parametrize("softcap", [None, 3.0])
 def test_loss_and_gradient_equal_plain_cross_entropy(
-    monkeypatch: pytest.MonkeyPatch, rows_per_chunk: int, with_bias: bool
+    monkeypatch: pytest.MonkeyPatch, rows_per_chunk: int, with_bias: bool, softcap: float | None
 ) -> None:
     torch.manual_seed(0)
     hidden = torch.randn(10, 16, dtype=torch.float32, requires_grad=True)
     weight, bias = torch.randn(50, 16), torch.randn(50) if with_bias else None
     targets = torch.randint(0, 50, (10,))
     logits = functional.linear(hidden, weight, bias)
+    if softcap is not None:
+        logits = torch.tanh(logits / softcap) * softcap
     expected = functional.cross_entropy(logits, targets, reduction="sum")
     [gradient] = torch.autograd.grad(expected * 0.5, hidden)
     monkeypatch.setattr(chunked_loss, "MAX_CHUNK_LOGITS", rows_per_chunk * 50)
-    loss = chunked_loss.chunked_cross_entropy(hidden, weight, bias, targets)
+    loss = chunked_loss.chunked_cross_entropy(hidden, weight, bias, targets, softcap=softcap)
     [ours] = torch.autograd.grad(loss * 0.5, hidden)
     # fp32, sums in another order.
     assert loss.item() == pytest.approx(expected.item(), rel=1e-6)

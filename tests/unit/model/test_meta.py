@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from torch import nn
 from transformers import AutoConfig
 
 from fsdpq.errors import CheckpointError
+from fsdpq.model.causal_lm import logit_scale
 from fsdpq.model.meta import build_meta_model, count_parameters
 from fsdpq.model.quantized_linear import QuantizedLinear
 from fsdpq.model.stream import checkpoint_name
@@ -60,12 +62,12 @@ def test_no_quantizer_swaps_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("family", "weight"),
-    [("mixtral", "mlp.experts.gate_up_proj"), ("gpt2", "attn.c_attn.weight")],
+    [("gpt_oss", "mlp.experts.gate_up_proj"), ("gpt2", "attn.c_attn.weight")],
 )
 def test_weights_that_no_linear_holds_are_not_passed_by(
     tmp_path: Path, family: str, weight: str
 ) -> None:
-    sizes = {"num_local_experts": 4} if family == "mixtral" else {"n_layer": 2, "n_head": 2}
+    sizes = {"num_local_experts": 4} if family == "gpt_oss" else {"n_layer": 2, "n_head": 2}
     config = AutoConfig.for_model(
         family, vocab_size=50, hidden_size=64, intermediate_size=64, num_hidden_layers=2,
         num_attention_heads=2, num_key_value_heads=2, **sizes,
@@ -84,6 +86,30 @@ def test_a_directory_without_a_model_is_explained(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "nonsense"}')
     with pytest.raises(CheckpointError, match="cannot build the model"):
         _build(tmp_path)
+
+
+def test_a_quantized_checkpoint_is_refused(tmp_path: Path) -> None:
+    save_tiny_llama(tmp_path)
+    path = tmp_path / "config.json"
+    method = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"quantization_config": method}))
+    with pytest.raises(CheckpointError, match=r"quantized already .*bitsandbytes") as caught:
+        _build(tmp_path)
+    assert "name the unquantized repository" in caught.value.hint
+
+
+def test_an_attention_that_the_family_lacks_is_explained(tmp_path: Path) -> None:
+    sizes = {"vocab_size": 50, "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2}
+    AutoConfig.for_model("gemma2", **sizes).save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError) as caught:
+        _build(tmp_path)
+    assert caught.value.hint == "set `model.attn_implementation: eager`"
+
+
+def test_a_scaled_head_of_an_unknown_family_is_refused() -> None:
+    assert logit_scale(AutoConfig.for_model("granite", logits_scaling=8.0)) == 1 / 8
+    with pytest.raises(CheckpointError, match="`hyperclovax` change their logits"):
+        logit_scale(AutoConfig.for_model("hyperclovax", logits_scaling=8.0))
 
 
 def test_our_names_map_to_the_checkpoints() -> None:

@@ -52,7 +52,8 @@ HOSTILE: dict[str, bytes | str] = {
     "text bomb": HEAD + "t0: xxxxxxxxxx\n" + TEXTS,
     "list bomb": HEAD + "t0: [x, x]\n" + LISTS,
     "reference chain": HEAD + CHAIN,
-    "reference cycle": HEAD + "adapter: {kind: lora, rank: '${adapter.alpha}', alpha: '${adapter.rank}'}\n",
+    "reference cycle": HEAD
+    + "adapter: {kind: lora, rank: '${adapter.alpha}', alpha: '${adapter.rank}'}\n",
     "10 MB of brackets": "[" * 10_000_000,
     "1 MB of brackets": "[" * MAX_BYTES,
     "1 MB of braces": "{" * MAX_BYTES,

@@ -1,0 +1,130 @@
+"""Experts of a mixture whose weights live as packed bytes.
+
+transformers keeps all experts of a layer as two parameters of three dimensions, ``gate_up_proj``
+``(experts, 2 * intermediate, hidden)`` and ``down_proj`` ``(experts, hidden, intermediate)``. Here
+each is one matrix, the experts stacked on top of each other, packed by the quantizer as any other
+matrix and sharded by rows: the reference is the library's quantization of that stacked matrix.
+
+Tokens are sorted by expert, and only experts that tokens chose are dequantized, one at a time, once
+in forward and once in backward; autograd keeps the packed Parameters and activations only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fsdpq.model.quantized_linear import PackedMatrix, dequantized_product
+from fsdpq.protocols import Quantizer
+
+EXPERT_WEIGHTS = ("gate_up_proj", "down_proj")
+"""The parameters of an experts module of transformers that are replaced."""
+
+_UNSUPPORTED = ("is_transposed", "has_bias", "has_post_expert_norm")
+"""Layouts of transformers' ``use_experts_implementation`` that `QuantizedExperts` does not do."""
+
+
+@dataclass(frozen=True)
+class _ExpertRows:
+    """The rows of one expert in a stack, as `fsdpq.model.quantized_linear.Dequantizer`."""
+
+    stack: PackedExperts
+    expert: int
+
+    def dequantize(self, packed: tuple[Tensor, ...], dtype: torch.dtype) -> Tensor:
+        stack = self.stack
+        start = self.expert * stack.rows_per_expert
+        return stack.quantizer.dequantize_rows(
+            dict(zip(stack.packed_names, packed, strict=True)),
+            (stack.out_features, stack.in_features),
+            start,
+            start + stack.rows_per_expert,
+            dtype,
+        )
+
+
+class PackedExperts(PackedMatrix):
+    """One weight of all experts, stacked to a ``(experts * rows, columns)`` matrix.
+
+    Args:
+        weight: the parameter that it replaces, ``(experts, rows, columns)``.
+        quantizer: packs and unpacks the stacked matrix.
+    """
+
+    def __init__(self, weight: Tensor, *, quantizer: Quantizer) -> None:
+        num_experts, rows, columns = weight.shape
+        super().__init__(num_experts * rows, columns, quantizer=quantizer, device=weight.device)
+        self.rows_per_expert = rows
+
+    def product(self, x: Tensor, expert: int) -> Tensor:
+        """Returns ``x @ weight[expert].T``, ``(tokens, rows)``, in the dtype of ``x``."""
+        return dequantized_product(x, _ExpertRows(self, expert), None, self.packed)
+
+
+class QuantizedExperts(nn.Module):
+    """Stands in for an experts module of transformers.
+
+    Args:
+        experts: the module it replaces; for its activation and gating.
+        quantizer: packs and unpacks the weights.
+    """
+
+    def __init__(self, experts: nn.Module, *, quantizer: Quantizer) -> None:
+        super().__init__()
+        first: Any = experts.gate_up_proj
+        second: Any = experts.down_proj
+        self.num_experts = int(first.shape[0])
+        self.gate_up_proj = PackedExperts(first, quantizer=quantizer)
+        self.down_proj = PackedExperts(second, quantizer=quantizer)
+        for name in EXPERT_WEIGHTS:
+            delattr(experts, name)
+        self.gating = experts
+        """What is left of the module: its activation, no weights."""
+
+    def forward(self, hidden: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
+        """Returns the weighted sum of the chosen experts' outputs, ``(tokens, hidden)``.
+
+        Sums over the experts of a token are made in the dtype of the weighted outputs, in the
+        order of ``top_k_index``, as transformers' ``batched_mm`` and ``grouped_mm`` do.
+
+        Args:
+            hidden: ``(tokens, hidden)``.
+            top_k_index: the experts of each token, ``(tokens, top_k)``, int64.
+            top_k_weights: their weights, ``(tokens, top_k)``.
+        """
+        num_tokens, top_k = top_k_index.shape
+        order = top_k_index.reshape(-1).argsort(stable=True)
+        counts = torch.bincount(top_k_index.reshape(-1), minlength=self.num_experts).tolist()
+        pieces = hidden[order // top_k].split(counts)
+        gating: Any = self.gating
+        outputs: list[Tensor] = []
+        for expert, piece in enumerate(pieces):
+            if piece.shape[0]:
+                inner = gating._apply_gate(self.gate_up_proj.product(piece, expert))
+                outputs.append(self.down_proj.product(inner, expert))
+        by_choice = torch.cat(outputs)[order.argsort()]
+        weighted = by_choice * top_k_weights.reshape(-1, 1)
+        return weighted.view(num_tokens, top_k, -1).sum(dim=1).to(hidden.dtype)
+
+
+def named_experts(layers: nn.ModuleList) -> Iterator[tuple[str, nn.Module, str, nn.Module]]:
+    """Yields every experts module inside the decoder layers that `QuantizedExperts` can replace.
+
+    Yields:
+        Its name below ``layers`` (``0.mlp.experts``), its parent, its attribute there, itself.
+    """
+    for parent_name, parent in list(layers.named_modules()):
+        for attribute, child in list(parent.named_children()):
+            if _is_replaceable(child):
+                yield f"{parent_name}.{attribute}".lstrip("."), parent, attribute, child
+
+
+def _is_replaceable(module: nn.Module) -> bool:
+    weights = [module._parameters.get(name) for name in EXPERT_WEIGHTS]
+    stacked = all(weight is not None and weight.dim() == 3 for weight in weights)
+    plain = not any(getattr(module, flag, True) for flag in _UNSUPPORTED)
+    return stacked and plain and len(module._parameters) == len(EXPERT_WEIGHTS)

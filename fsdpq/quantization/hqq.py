@@ -1,0 +1,194 @@
+"""Half-quadratic quantization by hqq, sharded by rows.
+
+The only module that imports hqq. The library's optimizer stops early by the mean error of all that
+it is given, so its result for a row depends on the rows beside it. To make that independent of the
+ranks, a matrix is quantized in blocks of whole rows whose borders depend on its shape only. The
+reference, equal bit for bit for any number of ranks, is ``hqq.core.quantize.Quantizer.quantize(
+axis=1, bitpack=False)`` of each block (`HqqQuantizer.rows_per_block`), scales and zeros rounded to
+fp16. A rank whose rows cut a block quantizes all of it and keeps its rows.
+
+Scales and zeros are stored in fp16: on a GPU the optimizer works in fp16 itself, so nothing is
+lost. (On a CPU it works in fp32: the two devices give slightly different codes.)
+
+``BitPack`` packs the first half of a tensor against its second half, which no shard of rows could
+unpack. Here each row is packed so by itself; 3 bits are 2 bits and 1 bit, without waste.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor
+
+from fsdpq.dist import Shard
+from fsdpq.errors import CheckpointError
+from fsdpq.protocols import RowReader
+from fsdpq.recipe.sections.quantization import HqqOptions
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", DeprecationWarning)  # hqq 0.2.8 imports torch.jit's modules
+    from hqq.core.quantize import Quantizer as HqqLibrary
+
+BLOCK_WEIGHTS = 1 << 22
+"""Weights quantized at once, about. The optimizer needs some 30 bytes for each."""
+
+
+class HqqQuantizer:
+    """Packs matrices as hqq quantizes them, into byte tensors that FSDP2 can shard.
+
+    The byte tensors of a ``(out_features, in_features)`` matrix:
+
+    - ``codes``: each row packed by itself, ``(out_features, bytes a row)``;
+    - ``scale``, ``zero``: fp16 bytes, ``(out_features, groups a row * 2)``; a weight is
+      ``(code - zero) * scale``.
+    """
+
+    def __init__(self, options: HqqOptions) -> None:
+        self.nbits = options.nbits
+        self.group_size = options.group_size
+        self.modules_to_not_convert = options.modules_to_not_convert
+        self.block_weights = BLOCK_WEIGHTS
+
+    def packed_shapes(self, out_features: int, in_features: int) -> dict[str, tuple[int, int]]:
+        """Names and shapes of the byte tensors of one matrix.
+
+        Raises:
+            CheckpointError: the group size does not divide ``in_features``: groups would cross
+                rows, and a shard could not be dequantized by itself.
+        """
+        group_size = self.group_size or in_features
+        if in_features % group_size:
+            fitting = [str(size) for size in (16, 32, 64, 128, 256) if in_features % size == 0]
+            raise CheckpointError(
+                f"`quantization.group_size: {group_size}` does not divide the {in_features} input "
+                f"features of a {out_features} x {in_features} weight",
+                hint=f"use {' or '.join([*fitting, 'null'])}, or name the layer in "
+                "`quantization.modules_to_not_convert`",
+            )
+        scales = (out_features, in_features // group_size * 2)
+        codes = (out_features, packed_row_bytes(in_features, self.nbits))
+        return {"codes": codes, "scale": scales, "zero": scales}
+
+    def rows_per_block(self, in_features: int) -> int:
+        """Rows that the optimizer sees together; block ``b`` starts at row ``b`` times that."""
+        return max(1, self.block_weights // in_features)
+
+    def quantize_shards(
+        self, read: RowReader, shape: tuple[int, int], shards: Mapping[str, Shard]
+    ) -> None:
+        """Fills this rank's shards of one matrix; see `fsdpq.protocols.Quantizer`.
+
+        Memory: about 30 bytes for each of the `BLOCK_WEIGHTS` weights of one block.
+
+        Raises:
+            CheckpointError: a scale or zero is too large for fp16.
+        """
+        own = shards["codes"]
+        for start, stop in self._blocks(own, shape):
+            codes, scale, zero = self._quantize(read(start, stop))
+            first, last = max(start, own.start), min(stop, own.stop)
+            cut = slice(first - start, last - start)
+            kept = slice(first - own.start, last - own.start)
+            own.rows[kept] = pack_rows(codes[cut], self.nbits)
+            shards["scale"].rows[kept] = scale[cut].contiguous().view(torch.uint8)
+            shards["zero"].rows[kept] = zero[cut].contiguous().view(torch.uint8)
+
+    def dequantize(
+        self, packed: Mapping[str, Tensor], shape: tuple[int, int], dtype: torch.dtype
+    ) -> Tensor:
+        """Returns the whole matrix with shape ``shape``, as ``Quantizer.dequantize`` makes it."""
+        return self.dequantize_rows(packed, shape, 0, shape[0], dtype)
+
+    def dequantize_rows(
+        self,
+        packed: Mapping[str, Tensor],
+        shape: tuple[int, int],
+        start: int,
+        stop: int,
+        dtype: torch.dtype,
+    ) -> Tensor:
+        """Returns rows ``[start, stop)`` of the matrix, computed in ``dtype``."""
+        group_size = self.group_size or shape[1]
+        codes = unpack_rows(packed["codes"][start:stop], self.nbits, shape[1])
+        weight = codes.to(dtype).reshape(-1, group_size)
+        zero, scale = (
+            packed[name][start:stop].view(torch.float16).reshape(-1, 1).to(dtype)
+            for name in ("zero", "scale")
+        )
+        return weight.sub_(zero).mul_(scale).reshape(stop - start, shape[1])
+
+    def _blocks(self, own: Shard, shape: tuple[int, int]) -> Iterator[tuple[int, int]]:
+        """Yields the blocks ``[start, stop)`` that hold rows of ``own``."""
+        step = self.rows_per_block(shape[1])
+        if own.start == own.stop:
+            return
+        for start in range(own.start // step * step, own.stop, step):
+            yield start, min(start + step, shape[0])
+
+    def _quantize(self, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns codes, uint8 ``weight.shape``; scales and zeros, fp16 ``(rows, groups)``."""
+        codes, meta = HqqLibrary.quantize(
+            weight,
+            nbits=self.nbits,
+            group_size=self.group_size,  # pyright: ignore[reportArgumentType]
+            axis=1,
+            bitpack=False,
+            device=str(weight.device),
+        )
+        rows = weight.shape[0]
+        scale = meta["scale"].reshape(rows, -1).half()
+        zero = meta["zero"].reshape(rows, -1).half()
+        if not (scale.isfinite().all() and zero.isfinite().all()):
+            raise CheckpointError(
+                f"hqq cannot quantize a weight of {weight.shape[1]} input features: a scale or "
+                "zero point exceeds fp16",
+                hint="use `quantization: {kind: bnb}`, or name the layer in "
+                "`quantization.modules_to_not_convert`",
+            )
+        return codes.to(torch.uint8).reshape(weight.shape), scale, zero
+
+
+def packed_row_bytes(in_features: int, nbits: int) -> int:
+    """Returns the bytes of one packed row, padded at its end to whole bytes."""
+    if nbits == 3:
+        return packed_row_bytes(in_features, 2) + packed_row_bytes(in_features, 1)
+    return -(-in_features * nbits // 8)
+
+
+def pack_rows(codes: Tensor, nbits: int) -> Tensor:
+    """Packs each row by itself.
+
+    The row is cut into ``8 / nbits`` pieces; byte ``i`` holds element ``i`` of each, the first
+    piece in the highest bits, as ``BitPack`` does with a whole tensor. 3 bits are the lower two
+    bits of all codes, then the third bits.
+
+    Args:
+        codes: ``(rows, in_features)``, uint8, below ``2 ** nbits``.
+        nbits: 8, 4, 3, 2 or 1.
+    """
+    if nbits == 3:
+        return torch.cat([pack_rows(codes & 3, 2), pack_rows(codes >> 2, 1)], dim=1)
+    rows, in_features = codes.shape
+    pieces, row_bytes = 8 // nbits, packed_row_bytes(in_features, nbits)
+    padded = codes.new_zeros(rows, pieces * row_bytes)
+    padded[:, :in_features] = codes
+    packed = codes.new_zeros(rows, row_bytes)
+    for index, piece in enumerate(padded.view(rows, pieces, row_bytes).unbind(1)):
+        packed |= piece << (8 - nbits * (index + 1))
+    return packed
+
+
+def unpack_rows(packed: Tensor, nbits: int, in_features: int) -> Tensor:
+    """Undoes `pack_rows`; returns ``(rows, in_features)``, uint8."""
+    if nbits == 3:
+        low = packed_row_bytes(in_features, 2)
+        high = unpack_rows(packed[:, low:], 1, in_features)
+        return unpack_rows(packed[:, :low], 2, in_features) | (high << 2)
+    rows, row_bytes = packed.shape
+    pieces, mask = 8 // nbits, (1 << nbits) - 1
+    codes = packed.new_empty(rows, pieces, row_bytes)
+    for index in range(pieces):
+        codes[:, index] = (packed >> (8 - nbits * (index + 1))) & mask
+    return codes.view(rows, pieces * row_bytes)[:, :in_features]
