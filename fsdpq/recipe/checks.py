@@ -6,6 +6,7 @@ that would be ignored is a Problem, not a warning. `CHECKS` at the end lists the
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -27,7 +28,16 @@ def check_supported(recipe: Recipe, _base_dir: Path) -> Iterator[Problem]:
 
 
 def check_one_data_source(recipe: Recipe, _base_dir: Path) -> Iterator[Problem]:
-    """Yields a Problem unless exactly one of ``data.path`` and ``data.dataset`` is set."""
+    """Yields a Problem unless exactly one of ``data.path`` and ``data.dataset`` is set.
+
+    Rows of format ``dummy`` are made up: they have neither.
+    """
+    if recipe.data.format == "dummy":
+        for field in ("path", "dataset"):
+            if getattr(recipe.data, field) is not None:
+                message = f"`data.{field}` has no effect with `data.format: dummy`"
+                yield Problem(message, f"data.{field}", hint="delete one of the two")
+        return
     hint = "add `path: rows.jsonl` or `dataset: pypi:chatterbot-english`"
     yield from _exactly_one(recipe.data, "data", ("path", "dataset"), hint)
 
@@ -47,12 +57,14 @@ def check_data_path_exists(recipe: Recipe, base_dir: Path) -> Iterator[Problem]:
         yield Problem(message, "data.path", hint=hint)
 
 
-def check_dataset_is_packaged(recipe: Recipe, _base_dir: Path) -> Iterator[Problem]:
-    """Yields a Problem where ``data.dataset`` would have to come from a hub."""
+def check_dataset_name(recipe: Recipe, _base_dir: Path) -> Iterator[Problem]:
+    """Yields a Problem where ``data.dataset`` is neither ``pypi:<name>`` nor ``org/name``."""
     dataset = recipe.data.dataset
-    if dataset is not None and not dataset.startswith("pypi:"):
-        message = f"`data.dataset`: `{dataset}` is not a `pypi:` dataset, the only sort so far"
-        hint = "`fsdpq kinds data` lists them; for other rows write a JSON-lines file: `data.path`"
+    on_hub = r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*"
+    if dataset is not None and not re.fullmatch(rf"pypi:.+|{on_hub}", dataset):
+        message = f"`data.dataset`: `{dataset}` is no name of a dataset"
+        hint = "`org/name` is one of the hub, `pypi:<name>` one in a package (`fsdpq kinds data` "
+        hint += "lists them); a file is given as `data.path`"
         yield Problem(message, "data.dataset", hint=hint)
 
 
@@ -144,7 +156,7 @@ CHECKS: tuple[Check, ...] = (
     check_supported,
     check_one_data_source,
     check_data_path_exists,
-    check_dataset_is_packaged,
+    check_dataset_name,
     check_one_duration,
     check_eval_has_rows,
     check_warmup_fits,

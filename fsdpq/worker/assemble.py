@@ -21,6 +21,7 @@ from fsdpq.errors import EnvironmentProblemError
 from fsdpq.fsdp.wrap import apply_fsdp, build_mesh
 from fsdpq.model.causal_lm import CausalLM
 from fsdpq.model.meta import DTYPES, build_meta_model, count_parameters
+from fsdpq.model.packing import check_packing_isolates
 from fsdpq.model.quantized_linear import QuantizedLinear
 from fsdpq.model.stream import checkpoint_name, load_base
 from fsdpq.model.structure import matches_suffix
@@ -37,12 +38,12 @@ class Inputs:
     Attributes:
         model_dir: the base model's checkpoint.
         model_revision: commit of a hub repository, None elsewhere.
-        data_path: the data file.
+        data_path: the data file, None where rows are made up.
     """
 
     model_dir: Path
     model_revision: str | None
-    data_path: Path
+    data_path: Path | None
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,8 @@ def read_inputs(files: RunFiles) -> Inputs:
     """Reads from the lock where model and data lie."""
     inputs = json.loads(files.lock.read_text(encoding="utf-8"))["inputs"]
     model, data = inputs["model"], inputs["data"]
-    return Inputs(Path(model["directory"]), model["revision"], Path(data["path"]))
+    data_path = Path(data["path"]) if data["path"] is not None else None
+    return Inputs(Path(model["directory"]), model["revision"], data_path)
 
 
 def resolve_dtype(recipe: Recipe, device: torch.device) -> torch.dtype:
@@ -127,6 +129,8 @@ def assemble_model(
         attn_implementation=recipe.model.attn_implementation,
         quantizer=quantizer,
     )
+    if recipe.data.packing != "none":
+        check_packing_isolates(model.hf)
     num_parameters, num_quantized = count_parameters(model)
     adapter.apply_adapter(
         model.decoder_layers, is_target=target_test(lora_options(recipe).target_modules)
