@@ -9,13 +9,18 @@ documents, and ALiBi counts its distances by itself.
 
 from __future__ import annotations
 
+import ast
 import inspect
+import textwrap
+from collections.abc import Callable
+from typing import Any
 
 from transformers import PreTrainedModel
 
 from fsdpq.errors import CheckpointError
 
 ISOLATING_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
+MASK_ARGUMENTS = {"config", "attention_mask", "past_key_values"}
 
 
 def check_packing_isolates(hf: PreTrainedModel) -> None:
@@ -36,9 +41,26 @@ def _leak(hf: PreTrainedModel) -> str:
         return f"has layers of the type `{min(others)}`"
     if getattr(config, "alibi", False):
         return "has ALiBi positions"
-    forward = type(hf.base_model).forward
-    source = inspect.getsource(forward)
-    takes_positions = "position_ids" in inspect.signature(forward).parameters
-    if not takes_positions or "create_causal_mask" not in source:
+    if not _masks_by_position(type(hf.base_model).forward):
         return "does not build its attention mask from position ids"
     return ""
+
+
+def _masks_by_position(forward: Callable[..., Any]) -> bool:
+    """Returns whether every request for a mask in ``forward`` passes the position ids on.
+
+    A request is a call of ``create_causal_mask`` or one of its siblings, or the dict of arguments
+    for several of them. Falcon and OPT, for example, ask without.
+    """
+    tree = ast.parse(textwrap.dedent(inspect.getsource(forward)))
+    named = [_argument_names(node) for node in ast.walk(tree)]
+    requests = [names for names in named if names >= MASK_ARGUMENTS]
+    return bool(requests) and all("position_ids" in names for names in requests)
+
+
+def _argument_names(node: ast.AST) -> set[Any]:
+    if isinstance(node, ast.Call):
+        return {keyword.arg for keyword in node.keywords}
+    if isinstance(node, ast.Dict):
+        return {key.value for key in node.keys if isinstance(key, ast.Constant)}
+    return set()

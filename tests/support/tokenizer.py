@@ -62,15 +62,20 @@ def save_tokenizer(directory: Path) -> Path:
 
 
 def build_metaspace_tokenizer(texts: list[str] | None = None) -> PreTrainedTokenizerBase:
-    """Returns a sentencepiece-like Unigram tokenizer that adds ``<s>``, without chat template."""
-    tokenizer = Tokenizer(models.Unigram())
+    """Returns a sentencepiece-like Unigram tokenizer that adds ``<s>``, without chat template.
+
+    Every word of ``texts`` is one token, with and without the space before it.
+    """
+    words = " ".join(texts or TEXTS).split()
+    likely = {piece for word in words for piece in (word, f"▁{word}")}
+    letters = {letter for text in [*words, _LETTERS, "▁"] for letter in text} - likely
+    pieces = [("<unk>", 0.0), ("<s>", 0.0), ("</s>", 0.0)]
+    pieces += [(piece, -1.0) for piece in sorted(likely)]
+    pieces += [(letter, -9.0) for letter in sorted(letters)]
+    tokenizer = Tokenizer(models.Unigram(pieces, unk_id=0, byte_fallback=False))
+    tokenizer.add_special_tokens(["<unk>", "<s>", "</s>"])
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
     tokenizer.decoder = decoders.Metaspace(prepend_scheme="first")
-    trainer = trainers.UnigramTrainer(
-        vocab_size=300, special_tokens=["<unk>", "<s>", "</s>"], unk_token="<unk>",
-        show_progress=False,
-    )  # fmt: skip
-    tokenizer.train_from_iterator((texts or TEXTS) + [_LETTERS], trainer)
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A", special_tokens=[("<s>", tokenizer.token_to_id("<s>"))]
     )
