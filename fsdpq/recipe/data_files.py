@@ -106,7 +106,7 @@ def _read_json_lines(path: Path) -> Iterator[FileRow]:
 def _read_json_line(content: bytes, *, number: int, line: int) -> FileRow:
     text = content.decode("utf-8", errors="replace").rstrip("\r\n")
     try:
-        row: Any = json.loads(content.decode("utf-8"))
+        row: Any = json.loads(content.decode("utf-8").rstrip("\r\n"))
     except UnicodeDecodeError as error:
         mistake = f"not UTF-8: byte {error.start + 1} of the line"
         return FileRow(number, line, mistake=mistake, text=text)

@@ -62,9 +62,9 @@ def load_data(
 def list_notices(tokenized: TokenizedData, options: DataOptions) -> list[str]:
     """Returns what was done to rows, one sentence each."""
     longer = f"longer than {options.seq_len} tokens"
-    place = "at their start" if options.truncation == "truncate_start" else "at their end"
+    place = " at their start" if options.truncation == "truncate_start" else ""
     counts = [
-        (tokenized.num_cut, f"{longer}: cut {place}"),
+        (tokenized.num_cut, f"{longer}: cut{place}"),
         (tokenized.num_too_long, f"{longer}: left out"),
     ]
     notices = [f"{count} rows are {what}" for count, what in counts if count]
