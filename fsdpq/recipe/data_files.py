@@ -14,6 +14,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, cast
 
 from fsdpq.errors import Location, Problem, RecipeError
@@ -23,6 +24,7 @@ from fsdpq.recipe.sections.data import DataOptions
 MAX_PROBLEMS = 20
 """Bad rows that are reported; reading stops there."""
 
+NO_COLUMNS: Mapping[str, Any] = MappingProxyType({})
 _MAX_CSV_FIELD = 2**31 - 1
 _EXCERPT_CHARACTERS = 160
 
