@@ -12,7 +12,7 @@ import importlib
 import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, cast
@@ -35,15 +35,15 @@ class FileRow:
 
     Attributes:
         number: its 1-based number among the rows.
-        line: the line where it begins, 0 where the file has no lines to speak of.
         content: its columns; empty where they cannot be read.
+        line: the line where it begins, 0 where the file has no lines to speak of.
         mistake: why they cannot, empty where they can.
         text: the line itself, for the excerpt.
     """
 
     number: int
+    content: Mapping[str, Any]
     line: int = 0
-    content: Mapping[str, Any] = field(default_factory=dict)
     mistake: str = ""
     text: str = ""
 
@@ -111,15 +111,15 @@ def _read_json_line(content: bytes, *, number: int, line: int) -> FileRow:
         row: Any = json.loads(content.decode("utf-8").rstrip("\r\n"))
     except UnicodeDecodeError as error:
         mistake = f"not UTF-8: byte {error.start + 1} of the line"
-        return FileRow(number, line, mistake=mistake, text=text)
+        return FileRow(number, NO_COLUMNS, line, mistake=mistake, text=text)
     except json.JSONDecodeError as error:
         mistake = f"not JSON: {error.msg} at column {error.colno}"
-        return FileRow(number, line, mistake=mistake, text=text)
+        return FileRow(number, NO_COLUMNS, line, mistake=mistake, text=text)
     except RecursionError:
-        return FileRow(number, line, mistake="not JSON: nested too deeply", text=text)
+        return FileRow(number, NO_COLUMNS, line, mistake="not JSON: nested too deeply", text=text)
     if not isinstance(row, dict):
-        return FileRow(number, line, mistake="not a JSON object", text=text)
-    return FileRow(number, line, cast("dict[str, Any]", row), text=text)
+        return FileRow(number, NO_COLUMNS, line, mistake="not a JSON object", text=text)
+    return FileRow(number, cast("dict[str, Any]", row), line, text=text)
 
 
 def _read_json(path: Path) -> Iterator[FileRow]:
@@ -135,9 +135,9 @@ def _read_json(path: Path) -> Iterator[FileRow]:
         raise _unreadable(path, f"is not JSON: {error}", "write a JSON list of objects") from error
     for number, row in enumerate(rows, start=1):
         if isinstance(row, dict):
-            yield FileRow(number, content=cast("dict[str, Any]", row))
+            yield FileRow(number, cast("dict[str, Any]", row))
         else:
-            yield FileRow(number, mistake="not a JSON object")
+            yield FileRow(number, NO_COLUMNS, mistake="not a JSON object")
 
 
 def _read_csv(path: Path) -> Iterator[FileRow]:
@@ -149,9 +149,10 @@ def _read_csv(path: Path) -> Iterator[FileRow]:
             for number, row in enumerate(reader, start=1):
                 line, before = before + 1, reader.line_num
                 if None in row:
-                    yield FileRow(number, line, mistake="more fields than the header has columns")
+                    mistake = "more fields than the header has columns"
+                    yield FileRow(number, NO_COLUMNS, line, mistake=mistake)
                 else:
-                    yield FileRow(number, line, row)
+                    yield FileRow(number, row, line)
     except (csv.Error, UnicodeDecodeError) as error:
         hint = "write comma-separated UTF-8 with a header line"
         raise _unreadable(path, f"is not CSV: {error}", hint) from error
@@ -166,7 +167,7 @@ def _read_parquet(path: Path) -> Iterator[FileRow]:
             for batch in file.iter_batches():
                 for row in batch.to_pylist():
                     number += 1
-                    yield FileRow(number, content=row)
+                    yield FileRow(number, row)
     except (pyarrow.ArrowException, OSError) as error:
         raise _unreadable(path, f"is not parquet: {error}", "write the file again") from error
 
