@@ -65,7 +65,7 @@ def test_json_lines_are_read_under_the_name_of_json(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        (b'{"question": "a", "answer"', "not JSON: Expecting ':' delimiter at column 26"),
+        (b'{"question": "a", "answer"', "not JSON: Expecting ':' delimiter at column 27"),
         (b'{"question": "\xff"}', "not UTF-8: byte 15 of the line"),
         (b"[1]", "not a JSON object"),
         (b'{"question": "a", "answer": null}', "`answer` is null, not text"),
