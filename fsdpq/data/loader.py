@@ -1,6 +1,7 @@
 """Deals rows to optimizer steps, ranks and micro-batches.
 
-The order of rows depends on seed and epoch only. Every step takes the next ``global_batch_size``
+A row is one document, or one sequence of packed documents. The order of rows depends on seed and
+epoch only. Every step takes the next ``global_batch_size``
 rows and deals them to the ranks in micro-batches. All ranks run the same number of micro-batches: a
 rank without rows left gets an empty one, so any number of ranks trains on the same rows and nobody
 waits for a collective that never comes.
@@ -27,6 +28,8 @@ class MicroBatch:
 
     Attributes:
         input_ids: ``(rows, tokens)``, int64, padded at the right.
+        position_ids: of the same shape where rows are packed: they restart at every document, and
+            once more at the padding. None where every row is one document.
         loss_positions: indices into ``rows * tokens`` whose next token carries loss, int64.
         targets: those next tokens, int64; as many as ``loss_positions``, maybe none.
     """
@@ -34,6 +37,7 @@ class MicroBatch:
     input_ids: Tensor
     loss_positions: Tensor
     targets: Tensor
+    position_ids: Tensor | None = None
 
     def to(self, device: torch.device) -> MicroBatch:
         """Returns the same batch on ``device``."""
@@ -41,6 +45,7 @@ class MicroBatch:
             self.input_ids.to(device, non_blocking=True),
             self.loss_positions.to(device, non_blocking=True),
             self.targets.to(device, non_blocking=True),
+            None if self.position_ids is None else self.position_ids.to(device, non_blocking=True),
         )
 
 
@@ -113,6 +118,7 @@ def collate(rows: Sequence[Row]) -> MicroBatch:
     targets: list[int] = []
     for index, row in enumerate(rows):
         input_ids[index, : len(row.input_ids)] = torch.tensor(row.input_ids)
+        # A document's first token carries no loss, so no target crosses into the next document.
         for place in range(1, len(row.input_ids)):
             if row.loss_mask[place]:
                 positions.append(index * width + place - 1)
@@ -121,7 +127,18 @@ def collate(rows: Sequence[Row]) -> MicroBatch:
         input_ids,
         torch.tensor(positions, dtype=torch.int64),
         torch.tensor(targets, dtype=torch.int64),
+        _position_ids(rows, width) if any(row.document_lengths for row in rows) else None,
     )
+
+
+def _position_ids(rows: Sequence[Row], width: int) -> Tensor:
+    """Returns positions that restart at every document and at the padding, ``(rows, width)``."""
+    positions = torch.zeros(len(rows), width, dtype=torch.int64)
+    for index, row in enumerate(rows):
+        padding = width - len(row.input_ids)
+        lengths = (*(row.document_lengths or (len(row.input_ids),)), padding)
+        positions[index] = torch.cat([torch.arange(length) for length in lengths])
+    return positions
 
 
 def _endless_order(num_rows: int, seed: int) -> Iterator[int]:

@@ -1,42 +1,48 @@
-"""Renders conversations by the tokenizer's chat template and tokenizes them with exact masks.
+"""Tokenizes rendered rows, with loss masks that are exact.
 
-The loss mask comes from character positions: the template says where an answer's text starts and
-ends, the tokenizer's offsets say which tokens lie inside. Nothing is tokenized twice, so a token
-that merges across a boundary cannot shift the mask. The end-of-turn token of an answer is trained,
-the template's white space after it is not.
+The mask comes from character positions: `fsdpq.data.render` says which characters carry loss, the
+tokenizer's offsets say which tokens lie wholly inside. Nothing is tokenized twice, so a token that
+merges across a boundary cannot shift the mask; it begins in the prompt and carries no loss.
 """
 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+import itertools
+import random
+from array import array
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-import jinja2
+import numpy as np
+import numpy.typing as npt
 from transformers import PreTrainedTokenizerBase
 
-from fsdpq.data.formats import Conversation
+from fsdpq.data.render import Rendered, TemplateError, is_templated, render_prompt, render_row
 from fsdpq.errors import FsdpqError, Problem, RecipeError
+from fsdpq.recipe.data_formats import DUMMY_ROWS
 from fsdpq.recipe.sections.data import DataOptions
 
 TEMPLATE_HINT = "change the row, set `data.train_on_prompt: true`, or use another model"
-
-
-class TemplateError(ValueError):
-    """The chat template does not say which part of a conversation is an answer."""
+BATCH_ROWS = 1000
+"""Rows handed to the tokenizer at once: it uses all cores for a batch."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One tokenized row.
+    """One tokenized row, or several packed into one sequence.
 
     Attributes:
         input_ids: token ids.
-        loss_mask: for each token, whether predicting it carries loss; the first never does.
+        loss_mask: for each token, whether predicting it carries loss; a document's first never
+            does.
+        document_lengths: tokens of each packed document, in order; empty for a single one.
     """
 
-    input_ids: list[int]
-    loss_mask: list[bool]
+    input_ids: Sequence[int]
+    loss_mask: Sequence[bool] | Sequence[int]
+    document_lengths: tuple[int, ...] = ()
 
     @property
     def num_trained(self) -> int:
@@ -44,127 +50,190 @@ class Row:
         return sum(self.loss_mask)
 
 
-@dataclass(frozen=True)
+@dataclass
 class TokenizedData:
     """Rows ready for training, and what was done to them.
 
     Attributes:
         rows: those with at least one trained token.
-        num_cut: rows longer than ``data.seq_len``, cut at their end.
-        num_dropped: rows without a trained token, left out.
+        num_cut: rows longer than ``data.seq_len`` that were cut.
+        num_too_long: rows longer than that which were left out (``data.truncation: drop``).
+        num_untrained: rows without a trained token, left out.
     """
 
-    rows: list[Row]
-    num_cut: int
-    num_dropped: int
+    rows: list[Row] = field(default_factory=list)
+    num_cut: int = 0
+    num_too_long: int = 0
+    num_untrained: int = 0
 
     def digest(self) -> str:
         """Returns a hash of all rows, to compare over ranks."""
         rows = hashlib.sha256()
         for row in self.rows:
-            rows.update(repr(row).encode())
+            rows.update(len(row.input_ids).to_bytes(8, "little"))
+            rows.update(array("i", row.input_ids).tobytes())
+            rows.update(bytes(row.loss_mask))
         return rows.hexdigest()
 
+    def add(self, row: Row, options: DataOptions, number: int) -> None:
+        """Takes the row of that number, cut to ``data.seq_len`` by the recipe's policy.
 
-def tokenize_conversations(
-    conversations: list[Conversation], tokenizer: PreTrainedTokenizerBase, options: DataOptions
+        Raises:
+            RecipeError: it is longer, and the policy is ``error``.
+        """
+        length = len(row.input_ids)
+        if length > options.seq_len:
+            if options.truncation == "error":
+                message = f"row {number} has {length} tokens, `data.seq_len` is {options.seq_len}"
+                raise _unusable(message, "raise data.seq_len, or choose another data.truncation")
+            if options.truncation == "drop":
+                self.num_too_long += 1
+                return
+            self.num_cut += 1
+            row = _cut(row, options.seq_len, from_start=options.truncation == "truncate_start")
+        if row.num_trained:
+            self.rows.append(row)
+        else:
+            self.num_untrained += 1
+
+
+def tokenize_rows(
+    rows: Iterable[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase, options: DataOptions
 ) -> TokenizedData:
-    """Tokenizes all conversations.
+    """Renders and tokenizes rows of the recipe's format.
 
     Raises:
-        RecipeError: the tokenizer has no chat template or no offsets, or no token of any row
-            carries loss.
+        RecipeError: the tokenizer has no offsets or no end-of-text token, a row cannot be rendered,
+            or no token of any row carries loss.
     """
-    if not tokenizer.chat_template:
-        raise _unusable("the tokenizer has no chat template", "use an instruct model")
+    check_tokenizer(tokenizer, options.format)
+    data = TokenizedData()
+    number = 0
+    for batch in _batches(_render_rows(rows, tokenizer, options)):
+        for row in tokenize_rendered(batch, tokenizer, options.format):
+            number += 1
+            data.add(row, options, number)
+    if not data.rows:
+        raise _unusable(
+            f"none of the {number} rows has a token that carries loss",
+            "look for missing answers, or raise data.seq_len",
+        )
+    return data
+
+
+def make_dummy_rows(tokenizer: PreTrainedTokenizerBase, options: DataOptions) -> TokenizedData:
+    """Returns random rows of exactly ``data.seq_len`` tokens that all carry loss."""
+    generator = random.Random(0)  # noqa: S311 - no secret, the same rows on every rank
+    vocabulary = range(tokenizer.vocab_size)
+    loss_mask = bytes([0] + [1] * (options.seq_len - 1))
+    count = options.max_rows or DUMMY_ROWS
+    ids = (array("i", generator.choices(vocabulary, k=options.seq_len)) for _ in range(count))
+    return TokenizedData([Row(row, loss_mask) for row in ids])
+
+
+def check_tokenizer(tokenizer: PreTrainedTokenizerBase, format_name: str) -> None:
+    """Raises `RecipeError` where the tokenizer cannot give what exact masks need."""
     if not tokenizer.is_fast:
         raise _unusable("the tokenizer gives no character offsets", "use a fast tokenizer")
-    rows: list[Row] = []
-    num_cut = num_dropped = 0
-    for number, conversation in enumerate(conversations, start=1):
-        try:
-            whole = tokenize_conversation(conversation, tokenizer, options.train_on_prompt)
-        except TemplateError as error:
-            raise _unusable(f"row {number}: {error}", TEMPLATE_HINT) from error
-        row = Row(whole.input_ids[: options.seq_len], whole.loss_mask[: options.seq_len])
-        num_cut += len(whole.input_ids) > options.seq_len
-        if row.num_trained:
-            rows.append(row)
-        else:
-            num_dropped += 1
-    if not rows:
-        raise _unusable(
-            f"none of the {len(conversations)} rows has a token that carries loss",
-            "look for missing assistant messages, or raise data.seq_len",
-        )
-    return TokenizedData(rows, num_cut, num_dropped)
+    if tokenizer.eos_token_id is None and not is_templated(tokenizer, format_name):
+        message = "the tokenizer has no end-of-text token: the model would not learn to stop"
+        raise _unusable(message, "set `eos_token` in its tokenizer_config.json")
 
 
-def tokenize_conversation(
-    conversation: Conversation, tokenizer: PreTrainedTokenizerBase, train_on_prompt: bool
-) -> Row:
-    """Tokenizes one conversation.
-
-    Raises:
-        TemplateError: where answers begin and end cannot be told.
-    """
-    text = _render(tokenizer, conversation)
-    spans = [(0, len(text))] if train_on_prompt else _answer_spans(tokenizer, conversation, text)
-    encoded: Any = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    loss_mask = [
-        any(start >= low and end <= high and end > start for low, high in spans)
-        for start, end in encoded["offset_mapping"]
-    ]
-    if loss_mask:
-        loss_mask[0] = False
-    return Row(list(encoded["input_ids"]), loss_mask)
+def tokenize_rendered(
+    rendered: Sequence[Rendered], tokenizer: PreTrainedTokenizerBase, format_name: str
+) -> Iterator[Row]:
+    """Yields the rows of a batch of texts, each tokenized once, as a whole."""
+    encoded: Any = tokenizer(
+        [item.text for item in rendered],
+        add_special_tokens=not is_templated(tokenizer, format_name),
+        return_attention_mask=False,
+        return_offsets_mapping=True,
+        return_special_tokens_mask=True,
+        verbose=False,
+    )
+    columns = ("input_ids", "offset_mapping", "special_tokens_mask")
+    for item, ids, offsets, added in zip(rendered, *(encoded[c] for c in columns), strict=True):
+        yield _build_row(item, ids, offsets, added, tokenizer.eos_token_id)
 
 
-def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
-    """Returns the token ids of a user's prompt, ready for the model's answer.
+def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str, format_name: str) -> list[int]:
+    """Returns the token ids of a user's prompt as training renders it, ready for an answer.
 
     Raises:
         RecipeError: the chat template refuses a conversation of one user message.
     """
-    messages = [{"role": "user", "content": prompt}]
     try:
-        text = _render(tokenizer, messages, add_generation_prompt=True)
+        text = render_prompt(prompt, format_name, tokenizer)
     except TemplateError as error:
         raise _unusable(f"the prompt `{prompt}`: {error}", "use another model") from error
-    encoded: Any = tokenizer(text, add_special_tokens=False)
-    return list(encoded["input_ids"])
+    by_template = is_templated(tokenizer, format_name)
+    encoded: Any = tokenizer(text, add_special_tokens=not by_template)
+    ids = list(encoded["input_ids"])
+    return ids[:-1] if ids and not by_template and ids[-1] == tokenizer.eos_token_id else ids
 
 
-def _answer_spans(
-    tokenizer: PreTrainedTokenizerBase, conversation: Conversation, text: str
-) -> list[tuple[int, int]]:
-    """Character ranges of the answers in ``text``, end-of-turn mark included."""
-    spans: list[tuple[int, int]] = []
-    for index, message in enumerate(conversation):
-        if message["role"] != "assistant":
-            continue
-        before = _render(tokenizer, conversation[:index], add_generation_prompt=True)
-        upto = _render(tokenizer, conversation[: index + 1])
-        if not (text.startswith(before) and text.startswith(upto)):
-            raise TemplateError("the chat template renders a turn differently when more follows")
-        spans.append((len(before), len(upto.rstrip())))
-    return spans
+def _render_rows(
+    rows: Iterable[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase, options: DataOptions
+) -> Iterator[Rendered]:
+    for number, row in enumerate(rows, start=1):
+        try:
+            rendered = render_row(row, options.format, tokenizer)
+        except TemplateError as error:
+            raise _unusable(f"row {number}: {error}", TEMPLATE_HINT) from error
+        if options.train_on_prompt:
+            whole = [(0, len(rendered.text))]
+            rendered = Rendered(rendered.text, whole, rendered.needs_eos)
+        yield rendered
 
 
-def _render(
-    tokenizer: PreTrainedTokenizerBase,
-    conversation: Conversation,
-    add_generation_prompt: bool = False,
-) -> str:
-    if not conversation:
-        raise TemplateError("the conversation starts with the assistant")
-    try:
-        text = tokenizer.apply_chat_template(
-            conversation, tokenize=False, add_generation_prompt=add_generation_prompt
-        )
-    except jinja2.TemplateError as error:
-        raise TemplateError(f"the chat template refuses it: {error}") from error
-    return str(text)
+def _batches(rendered: Iterator[Rendered]) -> Iterator[list[Rendered]]:
+    while batch := list(itertools.islice(rendered, BATCH_ROWS)):
+        yield batch
+
+
+def _build_row(
+    item: Rendered,
+    ids: list[int],
+    offsets: list[tuple[int, int]],
+    added: list[int],
+    eos_id: Any,
+) -> Row:
+    mask = loss_mask(np.array(offsets).reshape(-1, 2), np.array(added, dtype=bool), item.spans)
+    if item.needs_eos:
+        if not (ids and added[-1] and ids[-1] == eos_id):  # some tokenizers add it by themselves
+            ids, mask = [*ids, eos_id], np.append(mask, True)
+        mask[-1] = True
+    mask[:1] = False
+    return Row(array("i", ids), mask.astype(np.uint8).tobytes())
+
+
+def loss_mask(
+    offsets: npt.NDArray[np.int64], added: npt.NDArray[np.bool_], spans: list[tuple[int, int]]
+) -> npt.NDArray[np.bool_]:
+    """Returns which tokens lie wholly inside one of ``spans``, ``(tokens,)``.
+
+    Args:
+        offsets: first character and end of every token, ``(tokens, 2)``.
+        added: tokens that stand for no character, ``(tokens,)``.
+        spans: ranges of characters, end exclusive.
+    """
+    starts, ends = offsets[:, 0].copy(), offsets[:, 1]
+    # Byte-level tokenizers with `trim_offsets` report a token of spaces as empty, at its end.
+    trimmed = np.flatnonzero((starts == ends) & ~added)
+    trimmed = trimmed[trimmed > 0]
+    starts[trimmed] = ends[trimmed - 1]
+    mask = np.zeros(len(offsets), dtype=bool)
+    for low, high in spans:
+        mask |= (starts >= low) & (ends <= high)
+    return mask & (starts < ends) & ~added
+
+
+def _cut(row: Row, seq_len: int, *, from_start: bool) -> Row:
+    kept = slice(-seq_len, None) if from_start else slice(seq_len)
+    mask = bytearray(row.loss_mask[kept])
+    mask[0] = 0
+    return Row(row.input_ids[kept], bytes(mask))
 
 
 def _unusable(message: str, hint: str) -> FsdpqError:

@@ -1,8 +1,9 @@
-"""Downloads a model from the Hugging Face hub: the one caller of ``huggingface_hub``.
+"""Downloads models and datasets from the Hugging Face hub: the one caller of ``huggingface_hub``.
 
 Files go to the hub's own cache (``HF_HOME``), shared with transformers and resumable. Only
-safetensors, JSON, tokenizer and template files are asked for: no pickles, no Python. A dry run
-first pins the commit, sees what is missing, and compares sizes with the free disk space.
+safetensors, JSON, tokenizer and template files of a model, and files of rows of a dataset, are
+asked for: no pickles, no Python. A dry run first pins the commit, sees what is missing, and
+compares sizes with the free disk space.
 https://huggingface.co/docs/huggingface_hub/guides/download
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +22,64 @@ from fsdpq.fetch.local import ALLOW_PATTERNS, CODE_PATTERNS, PICKLE_HINT
 REPOSITORY_PATTERN = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 """``org/name``."""
 
+DATA_ENDINGS = (".parquet", ".jsonl", ".json", ".ndjson", ".csv", ".tsv", ".txt", ".arrow")
+COMPRESSIONS = ("", ".gz", ".zst", ".xz", ".bz2")
+
 _CONTENT_HASH = re.compile(r"[0-9a-f]{64}")
 
 
+@dataclass(frozen=True)
+class RepositorySort:
+    """What is asked for, and must be there, in a sort of repository.
+
+    Attributes:
+        repo_type: as ``huggingface_hub`` calls it.
+        allow_patterns: files that are asked for.
+        needed_endings: one file at least ends so.
+        lack: what is said where none does.
+        lack_hint: and what to do then.
+        page: prefix of its page on the hub.
+        local_hint: how a recipe names one that is on this machine.
+    """
+
+    repo_type: str
+    allow_patterns: tuple[str, ...]
+    needed_endings: tuple[str, ...]
+    lack: str
+    lack_hint: str
+    page: str
+    local_hint: str
+
+
+MODEL = RepositorySort(
+    repo_type="model",
+    allow_patterns=ALLOW_PATTERNS,
+    needed_endings=(".safetensors",),
+    lack="has no safetensors weights",
+    lack_hint=PICKLE_HINT,
+    page="https://huggingface.co/",
+    local_hint="a local directory is given as `./DIR` or by its absolute path",
+)
+_DATA_FILES = tuple(ending + packed for ending in DATA_ENDINGS for packed in COMPRESSIONS)
+DATASET = RepositorySort(
+    repo_type="dataset",
+    allow_patterns=("README.md", *(f"*{ending}" for ending in _DATA_FILES)),
+    needed_endings=_DATA_FILES,
+    lack="has no files of rows (parquet, JSON, CSV or text), and dataset scripts are not run",
+    lack_hint="try `data.revision: refs/convert/parquet`, where the hub keeps most datasets as "
+    "parquet",
+    page="https://huggingface.co/datasets/",
+    local_hint="a local file is given as `data.path`",
+)
+
+
 def download_snapshot(
-    name: str, *, revision: str | None, report: Report, with_code: bool = False
+    name: str,
+    *,
+    revision: str | None,
+    report: Report,
+    sort: RepositorySort = MODEL,
+    with_code: bool = False,
 ) -> Path:
     """Returns the directory of ``name`` at ``revision``; its last part is the commit.
 
@@ -32,7 +87,8 @@ def download_snapshot(
         name: repository, ``org/name``.
         revision: commit, branch or tag; None is the main branch.
         report: told what is downloaded.
-        with_code: bring its Python files too.
+        sort: a model or a dataset.
+        with_code: bring a model's Python files too.
 
     Raises:
         FetchError: no network, no such repository or revision, a gated one, a full disk.
@@ -41,21 +97,21 @@ def download_snapshot(
     from huggingface_hub.errors import HfHubHTTPError
 
     library: Any = huggingface_hub
-    patterns = [*ALLOW_PATTERNS, *(CODE_PATTERNS if with_code else ())]
-    arguments: dict[str, Any] = {"allow_patterns": patterns}
+    patterns = [*sort.allow_patterns, *(CODE_PATTERNS if with_code else ())]
+    arguments: dict[str, Any] = {"allow_patterns": patterns, "repo_type": sort.repo_type}
     try:
         plan = _dry_run(name, revision=revision, arguments=arguments)
         if plan:
             revision = plan[0].commit_hash
-            _check_plan(name, plan, report)
+            _check_plan(name, plan, report, sort)
         return Path(library.snapshot_download(name, revision=revision, **arguments))
     except (HfHubHTTPError, OSError, ValueError) as error:
-        raise explain_hub_failure(name, revision=revision, error=error) from error
+        raise explain_hub_failure(name, revision=revision, error=error, sort=sort) from error
     except Exception as error:
         # Connection errors come from the HTTP library below (httpx, httpx2), whose classes are
         # no OSError; which library it is changes with huggingface_hub's version.
         if type(error).__module__.split(".")[0].startswith(("httpx", "httpcore")):
-            raise explain_hub_failure(name, revision=revision, error=error) from error
+            raise explain_hub_failure(name, revision=revision, error=error, sort=sort) from error
         raise
 
 
@@ -65,14 +121,16 @@ def known_hash(path: Path) -> str | None:
     return blob if _CONTENT_HASH.fullmatch(blob) else None
 
 
-def explain_hub_failure(name: str, *, revision: str | None, error: Exception) -> FetchError:
+def explain_hub_failure(
+    name: str, *, revision: str | None, error: Exception, sort: RepositorySort = MODEL
+) -> FetchError:
     """Returns the error for a failed download from the hub: one cause, one thing to do."""
     import errno
 
     from huggingface_hub import constants, errors
 
     at = f" at revision `{revision}`" if revision else ""
-    page = f"https://huggingface.co/{name}"
+    page = f"{sort.page}{name}"
     if isinstance(error, FetchError):
         return error
     if isinstance(error, errors.GatedRepoError):
@@ -86,9 +144,8 @@ def explain_hub_failure(name: str, *, revision: str | None, error: Exception) ->
         )
     elif isinstance(error, errors.RepositoryNotFoundError):
         found = FetchError(
-            f"the hub has no repository `{name}`, or it is private",
-            hint=f"check {page}; for a private one log in with `hf auth login`; "
-            "a local directory is given as `./DIR` or by its absolute path",
+            f"the hub has no {sort.repo_type} repository `{name}`, or it is private",
+            hint=f"check {page}; for a private one log in with `hf auth login`; {sort.local_hint}",
         )
     elif isinstance(error, errors.HFValidationError):
         found = FetchError(f"`{name}` is no name of a repository", hint="it is `org/name`")
@@ -99,7 +156,7 @@ def explain_hub_failure(name: str, *, revision: str | None, error: Exception) ->
         found = FetchError(
             f"cannot download `{name}`{at}: the hub cannot be reached or answered with an error",
             hint="check the network (HF_HUB_OFFLINE must not be set) and run again: what is there "
-            "is kept; or copy the model here and give its directory",
+            f"is kept; or copy the {sort.repo_type} here: {sort.local_hint}",
         )
     found.details = f"{type(error).__name__}: {error}"
     return found
@@ -120,11 +177,11 @@ def _dry_run(name: str, *, revision: str | None, arguments: dict[str, Any]) -> l
         return []
 
 
-def _check_plan(name: str, plan: list[Any], report: Report) -> None:
+def _check_plan(name: str, plan: list[Any], report: Report, sort: RepositorySort) -> None:
     from huggingface_hub import constants
 
-    if not any(str(file.filename).endswith(".safetensors") for file in plan):
-        raise FetchError(f"`{name}` has no safetensors weights", hint=PICKLE_HINT)
+    if not any(str(file.filename).endswith(sort.needed_endings) for file in plan):
+        raise FetchError(f"`{name}` {sort.lack}", hint=sort.lack_hint)
     needed = sum(file.file_size or 0 for file in plan if file.will_download)
     if needed == 0:
         return

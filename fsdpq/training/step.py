@@ -82,7 +82,9 @@ def train_step(
         if mode.no_sync:
             reduce_after_backward(model, index == last)
         batch = micro_batch.to(device)
-        token_losses = model(batch.input_ids, batch.loss_positions, batch.targets)
+        token_losses = model(
+            batch.input_ids, batch.loss_positions, batch.targets, batch.position_ids
+        )
         mode.on_phase("forward")
         share = token_losses / step.num_trained
         (share * scale).backward()
@@ -145,7 +147,7 @@ def evaluate(model: nn.Module, steps: Iterable[Step], *, device: torch.device) -
         num_trained += step.num_trained
         for micro_batch in step.micro_batches:
             batch = micro_batch.to(device)
-            total += model(batch.input_ids, batch.loss_positions, batch.targets)
+            total += model(batch.input_ids, batch.loss_positions, batch.targets, batch.position_ids)
     if dist.is_initialized():
         dist.all_reduce(total)
     model.train(was_training)

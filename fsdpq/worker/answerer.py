@@ -14,11 +14,12 @@ from fsdpq.worker.assemble import Assembled
 
 
 class Answerer:
-    """Answers prompts through the tokenizer's chat template.
+    """Answers prompts, asked as the training rows are.
 
     Args:
         assembled: the model.
         tokenizer: of the base model.
+        data_format: the recipe's ``data.format``.
         stop_ids: tokens that end an answer.
         device: this rank's device.
     """
@@ -28,11 +29,13 @@ class Answerer:
         assembled: Assembled,
         tokenizer: PreTrainedTokenizerBase,
         *,
+        data_format: str,
         stop_ids: set[int],
         device: torch.device,
     ) -> None:
         self.model = assembled.model
         self.tokenizer = tokenizer
+        self.data_format = data_format
         self.stop_ids = stop_ids
         self.device = device
 
@@ -45,7 +48,7 @@ class Answerer:
         self.model.eval()
         answer = generate_ids(
             self.model.next_token_logits,
-            prompt_ids(self.tokenizer, prompt),
+            prompt_ids(self.tokenizer, prompt, self.data_format),
             cache=DynamicCache(config=self.model.hf.config),
             max_new_tokens=max_new_tokens,
             stop_ids=self.stop_ids,

@@ -28,6 +28,7 @@ from fsdpq.model.meta import (
     count_parameters,
     explained_remote_code,
 )
+from fsdpq.model.packing import check_packing_isolates
 from fsdpq.model.quantized_linear import QuantizedLinear
 from fsdpq.model.stream import checkpoint_name, load_base
 from fsdpq.protocols import BASE, AdaptedLayer, Adapter
@@ -43,13 +44,13 @@ class Inputs:
     Attributes:
         model_dir: the base model's checkpoint.
         model_revision: commit of a hub repository, None elsewhere.
-        data_path: the data file.
+        data_path: the data file, None where rows are made up.
         trust_remote_code: run Python code that the model brings; from the command line only.
     """
 
     model_dir: Path
     model_revision: str | None
-    data_path: Path
+    data_path: Path | None
     trust_remote_code: bool = False
 
 
@@ -99,7 +100,8 @@ def read_inputs(files: RunFiles, *, trust_remote_code: bool = False) -> Inputs:
     inputs = json.loads(files.lock.read_text(encoding="utf-8"))["inputs"]
     model, data = inputs["model"], inputs["data"]
     directory, revision = Path(model["directory"]), model["revision"]
-    return Inputs(directory, revision, Path(data["path"]), trust_remote_code)
+    data_path = Path(data["path"]) if data["path"] is not None else None
+    return Inputs(directory, revision, data_path, trust_remote_code)
 
 
 def resolve_dtype(recipe: Recipe, device: torch.device) -> torch.dtype:
@@ -145,6 +147,8 @@ def assemble_model(
             hf, layers, sources=sources, master_dtype=torch.float32
         ),
     )
+    if recipe.data.packing != "none":
+        check_packing_isolates(model.hf)
     num_parameters, num_quantized = count_parameters(model)
     adapter.apply_adapter(model.decoder_layers, is_linear=is_linear)
     num_groups, notice = shard_model(

@@ -49,6 +49,8 @@ def generate(
         exported = files.exported(recipe.export.format)
         FORMATS[recipe.export.format].load(assembled, exported)
     stops = stop_ids(inputs.model_dir, tokenizer)
-    answerer = Answerer(assembled, tokenizer, stop_ids=stops, device=device)
+    answerer = Answerer(
+        assembled, tokenizer, data_format=recipe.data.format, stop_ids=stops, device=device
+    )
     answer = answerer.answer(prompt, max_new_tokens=max_new_tokens, temperature=temperature)
     sys.stdout.write(answer + "\n")

@@ -11,15 +11,17 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from fsdpq import dist
-from fsdpq.data.formats import read_conversations
 from fsdpq.data.loader import Step, build_step, iterate_steps, split_rows
-from fsdpq.data.tokenize import Row, tokenize_conversations
+from fsdpq.data.pack import fill_rate, pack_rows
+from fsdpq.data.tokenize import Row, TokenizedData, make_dummy_rows, tokenize_rows
 from fsdpq.errors import Problem, RecipeError
 from fsdpq.fsdp.precision import needs_loss_scaling
 from fsdpq.metrics.profile import StepProfiler
 from fsdpq.model.meta import read_config
 from fsdpq.protocols import MetricSink
+from fsdpq.recipe.data_files import iterate_rows
 from fsdpq.recipe.root import Recipe
+from fsdpq.recipe.sections.data import DataOptions
 from fsdpq.registry import resolve_builder
 from fsdpq.run_files import RunFiles
 from fsdpq.training.loop import Trainer
@@ -30,7 +32,7 @@ from fsdpq.worker.assemble import Assembled, Inputs
 
 @dataclass(frozen=True)
 class Data:
-    """Tokenized rows, the same on every rank."""
+    """Tokenized rows, packed where the recipe says so, the same on every rank."""
 
     train: list[Row]
     held_out: list[Row]
@@ -39,26 +41,62 @@ class Data:
 def load_data(
     recipe: Recipe, inputs: Inputs, tokenizer: PreTrainedTokenizerBase, events: MetricSink
 ) -> Data:
-    """Reads, tokenizes and splits the rows; says what was cut or dropped.
+    """Reads, tokenizes, splits and packs the rows; says what was cut, dropped or packed.
+
+    Every rank does all of it: simple, and the ranks compare a hash of the result.
 
     Ranks: all (collective).
     """
-    check_context(recipe.data.seq_len, inputs.model_dir, trust_remote_code=inputs.trust_remote_code)
-    conversations = read_conversations(inputs.data_path)
-    tokenized = tokenize_conversations(conversations, tokenizer, recipe.data)
+    options = recipe.data
+    check_context(options.seq_len, inputs.model_dir, trust_remote_code=inputs.trust_remote_code)
+    if inputs.data_path is None:
+        tokenized = make_dummy_rows(tokenizer, options)
+    else:
+        tokenized = tokenize_rows(iterate_rows(inputs.data_path, options), tokenizer, options)
     dist.check_same_on_all_ranks("the data", tokenized.digest())
-    if tokenized.num_cut:
-        message = f"{tokenized.num_cut} rows are longer than {recipe.data.seq_len} tokens: cut"
+    notices = list_notices(tokenized, options)
+    data = split_data(tokenized.rows, options.eval_fraction, recipe.training.seed)
+    if options.packing == "best_fit":
+        data, notice = pack_data(data, options.seq_len)
+        notices.append(notice)
+    for message in notices:
         events.write({"event": "notice", "message": message})
-    if tokenized.num_dropped:
-        message = f"{tokenized.num_dropped} rows have no token that carries loss: left out"
-        events.write({"event": "notice", "message": message})
-    rows = tokenized.rows
-    if recipe.data.eval_fraction and len(rows) < 2:
+    return data
+
+
+def list_notices(tokenized: TokenizedData, options: DataOptions) -> list[str]:
+    """Returns what was done to rows, one sentence each."""
+    longer = f"longer than {options.seq_len} tokens"
+    place = " at their start" if options.truncation == "truncate_start" else ""
+    counts = [
+        (tokenized.num_cut, f"{longer}: cut{place}"),
+        (tokenized.num_too_long, f"{longer}: left out"),
+    ]
+    notices = [f"{count} rows are {what}" for count, what in counts if count]
+    if tokenized.num_untrained:
+        notices.append(f"{tokenized.num_untrained} rows have no token that carries loss: left out")
+    return notices
+
+
+def split_data(rows: list[Row], eval_fraction: float, seed: int) -> Data:
+    """Holds out rows for evaluation.
+
+    Raises:
+        RecipeError: there is one row only, and rows are to be held out.
+    """
+    if eval_fraction and len(rows) < 2:
         hint = "add rows, or set data.eval_fraction=0"
         raise RecipeError([Problem("one row cannot be split for evaluation", "data", None, hint)])
-    train_ids, eval_ids = split_rows(len(rows), recipe.data.eval_fraction, recipe.training.seed)
+    train_ids, eval_ids = split_rows(len(rows), eval_fraction, seed)
     return Data([rows[i] for i in train_ids], [rows[i] for i in eval_ids])
+
+
+def pack_data(data: Data, seq_len: int) -> tuple[Data, str]:
+    """Returns the rows packed into sequences, and a sentence that says how well they fill them."""
+    packed = Data(pack_rows(data.train, seq_len), pack_rows(data.held_out, seq_len))
+    notice = f"packed {len(data.train)} training rows into {len(packed.train)} sequences of "
+    notice += f"{seq_len} tokens, {fill_rate(packed.train, seq_len):.1%} filled"
+    return packed, notice
 
 
 def check_context(seq_len: int, model_dir: Path, *, trust_remote_code: bool = False) -> None:

@@ -62,7 +62,9 @@ def train(files: RunFiles, *, trust_remote_code: bool = False) -> None:
     summary = summarize_setup(recipe, assembled, data, trainer, device)
     events.write({"event": "setup", **dataclasses.asdict(summary)})
     stops = stop_ids(inputs.model_dir, tokenizer)
-    answerer = Answerer(assembled, tokenizer, stop_ids=stops, device=device)
+    answerer = Answerer(
+        assembled, tokenizer, data_format=recipe.data.format, stop_ids=stops, device=device
+    )
 
     def look(when: str, step: int) -> float | None:
         """Evaluates and answers the recipe's prompts; returns the held-out loss, if any."""

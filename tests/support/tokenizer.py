@@ -1,10 +1,18 @@
-"""A tiny byte-level BPE tokenizer with a chat template, trained on the spot."""
+"""Tiny tokenizers of three kinds, trained on the spot; byte-level BPE has a chat template."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import (
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 CHATML = (
@@ -51,3 +59,42 @@ def save_tokenizer(directory: Path) -> Path:
     """Saves the ChatML tokenizer beside a tiny model."""
     build_tokenizer().save_pretrained(directory)
     return directory
+
+
+def build_metaspace_tokenizer(texts: list[str] | None = None) -> PreTrainedTokenizerBase:
+    """Returns a sentencepiece-like Unigram tokenizer that adds ``<s>``, without chat template.
+
+    Every word of ``texts`` is one token, with and without the space before it.
+    """
+    words = " ".join(texts or TEXTS).split()
+    likely = {piece for word in words for piece in (word, f"▁{word}")}
+    letters = {letter for text in [*words, _LETTERS, "▁"] for letter in text} - likely
+    pieces = [("<unk>", 0.0), ("<s>", 0.0), ("</s>", 0.0)]
+    pieces += [(piece, -1.0) for piece in sorted(likely)]
+    pieces += [(letter, -9.0) for letter in sorted(letters)]
+    tokenizer = Tokenizer(models.Unigram(pieces, unk_id=0, byte_fallback=False))
+    tokenizer.add_special_tokens(["<unk>", "<s>", "</s>"])
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+    tokenizer.decoder = decoders.Metaspace(prepend_scheme="first")
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", tokenizer.token_to_id("<s>"))]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+    )
+
+
+def build_wordpiece_tokenizer(texts: list[str] | None = None) -> PreTrainedTokenizerBase:
+    """Returns a WordPiece tokenizer that lowercases and drops white space, no chat template."""
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=400, special_tokens=["[UNK]", "[EOS]"], show_progress=False
+    )
+    tokenizer.train_from_iterator((texts or TEXTS) + [_LETTERS], trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]", eos_token="[EOS]")
+
+
+_LETTERS = " ".join("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.,:#?!\n")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 from fsdpq.errors import Problem
 from fsdpq.recipe.checks.facts import has_no_effect
 from fsdpq.recipe.root import Recipe
+
+_DATASET_NAME = re.compile(r"pypi:.+|[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 def check_one_data_source(recipe: Recipe, _base_dir: Path) -> Iterator[Problem]:
@@ -40,12 +43,13 @@ def check_data_path_exists(recipe: Recipe, base_dir: Path) -> Iterator[Problem]:
         yield Problem(message, "data.path", hint=hint)
 
 
-def check_dataset_is_packaged(recipe: Recipe, _base_dir: Path) -> Iterator[Problem]:
-    """A ``data.dataset`` that would have to come from a hub."""
+def check_dataset_name(recipe: Recipe, _base_dir: Path) -> Iterator[Problem]:
+    """A ``data.dataset`` that is neither ``pypi:<name>`` nor ``org/name``."""
     dataset = recipe.data.dataset
-    if dataset is not None and not dataset.startswith("pypi:"):
-        message = f"`data.dataset`: `{dataset}` is not a `pypi:` dataset, the only sort so far"
-        hint = "`fsdpq kinds data` lists them; for other rows write a JSON-lines file: `data.path`"
+    if dataset is not None and not _DATASET_NAME.fullmatch(dataset):
+        message = f"`data.dataset`: `{dataset}` is no name of a dataset"
+        hint = "`org/name` is one of the hub, `pypi:<name>` one in a package (`fsdpq kinds data` "
+        hint += "lists them); a file is given as `data.path`"
         yield Problem(message, "data.dataset", hint=hint)
 
 
@@ -82,7 +86,7 @@ def check_prompts_exist(recipe: Recipe, _base_dir: Path) -> Iterator[Problem]:
 CHECKS = (
     check_one_data_source,
     check_data_path_exists,
-    check_dataset_is_packaged,
+    check_dataset_name,
     check_hub_settings_used,
     check_truncation_used,
     check_prompts_exist,

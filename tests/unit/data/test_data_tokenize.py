@@ -1,11 +1,15 @@
-"""Which tokens carry loss."""
+"""Which tokens of a chat carry loss, and what becomes of long rows."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import pytest
 from support.tokenizer import build_tokenizer
+from transformers import PreTrainedTokenizerBase
 
-from fsdpq.data.tokenize import prompt_ids, tokenize_conversation, tokenize_conversations
+from fsdpq.data.tokenize import Row, make_dummy_rows, prompt_ids, tokenize_rows
 from fsdpq.errors import RecipeError
 from fsdpq.recipe.sections.data import DataOptions
 
@@ -17,9 +21,18 @@ CHAT = [
 ]
 
 
-def _trained_text(conversation: list[dict[str, str]], **options: object) -> str:
+def _options(**changes: Any) -> DataOptions:
+    return DataOptions(**({"path": "x"} | changes))
+
+
+def _row(messages: list[dict[str, str]], tokenizer: PreTrainedTokenizerBase, **changes: Any) -> Row:
+    [row] = tokenize_rows([{"messages": messages}], tokenizer, _options(**changes)).rows
+    return row
+
+
+def _trained_text(messages: list[dict[str, str]], **changes: Any) -> str:
     tokenizer = build_tokenizer()
-    row = tokenize_conversation(conversation, tokenizer, bool(options.get("train_on_prompt")))
+    row = _row(messages, tokenizer, **changes)
     ids = [i for i, trained in zip(row.input_ids, row.loss_mask, strict=True) if trained]
     return str(tokenizer.decode(ids))
 
@@ -35,9 +48,8 @@ def test_train_on_prompt_trains_all_but_the_first_token() -> None:
 
 def test_the_tokens_are_those_of_transformers_own_template_call() -> None:
     tokenizer = build_tokenizer()
-    row = tokenize_conversation(CHAT, tokenizer, train_on_prompt=False)
     expected = tokenizer.apply_chat_template(CHAT, tokenize=True, return_dict=True)
-    assert row.input_ids == expected["input_ids"]  # pyright: ignore[reportArgumentType, reportCallIssue]
+    assert list(_row(CHAT, tokenizer).input_ids) == expected["input_ids"]  # pyright: ignore[reportArgumentType, reportCallIssue]
 
 
 def test_the_mask_is_that_of_transformers_generation_tags() -> None:
@@ -51,8 +63,27 @@ def test_the_mask_is_that_of_transformers_generation_tags() -> None:
     expected = tokenizer.apply_chat_template(
         CHAT, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
     )
-    row = tokenize_conversation(CHAT, tokenizer, train_on_prompt=False)
-    assert [int(t) for t in row.loss_mask] == expected["assistant_masks"]  # pyright: ignore[reportArgumentType, reportCallIssue]
+    assert list(_row(CHAT, tokenizer).loss_mask) == expected["assistant_masks"]  # pyright: ignore[reportArgumentType, reportCallIssue]
+
+
+def test_an_answer_that_the_template_leaves_unmarked_gets_an_end_of_text_token() -> None:
+    template = (
+        "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+        "{% if add_generation_prompt %}assistant: {% endif %}"
+    )
+    tokenizer = build_tokenizer(template=template)
+    row = _row(CHAT[:2], tokenizer)
+    assert row.input_ids[-1] == tokenizer.eos_token_id
+    assert row.loss_mask[-1]
+    tokenizer.eos_token = None
+    with pytest.raises(RecipeError) as caught:
+        _row(CHAT[:2], tokenizer)
+    assert "marks an answer's end" in caught.value.problems[0].message
+
+
+def test_an_empty_answer_trains_its_end_only() -> None:
+    empty = [CHAT[0], {"role": "assistant", "content": ""}]
+    assert _trained_text(empty) == "<|im_end|>"
 
 
 def test_a_token_that_merges_across_the_boundary_is_not_trained() -> None:
@@ -71,48 +102,73 @@ def test_a_token_that_merges_across_the_boundary_is_not_trained() -> None:
     begin = text.index("yes")
     crossing = [s < begin < e for s, e in encoded["offset_mapping"]]  # pyright: ignore[reportGeneralTypeIssues]
     assert any(crossing), "the tokenizer must merge across the boundary for this test to say much"
-    row = tokenize_conversation(chat, tokenizer, train_on_prompt=False)
-    assert row.num_trained == len(" sure")
-    for (start, _), trained in zip(encoded["offset_mapping"], row.loss_mask, strict=True):  # pyright: ignore[reportArgumentType]
+    row = _row(chat, tokenizer)
+    assert row.num_trained == len(" sure") + 1, "the rest of the answer and the end-of-text token"
+    for (start, _), trained in zip(encoded["offset_mapping"], row.loss_mask, strict=False):  # pyright: ignore[reportArgumentType]
         assert not (trained and start < begin)
 
 
+LONG = {"messages": [CHAT[0], {"role": "assistant", "content": "four " * 100}]}
+SHORT = {"messages": CHAT[:2]}
+NO_ANSWER = {"messages": [{"role": "user", "content": "hello"}]}
+
+
+def _tokenize(rows: list[Mapping[str, Any]], **changes: Any) -> Any:
+    return tokenize_rows(rows, build_tokenizer(), _options(seq_len=48, **changes))
+
+
 def test_a_long_row_is_cut_and_a_row_without_loss_is_left_out() -> None:
-    long_answer = [CHAT[0], {"role": "assistant", "content": "four " * 100}]
-    no_answer = [{"role": "user", "content": "hello"}]
-    options = DataOptions(path="x", seq_len=32)
-    data = tokenize_conversations([long_answer, no_answer], build_tokenizer(), options)
-    assert [len(row.input_ids) for row in data.rows] == [32]
-    assert (data.num_cut, data.num_dropped) == (1, 1)
+    data = _tokenize([LONG, NO_ANSWER])
+    assert [len(row.input_ids) for row in data.rows] == [48]
+    assert (data.num_cut, data.num_too_long, data.num_untrained) == (1, 0, 1)
+
+
+def test_a_row_cut_at_its_start_keeps_its_end() -> None:
+    whole = tokenize_rows([LONG], build_tokenizer(), _options(seq_len=4096)).rows[0]
+    [cut] = _tokenize([LONG], truncation="truncate_start").rows
+    assert cut.input_ids == whole.input_ids[-48:]
+    assert not cut.loss_mask[0]
+    assert list(cut.loss_mask[1:]) == list(whole.loss_mask[-47:])
+
+
+def test_long_rows_are_dropped_or_refused_by_policy() -> None:
+    data = _tokenize([LONG, SHORT], truncation="drop")
+    assert (len(data.rows), data.num_cut, data.num_too_long) == (1, 0, 1)
+    with pytest.raises(RecipeError) as caught:
+        _tokenize([SHORT, LONG], truncation="error")
+    assert caught.value.problems[0].message.startswith("row 2 has ")
 
 
 def test_data_without_any_loss_is_an_error() -> None:
-    no_answer = [{"role": "user", "content": "hello"}]
     with pytest.raises(RecipeError) as caught:
-        tokenize_conversations([no_answer], build_tokenizer(), DataOptions(path="x"))
+        _tokenize([NO_ANSWER])
     assert "none of the 1 rows has a token that carries loss" in caught.value.problems[0].message
-
-
-def test_a_tokenizer_without_a_template_is_an_error() -> None:
-    tokenizer = build_tokenizer()
-    tokenizer.chat_template = None
-    with pytest.raises(RecipeError) as caught:
-        tokenize_conversations([CHAT], tokenizer, DataOptions(path="x"))
-    assert caught.value.problems[0].message == "the tokenizer has no chat template"
 
 
 def test_a_row_that_the_template_refuses_is_named() -> None:
     guarded = "{{ raise_exception('no system role') if messages[0].role == 'system' }}"
     template = guarded + build_tokenizer().chat_template  # pyright: ignore[reportOperatorIssue]
-    tokenizer = build_tokenizer(template=template)
-    refused = [{"role": "system", "content": "be kind"}, *CHAT]
+    refused = {"messages": [{"role": "system", "content": "be kind"}, *CHAT]}
     with pytest.raises(RecipeError) as caught:
-        tokenize_conversations([CHAT, refused], tokenizer, DataOptions(path="x"))
+        tokenize_rows([SHORT, refused], build_tokenizer(template=template), _options())
     message = caught.value.problems[0].message
     assert message == "row 2: the chat template refuses it: no system role"
 
 
 def test_a_prompt_ends_where_the_answer_begins() -> None:
     tokenizer = build_tokenizer()
-    text = tokenizer.decode(prompt_ids(tokenizer, "hello"))
+    text = tokenizer.decode(prompt_ids(tokenizer, "hello", "messages"))
     assert text == "<|im_start|>user\nhello<|im_end|>\n<|im_start|>assistant\n"
+
+
+def test_dummy_rows_fill_the_sequence_and_train_all_of_it() -> None:
+    tokenizer = build_tokenizer()
+    data = make_dummy_rows(tokenizer, DataOptions(format="dummy", max_rows=3, seq_len=32))
+    assert [(len(row.input_ids), row.num_trained) for row in data.rows] == [(32, 31)] * 3
+    assert len({bytes(row.input_ids) for row in data.rows}) == 3
+    assert all(0 <= i < tokenizer.vocab_size for row in data.rows for i in row.input_ids)
+
+
+def test_the_digest_tells_rows_apart() -> None:
+    one, other = _tokenize([SHORT]), _tokenize([SHORT], train_on_prompt=True)
+    assert one.digest() == _tokenize([SHORT]).digest() != other.digest()

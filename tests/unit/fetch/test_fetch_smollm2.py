@@ -9,7 +9,9 @@ import pytest
 from support.imports import imported_by
 
 from fsdpq.errors import FetchError
-from fsdpq.fetch.resolve import fetch_data, fetch_model
+from fsdpq.fetch.data import fetch_data
+from fsdpq.fetch.resolve import fetch_model
+from fsdpq.recipe.sections.data import DataOptions
 
 NO_INDEX = ("cannot download", "the package index that pip uses has no")
 
@@ -73,8 +75,7 @@ def test_converted_weights_are_the_same_everywhere(fetched):
 def test_dialogues_of_the_corpus_are_unique():
     fetched = or_skip(
         lambda: fetch_data(
-            None,
-            "pypi:chatterbot-english",
+            DataOptions(dataset="pypi:chatterbot-english"),
             base_dir=Path(__file__).parent,
             report=[].append,
         )

@@ -72,7 +72,8 @@ def test_sharegpt_is_read_as_messages() -> None:
         ({"messages": [{"role": "bot", "content": "a"}]}, "messages", "has the role `bot`"),
         ({"question": "a", "answer": 4}, "qna_no_ctx", "`answer` is a number, not text"),
         ({"instruction": "a", "output": None}, "alpaca", "`output` is null, not text"),
-        ({"text": "### Human: a"}, "guanaco", "`text` has no `### Human:` followed by"),
+        ({"text": "### Human: a"}, "guanaco", "`text` has no `### Assistant:`"),
+        ({"text": "Hi ### Human: a"}, "guanaco", "`text` does not begin with `### Human:`"),
     ],
 )
 def test_what_is_no_text_or_no_message_is_said(row: dict, name: str, mistake: str) -> None:

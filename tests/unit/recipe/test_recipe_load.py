@@ -266,7 +266,9 @@ def test_what_is_no_override_is_a_problem(tmp_path: Path, override: str, message
     [
         (("data.dataset=null",), "`data` needs `path` or `dataset`"),
         (("data.path=r.yaml",), "`data` has both `path` and `dataset`"),
-        (("data.dataset=org/name",), "is not a `pypi:` dataset"),
+        (("data.dataset=name",), "`name` is no name of a dataset"),
+        (("data.dataset=https://x.org/y",), "is no name of a dataset"),
+        (("data.format=dummy",), "`data.dataset` has no effect with `data.format: dummy`"),
         (("data.dataset=null", "data.path=no.jsonl"), "there is no file"),
         (("training.epochs=1",), "`training` has both `steps` and `epochs`"),
         (("training.eval_interval=5",), "`data.eval_fraction` is 0"),

@@ -1,0 +1,202 @@
+"""Data becomes a file with good rows: local files, packages, the hub (a stand-in server)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.imports import imported_by
+
+from fsdpq.errors import FetchError, RecipeError
+from fsdpq.fetch import data as data_module
+from fsdpq.fetch.data import FetchedData, fetch_data
+from fsdpq.recipe.sections.data import DataOptions
+
+COMMIT = "b" * 40
+ROWS = [{"question": f"q{i}", "answer": f"a{i}"} for i in range(10)]
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("FSDPQ_CACHE", str(tmp_path / "cache"))
+
+
+def fetch(base_dir: Path, **options: Any) -> FetchedData:
+    return fetch_data(DataOptions(**options), base_dir=base_dir, report=[].append)
+
+
+def test_json_lines_are_counted_and_hashed(tmp_path):
+    content = b'{"text": "a"}\n\n{"text": "b"}'
+    (tmp_path / "rows.jsonl").write_bytes(content)
+    fetched = fetch(tmp_path, path="rows.jsonl", format="text")
+    assert fetched.path == tmp_path / "rows.jsonl"
+    assert fetched.num_rows == 2
+    assert fetched.sha256 == hashlib.sha256(content).hexdigest()
+    assert fetch(tmp_path, path="rows.jsonl", format="text", max_rows=1).num_rows == 1
+
+
+def test_bad_rows_are_a_mistake_in_the_recipe_not_of_the_machine(tmp_path):
+    (tmp_path / "rows.jsonl").write_text('{"text": "a"}\n{"text":\n[1]\n')
+    with pytest.raises(RecipeError) as caught:
+        fetch(tmp_path, path="rows.jsonl", format="text")
+    assert [problem.location.line for problem in caught.value.problems] == [2, 3]
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(FetchError, match="there is no file"):
+        fetch(tmp_path, path="rows.jsonl")
+
+
+def test_dummy_rows_need_no_source(tmp_path):
+    assert fetch(tmp_path, format="dummy").num_rows == 512
+    assert fetch(tmp_path, format="dummy", max_rows=3) == FetchedData(None, "made up", "", 3)
+
+
+@pytest.mark.parametrize("ignored", [{"revision": "main"}, {"split": "test"}])
+def test_what_only_the_hub_has_is_refused_elsewhere(tmp_path, ignored):
+    (tmp_path / "rows.jsonl").write_text('{"text": "a"}')
+    with pytest.raises(FetchError, match="has no meaning here"):
+        fetch(tmp_path, path="rows.jsonl", format="text", **ignored)
+
+
+def test_unknown_package_lists_what_there_is(tmp_path):
+    with pytest.raises(FetchError) as caught:
+        fetch(tmp_path, dataset="pypi:requests")
+    assert caught.value.hint == "there is `pypi:chatterbot-english`"
+
+
+def test_fetching_data_imports_nothing_heavy():
+    heavy = ("torch", "transformers", "datasets", "pyarrow", "numpy", "huggingface_hub")
+    assert imported_by(f"import {data_module.__name__}", heavy) == []
+
+
+class Hub(ThreadingHTTPServer):
+    """Stands in for huggingface.co: one repository of files at one commit."""
+
+    def __init__(self, files: dict[str, bytes]):
+        super().__init__(("127.0.0.1", 0), HubHandler)
+        self.files = files
+        self.requests: list[str] = []
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+
+class HubHandler(BaseHTTPRequestHandler):
+    server: Hub
+
+    def do_GET(self) -> None:
+        self._answer(with_body=True)
+
+    def do_HEAD(self) -> None:
+        self._answer(with_body=False)
+
+    def _answer(self, *, with_body: bool) -> None:
+        path = self.path.partition("?")[0]
+        self.server.requests.append(path)
+        name = path.partition(f"/datasets/org/rows/resolve/{COMMIT}/")[2]
+        content, headers = self.server.files.get(name), {}
+        if path.startswith("/api/datasets/org/rows/"):
+            content, headers = self._describe(path), {"Content-Type": "application/json"}
+        elif content is not None:
+            etag = hashlib.sha1(content).hexdigest()
+            headers = {"ETag": f'"{etag}"', "X-Repo-Commit": COMMIT}
+        elif not name:
+            headers = {"X-Error-Code": "RepoNotFound"}
+        self.send_response(404 if content is None else 200)
+        for key, value in headers.items():
+            self.send_header(key, value)
+        self.send_header("Content-Length", str(len(content or b"")))
+        self.end_headers()
+        if with_body:
+            self.wfile.write(content or b"")
+
+    def _describe(self, path: str) -> bytes:
+        files = self.server.files
+        if "/tree/" in path:
+            tree = [
+                {"type": "file", "path": name, "size": len(files[name]), "oid": name}
+                for name in files
+            ]
+            return json.dumps(tree).encode()
+        siblings = [{"rfilename": name} for name in files]
+        return json.dumps({"id": "org/rows", "sha": COMMIT, "siblings": siblings}).encode()
+
+    def log_message(self, *_arguments: Any) -> None:
+        """Keeps the tests quiet."""
+
+
+FETCH = """
+import json, sys
+from dataclasses import asdict
+from pathlib import Path
+from fsdpq.errors import FsdpqError
+from fsdpq.fetch.data import fetch_data
+from fsdpq.recipe.sections.data import DataOptions
+lines = []
+options = DataOptions(**json.loads(sys.argv[1]))
+try:
+    fetched = asdict(fetch_data(options, base_dir=Path.cwd(), report=lines.append))
+except FsdpqError as error:
+    fetched = {"error": error.message, "hint": error.hint}
+print(json.dumps(fetched | {"lines": lines, "torch": "torch" in sys.modules}, default=str))
+"""
+
+
+@pytest.fixture
+def hub() -> Iterator[Hub]:
+    lines = "\n".join(json.dumps(row) for row in ROWS)
+    server = Hub({"train.jsonl": lines.encode(), "README.md": b"rows", "rows.py": b"raise"})
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def fetch_apart(hub: Hub, tmp_path: Path, **options: Any) -> dict[str, Any]:
+    """Fetches in a process of its own: huggingface_hub reads HF_ENDPOINT when it is imported."""
+    environment = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf")}
+    done = subprocess.run(
+        [sys.executable, "-c", FETCH, json.dumps({"dataset": "org/rows"} | options)],
+        env=os.environ | environment, capture_output=True, text=True, check=True, timeout=120,
+    )  # fmt: skip
+    return json.loads(done.stdout)
+
+
+def test_dataset_of_the_hub_is_pinned_read_and_cached(hub, tmp_path):
+    first = fetch_apart(hub, tmp_path, format="qna_no_ctx", split="train[:30%]", revision="main")
+    rows = [json.loads(line) for line in Path(first["path"]).read_text().splitlines()]
+    assert rows == ROWS[:3]
+    assert first["num_rows"] == 3
+    assert first["revision"] == COMMIT
+    assert first["sha256"] == hashlib.sha256(Path(first["path"]).read_bytes()).hexdigest()
+    assert first["torch"] is False
+    assert not any("rows.py" in path for path in hub.requests), "scripts are never asked for"
+    hub.shutdown()
+    hub.server_close()
+    again = fetch_apart(hub, tmp_path, format="qna_no_ctx", split="train[:30%]", revision="main")
+    assert (again["path"], again["sha256"]) == (first["path"], first["sha256"])
+    assert not any("reading split" in line for line in again["lines"])
+
+
+def test_a_split_that_is_not_there_is_said_with_those_that_are(hub, tmp_path):
+    answer = fetch_apart(hub, tmp_path, format="qna_no_ctx", split="validation")
+    assert answer["error"].endswith("it has no split `validation`, only `train`")
+
+
+def test_a_repository_of_scripts_is_refused_before_the_download(hub, tmp_path):
+    del hub.files["train.jsonl"]
+    answer = fetch_apart(hub, tmp_path, format="qna_no_ctx")
+    assert "dataset scripts are not run" in answer["error"]
+    assert "refs/convert/parquet" in answer["hint"]
