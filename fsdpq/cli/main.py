@@ -43,7 +43,7 @@ def cli() -> None:
     "--run-dir", type=_PATH, help="Where the run goes; default: a new directory in runs/."
 )
 def train(recipe: Path, overrides: tuple[str, ...], run_dir: Path | None) -> None:
-    """Train RECIPE, one process per GPU, and export the adapter.
+    """Train RECIPE, one process per GPU, and export what was trained.
 
     The run directory is printed on stdout when the run is finished.
     """
@@ -100,7 +100,7 @@ def kinds(section: str | None) -> None:
     "--temperature", type=click.FloatRange(min=0), default=0.0, show_default=True,
     help="0 takes the likeliest token each time.",
 )  # fmt: skip
-@click.option("--base", is_flag=True, help="Answer without the adapter.")
+@click.option("--base", is_flag=True, help="Answer as the model did before training.")
 def generate(
     run: Path, *, prompt: str, max_new_tokens: int, temperature: float, base: bool
 ) -> None:
