@@ -66,7 +66,7 @@ def train(
     smoke: bool,
     trust_remote_code: bool,
 ) -> None:
-    """Train RECIPE, one process per GPU, and export the adapter.
+    """Train RECIPE, one process per GPU, and export what was trained.
 
     The run directory is printed on stdout when the run is finished.
     """
@@ -134,7 +134,7 @@ def kinds(section: str | None) -> None:
     "--temperature", type=click.FloatRange(min=0), default=0.0, show_default=True,
     help="0 takes the likeliest token each time.",
 )  # fmt: skip
-@click.option("--base", is_flag=True, help="Answer without the adapter.")
+@click.option("--base", is_flag=True, help="Answer as the model did before training.")
 @_trust_option
 def generate(
     run: Path,

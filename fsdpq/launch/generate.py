@@ -71,10 +71,8 @@ def _open_run(run_dir: Path) -> RunFiles:
     if not files.resolved.is_file() or not files.lock.is_file():
         hint = "name a directory that `fsdpq train` made, such as `runs/quickstart-1a2b3c4d`"
         raise UsageError(f"`{run_dir}` is no run directory", hint=hint)
-    export_format = load_resolved(files.resolved).export.format
-    if not files.exported(export_format).is_dir():
-        what = "adapter" if export_format == "peft" else "model"
-        message = f"the run `{run_dir}` has no {what}: it did not finish"
+    if not (files.adapter.is_dir() or files.model.is_dir()):
+        message = f"the run `{run_dir}` has exported nothing: it did not finish"
         hint = "train it to the end with `fsdpq train`; `logs/` tells why it ended"
         raise UsageError(message, hint=hint)
     base = Path(json.loads(files.lock.read_text(encoding="utf-8"))["inputs"]["model"]["directory"])

@@ -160,7 +160,7 @@ def test_run_without_adapter_is_refused(capsys: pytest.CaptureFixture[str]) -> N
     Path("run.lock.json").touch()
     code, _, err = run(capsys, "generate", ".", "--prompt", "x")
     assert (code, err.splitlines()[0]) == (
-        2, "error: the run `.` has no adapter: it did not finish",
+        2, "error: the run `.` has exported nothing: it did not finish",
     )  # fmt: skip
 
 

@@ -214,3 +214,18 @@ def test_full_finetuning_of_a_quantized_base_is_refused(ranks: RankPool, tmp_pat
     expected = f"{CheckpointError.__name__}.*nothing is left to quantize"
     with pytest.raises(AssertionError, match=expected):
         ranks.run(1, train_sharded, directory, 2, sections)
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [FULL, {"adapter": {"kind": "llama_pro", "num_new_layers": 1}}, {"adapter": {"kind": "dora"}}],
+)
+def test_weights_kept_until_backward_change_nothing(
+    ranks: RankPool, tmp_path: Path, sections: dict[str, dict[str, Any]]
+) -> None:
+    directory = save_tiny_llama(tmp_path)
+    plain = ranks.run(2, train_sharded, directory, 2, sections)[0]
+    kept = {**sections, "fsdp": {"strategy": "shard_grad_op"}}
+    other = ranks.run(2, train_sharded, directory, 2, kept)[0]
+    assert other["losses"] == pytest.approx(plain["losses"], rel=1e-6)
+    assert other["norms"] == pytest.approx(plain["norms"], rel=1e-6)
