@@ -38,8 +38,10 @@ class _ChunkedLoss(torch.autograd.Function):
             chunk = slice(start, start + rows)
             index = targets[chunk].unsqueeze(1)
             logits = functional.linear(hidden[chunk], weight, bias).float()
-            capped = None if softcap is None else logits.div_(softcap).tanh_()
-            logits = logits if capped is None else capped * softcap
+            capped: Tensor | None = None
+            if softcap is not None:
+                capped = logits.div_(softcap).tanh_()
+                logits = capped * softcap
             log_sum = logits.logsumexp(dim=-1, keepdim=True)
             total += (log_sum - logits.gather(1, index)).sum()
             if needs_gradient:

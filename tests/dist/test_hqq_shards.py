@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -17,6 +19,7 @@ from fsdpq.errors import CheckpointError
 from fsdpq.model.quantized_linear import QuantizedLinear
 from fsdpq.quantization.hqq import HqqQuantizer, pack_rows, packed_row_bytes, unpack_rows
 from fsdpq.recipe.sections.quantization import HqqOptions
+from support.imports import ROOT
 from support.ranks import RankPool
 
 # Rows that divide by nothing, an odd number of groups, a row that is no multiple of 8 codes; fewer
@@ -121,6 +124,17 @@ def test_packing_is_undone_and_wastes_nothing(nbits: int, in_features: int) -> N
     # Whole bytes a row, twice for 3 bits.
     assert packed.shape == (5, packed_row_bytes(in_features, nbits))
     assert packed.shape[1] * 8 < in_features * nbits + 16
+
+
+def test_importing_hqq_says_nothing_and_leaves_the_warning_filters() -> None:
+    code = (
+        "import torch, warnings, fsdpq.protocols;"
+        "warnings.simplefilter('always'); before = list(warnings.filters);"
+        "import fsdpq.quantization.hqq; assert list(warnings.filters) == before"
+    )
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 def test_groups_that_would_cross_rows_are_refused() -> None:
