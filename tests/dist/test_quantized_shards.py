@@ -45,7 +45,8 @@ def gather_quantized(
     packed = {name: getattr(layer, name).full_tensor() for name in layer.packed_names}
     # The forward of an identity matrix is the weight, through FSDP's own gather.
     product = layer(torch.eye(shape[1], dtype=dtype)).T
-    return packed | {"weight": layer.dequantize(tuple(packed.values()), dtype), "product": product}
+    some = layer.quantizer.dequantize_rows(packed, shape, 1, 3, dtype)
+    return packed | {"some": some, "weight": layer.dequantize(tuple(packed.values()), dtype), "product": product}
 
 
 @pytest.mark.parametrize("num_ranks", [1, 2, 3, 4])
@@ -89,3 +90,4 @@ def test_gathered_shards_equal_the_whole_tensors_quantization(
                 assert torch.equal(offset, state.offset.reshape(1)), shape
             assert torch.equal(answer["weight"], reference), shape
             assert torch.equal(answer["product"], reference), shape
+            assert torch.equal(answer["some"], reference[1:3]), shape

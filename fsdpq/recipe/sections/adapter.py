@@ -28,7 +28,8 @@ class LoraOptions(Options):
 
     target_modules: Literal["all-linear"] | ModuleNames = "all-linear"
     """Linear layers that get an adapter: every one inside the decoder layers, or a list of the
-    last parts of their names (``q_proj``, ``mlp.down_proj``)."""
+    last parts of their names (``q_proj``, ``mlp.down_proj``). The experts and routers of a mixture
+    are no linear layers: its attention is adapted, and linear layers of a shared expert are."""
 
     use_rslora: bool = False
     """Rank-stabilised scaling (https://arxiv.org/abs/2312.03732)."""
