@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from fsdpq.errors import LaunchError, RunStoppedError
-from fsdpq.launch.devices import list_gpus
+from fsdpq.launch.devices import check_bf16, list_gpus
 from fsdpq.launch.failure import count_oom_kills, explain_failure
 from fsdpq.launch.lock_file import describe_run
 from fsdpq.launch.resolve import resolve_launch
 from fsdpq.launch.run_dir import check_run_dir, create_run_dir
 from fsdpq.launch.torchrun import WORKER, Row, check_endpoint, run_torchrun
+from fsdpq.recipe.checks.facts import told_dtype
 from fsdpq.recipe.load import LoadedRecipe, load_recipe
 from fsdpq.recipe.root import Recipe
 from fsdpq.run_files import RunFiles
@@ -57,6 +58,8 @@ def train(
         check_run_dir(run_dir)
     gpus = list_gpus()
     recipe = resolve_launch(loaded.recipe, num_gpus=len(gpus))
+    if recipe.launch.device == "cuda":
+        check_bf16(told_dtype(recipe), gpus)
     check_endpoint(recipe.launch)
     inputs = fetch_inputs(loaded, screen=screen)
     lock = describe_run(loaded, recipe, gpus=gpus, inputs=inputs)
