@@ -14,7 +14,7 @@ BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
 """What /proc/cpuinfo calls bf16 matrix instructions on x86 and Arm."""
 
 NO_BF16 = re.compile(
-    r"\b(GTX|TITAN|RTX 20\d\d|Quadro (RTX|GV|GP|P|M)|Tesla [KMP]\d|T4|T4G|V100|P100|P40|K80)"
+    r"\b(GTX|TITAN|RTX 20[678]0|Quadro (RTX|GV|GP|P|M)|Tesla [KMP]\d|T4|T4G|V100|P100|P40|K80)"
 )
 """Names of GPUs older than Ampere (compute capability below 8.0): no bf16 matrix instructions."""
 
