@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
+from fsdpq.errors import EnvironmentProblemError
+
 BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
 """What /proc/cpuinfo calls bf16 matrix instructions on x86 and Arm."""
+
+NO_BF16 = re.compile(
+    r"\b(GTX|TITAN|RTX 20[678]0|Quadro (RTX|GV|GP|P|M)|Tesla [KMP]\d|T4|T4G|V100|P100|P40|K80)"
+)
+"""Names of GPUs older than Ampere (compute capability below 8.0): no bf16 matrix instructions."""
 
 
 def list_gpus(environ: Mapping[str, str] = os.environ) -> list[str]:
@@ -29,6 +37,23 @@ def list_gpus(environ: Mapping[str, str] = os.environ) -> list[str]:
             break
         chosen.append(gpu)
     return chosen
+
+
+def check_bf16(dtype: str | None, gpus: list[str]) -> None:
+    """Refuses to compute in bf16 on GPUs that only emulate it, many times slower.
+
+    Args:
+        dtype: in which the run computes, None where that is not known.
+        gpus: of the run, as `list_gpus` names them.
+
+    Raises:
+        EnvironmentProblemError: one of them is older than Ampere.
+    """
+    old = [gpu for gpu in gpus if NO_BF16.search(gpu)]
+    if dtype == "bf16" and old:
+        name = old[0].partition(" (UUID")[0]
+        hint = "use `fsdp.precision=fp16_autocast`, which scales the loss, or `model.dtype=fp32`"
+        raise EnvironmentProblemError(f"the run computes in bf16, which `{name}` lacks", hint=hint)
 
 
 def cpu_has_bf16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from fsdpq.errors import LaunchError, RunStoppedError
-from fsdpq.launch.devices import list_gpus
+from fsdpq.launch.devices import check_bf16, list_gpus
 from fsdpq.launch.failure import count_oom_kills, explain_failure
 from fsdpq.launch.lock_file import describe_run
 from fsdpq.launch.processes import TRUST_FLAG
@@ -16,6 +16,7 @@ from fsdpq.launch.resolve import resolve_launch
 from fsdpq.launch.run_dir import check_run_dir, create_run_dir
 from fsdpq.launch.shrink import shrink_recipe
 from fsdpq.launch.torchrun import WORKER, Row, check_endpoint, run_torchrun
+from fsdpq.recipe.checks.facts import told_dtype
 from fsdpq.recipe.load import LoadedRecipe, load_recipe
 from fsdpq.recipe.root import Recipe
 from fsdpq.run_files import RunFiles
@@ -74,6 +75,8 @@ def train(
     gpus = [] if smoke else list_gpus()
     wanted = shrink(loaded, screen=screen) if smoke else loaded.recipe
     recipe = resolve_launch(wanted, num_gpus=len(gpus))
+    if recipe.launch.device == "cuda":
+        check_bf16(told_dtype(recipe), gpus)
     check_endpoint(recipe.launch)
     if smoke:
         inputs = make_inputs(loaded, screen=screen)

@@ -95,7 +95,12 @@ def default_text(info: FieldInfo) -> str:
     """Returns a field's default as YAML writes it, ``required`` where there is none."""
     if info.default is PydanticUndefined:
         return "required"
-    return show_value(info.default)
+    return "{}" if isinstance(info.default, Options) else show_value(info.default)
+
+
+def nested_options(info: FieldInfo) -> type[Options] | None:
+    """Returns the class of the mapping that a field holds, None where it holds none."""
+    return next((m for m in _union_members(info.annotation) if _is_options(m)), None)
 
 
 def show_value(value: Any) -> str:
@@ -165,6 +170,8 @@ def _describe(annotation: Any, metadata: list[Any]) -> str:
         return f"a list of {len(args)} values, each {_describe(args[0], [])}"
     if annotation is type(None):
         return "null"
+    if _is_options(annotation):
+        return f"a mapping of {list_words(annotation.model_fields, 'and')}"
     return _PLAIN.get(annotation, str(annotation)) + _describe_bounds(annotation, metadata)
 
 

@@ -6,6 +6,7 @@ Pydantic puts the tag of a union into the location of an error; here it is taken
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, cast
@@ -13,7 +14,15 @@ from typing import Any, cast
 from pydantic_core import ErrorDetails
 
 from fsdpq.errors import Location, Problem
-from fsdpq.recipe.describe import Section, describe_field, list_words, show_value, suggest
+from fsdpq.recipe.describe import (
+    Section,
+    describe_field,
+    list_words,
+    nested_options,
+    show_value,
+    suggest,
+)
+from fsdpq.recipe.options import Options
 from fsdpq.recipe.root import Recipe
 from fsdpq.recipe.source import KeyPath, Marks
 
@@ -32,17 +41,18 @@ class Translator:
     def translate(self, errors: list[ErrorDetails]) -> Iterator[Problem]:
         """Yields one Problem a key, however many union members complained about it."""
         seen: set[KeyPath] = set()
-        cleaned = [(error["type"], self._clean(error["loc"])) for error in errors]
+        cleaned = [(error["type"], self._clean(error)) for error in errors]
         misspelt = {
             (*path[:-1], guess)
             for error_type, path in cleaned
             if error_type == "extra_forbidden" and (guess := self._guess(path))
         }
         for error_type, path in cleaned:
-            if path[:2] in seen or (error_type == "missing" and path in misspelt):
+            field = _field_of(path)
+            if field in seen or (error_type == "missing" and path in misspelt):
                 continue
             if error_type != "extra_forbidden":
-                seen.add(path[:2])
+                seen.add(field)
             yield self._explain(error_type, path)
 
     def locate(self, problem: Problem) -> Problem:
@@ -56,18 +66,31 @@ class Translator:
         """Returns the key that the unknown key at ``path`` most likely means."""
         if len(path) == 1:
             return suggest(str(path[0]), Recipe.model_fields)
-        section = self.sections[str(path[0])]
-        options = section.options(self.data[section.name])
+        options = self._owner(path)
         return suggest(str(path[-1]), options.model_fields) if options else None
 
-    def _clean(self, loc: tuple[int | str, ...]) -> KeyPath:
-        """Returns ``loc`` without the union tags that pydantic puts into it."""
+    def _owner(self, path: KeyPath) -> type[Options] | None:
+        """Returns the class that has the field at ``path`` of a section."""
+        section = self.sections[str(path[0])]
+        options = section.options(self.data[section.name])
+        for part in path[1:-1]:
+            info = options.model_fields.get(str(part)) if options else None
+            options = nested_options(info) if info else None
+        return options
+
+    def _clean(self, error: ErrorDetails) -> KeyPath:
+        """Returns where an error is, without the tags that pydantic adds for members of unions."""
+        loc, is_missing = error["loc"], error["type"] == "missing"
         section = self.sections.get(str(loc[0])) if loc else None
         if section is not None and section.tagged and len(loc) > 1 and loc[1] in section.kinds:
             loc = (loc[0], *loc[2:])
         if section is None or len(loc) < 3:
             return loc
-        return (*loc[:2], *(part for part in loc[2:] if isinstance(part, int)))
+        path, value = loc[:2], _child(self.data[section.name], loc[1])
+        for index, part in enumerate(loc[2:], 3):
+            if _child(value, part) is not _NOTHING or (is_missing and index == len(loc)):
+                path, value = (*path, part), _child(value, part)
+        return path
 
     def _explain(self, error_type: str, path: KeyPath) -> Problem:
         if len(path) == 0:
@@ -100,10 +123,10 @@ class Translator:
 
     def _unknown_key(self, path: KeyPath) -> Problem:
         section, word = self.sections[str(path[0])], str(path[-1])
-        options = section.options(self.data[section.name])
+        options = self._owner(path)
         kind = f" (kind `{self._kind(section)}`)" if "" not in section.kinds else ""
         fields = list(options.model_fields) if options else []
-        message = f"unknown key `{word}` in `{section.name}`{kind}"
+        message = f"unknown key `{word}` in `{_dotted(path[:-1])}`{kind}"
         guess = self._guess(path)
         hint = f"did you mean `{guess}`?" if guess else self._home_of(word, fields, section)
         return self._problem(message, path, self.marks.key(path), hint)
@@ -139,6 +162,10 @@ class Translator:
         entry: Any = self.data[section.name]
         kinds = list_words(section.kinds)
         if not isinstance(entry, dict) or "kind" not in entry:
+            word = self._misspelt_kind(section)
+            if word is not None:
+                message, path = f"unknown key `{word}` in `{section.name}`", (section.name, word)
+                return self._problem(message, path, self.marks.key(path), "did you mean `kind`?")
             message, location = f"`{section.name}` needs a `kind`", self.marks.key(path[:1])
             return self._problem(message, path, location, f"add `kind:` with {kinds}")
         word = show_value(cast("dict[str, Any]", entry)["kind"])
@@ -146,6 +173,13 @@ class Translator:
         hint = f"did you mean `{guess}`?" if guess else f"`{section.name}` knows {kinds}"
         message = f"unknown kind `{word}` in `{section.name}`"
         return self._problem(message, path, self.marks.value(path), hint)
+
+    def _misspelt_kind(self, section: Section) -> str | None:
+        """Returns the key that was meant to be ``kind``, and is no other key either."""
+        known = {name for options in section.kinds.values() for name in options.model_fields}
+        entry: Any = self.data[section.name]
+        words = list(cast("dict[str, Any]", entry)) if isinstance(entry, dict) else []
+        return next((w for w in words if w not in known and suggest(w, ["kind"])), None)
 
     def _not_a_mapping(self, name: str) -> Problem:
         value: Any = self.data[name]
@@ -158,22 +192,40 @@ class Translator:
         return self._problem(message, (name,), self.marks.key((name,)), hint)
 
     def _bad_value(self, path: KeyPath) -> Problem:
-        value, field_path = _value_at(self.data, path), path[:2]
-        options = Recipe if len(path) == 1 else None
-        if str(path[0]) in self.sections:
-            section = self.sections[str(path[0])]
-            options, field_path = section.options(self.data[section.name]), path[:2]
+        value, field_path = _value_at(self.data, path), _field_of(path)
+        in_section = str(path[0]) in self.sections
+        options = self._owner(field_path) if in_section else Recipe
         info = options.model_fields.get(str(field_path[-1])) if options else None
         expected = describe_field(info) if info else "something else"
-        key = ".".join(str(part) for part in field_path)
         found = f", not `{show_value(value)}`"
-        if len(path) > 2:
-            found = f"; item {int(path[2]) + 1} is `{show_value(value)}`"
+        if len(path) > len(field_path):
+            found = f"; item {int(path[len(field_path)]) + 1} is `{show_value(value)}`"
         hint = _type_hint(value, expected)
         if not hint:
             hint = f"for example `{info.examples[0]}`" if info and info.examples else "change it"
-        message = f"`{key}` must be {expected}{found}"
+        message = f"`{_dotted(field_path)}` must be {expected}{found}"
         return self._problem(message, path, self.marks.value(path), hint)
+
+
+def _dotted(path: KeyPath) -> str:
+    return ".".join(str(part) for part in path)
+
+
+def _field_of(path: KeyPath) -> KeyPath:
+    """Returns ``path`` up to the field, without the place inside of a list."""
+    return tuple(itertools.takewhile(lambda part: isinstance(part, str), path))
+
+
+_NOTHING = object()
+
+
+def _child(data: Any, part: int | str) -> Any:
+    """Returns what ``data`` has at a key or an index, `_NOTHING` where it has nothing there."""
+    if isinstance(data, dict):
+        return cast("dict[Any, Any]", data).get(part, _NOTHING)
+    if isinstance(data, list) and isinstance(part, int):
+        return next(iter(cast("list[Any]", data)[part : part + 1]), _NOTHING)
+    return _NOTHING
 
 
 def _value_at(data: Any, path: KeyPath) -> Any:

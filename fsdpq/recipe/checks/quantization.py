@@ -24,28 +24,24 @@ def check_base_can_be_trained(recipe: Recipe, _base_dir: Path) -> Iterator[Probl
 
 
 def check_hqq_groups_fit(recipe: Recipe, base_dir: Path) -> Iterator[Problem]:
-    """Hqq groups, or codes packed to bytes, that would cross the rows of a weight."""
+    """Hqq groups that would cross the rows of a weight."""
     options, card = recipe.quantization, card_of(recipe, base_dir)
-    if not isinstance(options, HqqOptions) or card is None:
+    if not isinstance(options, HqqOptions) or options.group_size is None or card is None:
         return
-    kept = options.modules_to_not_convert
+    size, kept = options.group_size, options.modules_to_not_convert
     shapes = [s for s in layer_linears(card) if not any(matches(s.name, name) for name in kept)]
-    for key, block in (("group_size", options.group_size or 1), ("nbits", _codes(options.nbits))):
-        crossed = [shape for shape in shapes if shape.in_features % block]
-        if crossed:
-            what = "" if key == "group_size" else f", {block} codes to {block * options.nbits} bits"
-            names = list_words((shape.name for shape in crossed), "and")
-            message = f"`quantization.{key}: {getattr(options, key)}`{what} does not divide the"
-            message += f" {crossed[0].in_features} inputs of {names}"
-            sizes = [s for s in (16, 32, 64, 128, 256) if not crossed[0].in_features % s]
-            hint = f"use {list_words(map(str, sizes))}" if sizes and key == "group_size" else ""
-            hint = hint or "add them to `modules_to_not_convert`, or use `kind: bnb`"
-            yield Problem(message, f"quantization.{key}", hint=hint)
-
-
-def _codes(nbits: int) -> int:
-    """Returns how many codes fill whole bytes."""
-    return 8 // nbits if nbits != 3 else 8
+    crossed = [shape for shape in shapes if shape.in_features % size]
+    if crossed:
+        names = list_words((shape.name for shape in crossed), "and")
+        message = f"`quantization.group_size: {size}` does not divide the"
+        message += f" {crossed[0].in_features} inputs of {names}"
+        sizes = [
+            str(n)
+            for n in (16, 32, 64, 128, 256)
+            if not any(shape.in_features % n for shape in crossed)
+        ]
+        hint = f"use {list_words([*sizes, 'null'])}, or add them to `modules_to_not_convert`"
+        yield Problem(message, "quantization.group_size", hint=hint)
 
 
 def check_unconverted_modules_exist(recipe: Recipe, base_dir: Path) -> Iterator[Problem]:

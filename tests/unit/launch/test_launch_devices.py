@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from fsdpq.errors import EnvironmentProblemError
-from fsdpq.launch.devices import cpu_has_bf16, list_gpus
+from fsdpq.launch.devices import check_bf16, cpu_has_bf16, list_gpus
 from fsdpq.launch.resolve import resolve_launch
 from fsdpq.recipe.load import load_recipe
 from fsdpq.recipe.root import Recipe
@@ -106,3 +106,27 @@ def test_more_ranks_than_gpus_says_both_numbers() -> None:
 def test_cuda_without_a_gpu_is_refused() -> None:
     with pytest.raises(EnvironmentProblemError, match="shows no GPU"):
         resolve_launch(recipe("launch.device=cuda"), num_gpus=0)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["Tesla T4", "Tesla V100-SXM2-16GB", "NVIDIA GeForce RTX 2080 Ti", "NVIDIA GeForce GTX 1080",
+     "NVIDIA TITAN RTX", "Quadro RTX 8000", "Tesla P100-PCIE-16GB"],
+)  # fmt: skip
+def test_bf16_is_refused_where_a_gpu_lacks_it(name: str) -> None:
+    gpus = [f"GPU 0: {name} (UUID: GPU-1)"]
+    with pytest.raises(EnvironmentProblemError) as caught:
+        check_bf16("bf16", gpus)
+    assert f"which `GPU 0: {name}` lacks" in caught.value.message
+    assert "fp16_autocast" in caught.value.hint
+    check_bf16("fp32", gpus)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["NVIDIA GeForce RTX 3090", "NVIDIA A100-SXM4-80GB", "NVIDIA H100 80GB HBM3", "NVIDIA L4",
+     "NVIDIA RTX A6000", "NVIDIA GeForce RTX 4090", "NVIDIA RTX 2000 Ada Generation",
+     "NVIDIA A40", "NVIDIA RTX 6000 Ada Generation", "NVIDIA B200"],
+)  # fmt: skip
+def test_bf16_is_welcome_where_gpus_have_it(name: str) -> None:
+    check_bf16("bf16", [f"GPU 0: {name} (UUID: GPU-1)"])
