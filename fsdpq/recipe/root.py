@@ -76,6 +76,13 @@ class Recipe(Options):
 def recipe_schema() -> dict[str, Any]:
     """Returns the JSON Schema of a recipe (draft 2020-12), for editors and tests."""
     schema = Recipe.model_json_schema()
+    schema["properties"]["defaults"] = {  # consumed by `fsdpq.recipe.layers`, so no field
+        "description": "Base fragments below this recipe, later ones over earlier ones: names of "
+        "shipped ones, or files beside the recipe (`./name.yaml`).",
+        "type": "array",
+        "items": {"type": "string"},
+        "title": "Defaults",
+    }
     return {"$schema": SCHEMA_ID, **schema}
 
 

@@ -37,7 +37,7 @@ _TOKENS = re.compile(
     r")"
 )
 _NAMED_SECRET = re.compile(
-    r"(?:api[_-]?key|token|secret|passw(?:or)?d|wandb[.\w]{0,40})[\"']?\s{0,9}[:=]\s{0,9}[\"']?"
+    r"(?:api[_-]?key|token|secret|passw(?:or)?d|wandb[.\w]{0,20})[\"']?\s{0,9}[:=]\s{0,9}[\"']?"
     r"(?P<secret>[0-9a-f]{32,})(?![0-9a-z])",
     re.IGNORECASE,
 )  # bounded: a line may hold a megabyte of `wandbwandb`

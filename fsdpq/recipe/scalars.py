@@ -53,8 +53,10 @@ def parse_scalar(kind: str, text: str) -> Any:
     if len(text) > MAX_DIGITS:
         raise ValueError(text)
     if kind == "int":
-        base = {"0o": 8, "0x": 16}.get(text[:2], 10)
-        return int(text, base)
+        value = int(text, {"0o": 8, "0x": 16}.get(text[:2], 10))
+        if abs(value) >= 2**63:
+            raise ValueError(text)
+        return value
     return float(re.sub(r"^([-+]?)\.(?=[inIN])", r"\1", text))
 
 

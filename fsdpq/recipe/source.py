@@ -161,6 +161,8 @@ def _explain_syntax(
         message = context.removeprefix("found ").partition(";")[0]
         return location, message, "give one of the two anchors another name"
     message = f"this is not YAML: {problem}" + (f" {context}" if context else "")
+    if "${" in location.text and "flow" in context:
+        return location, message, "inside of brackets put quotes around `${...}`"
     for words, advice in _ADVICE.items():
         if words in problem or words in context:
             return location, message, advice

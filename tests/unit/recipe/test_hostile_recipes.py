@@ -14,10 +14,21 @@ from fsdpq.recipe.source import MAX_BYTES, MAX_LINES, MAX_WORDS
 HEAD = (
     "version: 1\nname: x\nmodel: {name_or_path: base}\ndata: {dataset: pypi:chatterbot-english}\n"
 )
-LAUGHS = "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 18))
-MERGES = "".join(f"a{i}: &a{i} {{<<: [{', '.join([f'*a{i - 1}'] * 9)}]}}\n" for i in range(1, 18))
-TEXTS = "".join(f"t{i}: '{f'${{t{i - 1}}}' * 9}'\n" for i in range(1, 18))
-LISTS = "".join(f"t{i}: [{', '.join([f'${{t{i - 1}}}'] * 9)}]\n" for i in range(1, 18))
+
+
+def grow(line: str, item: str, joint: str = ", ") -> str:
+    """Lines whose values are nine times the one before: 9 ** 17 at the end."""
+    steps = [(str(i), str(i - 1)) for i in range(1, 18)]
+    return "".join(
+        line.replace("NOW", now).replace("ITEMS", joint.join([item] * 9)).replace("LAST", last)
+        for now, last in steps
+    )
+
+
+LAUGHS = grow("aNOW: &aNOW [ITEMS]\n", "*aLAST")
+MERGES = grow("aNOW: &aNOW {<<: [ITEMS]}\n", "*aLAST")
+TEXTS = grow("tNOW: 'ITEMS'\n", "${tLAST}", "")
+LISTS = grow("tNOW: [ITEMS]\n", "'${tLAST}'")
 CHAIN = "".join(f"t{i}: ${{t{i + 1}}}\n" for i in range(3000))
 
 HOSTILE: dict[str, bytes | str] = {
@@ -52,8 +63,7 @@ HOSTILE: dict[str, bytes | str] = {
     "text bomb": HEAD + "t0: xxxxxxxxxx\n" + TEXTS,
     "list bomb": HEAD + "t0: [x, x]\n" + LISTS,
     "reference chain": HEAD + CHAIN,
-    "reference cycle": HEAD
-    + "adapter: {kind: lora, rank: '${adapter.alpha}', alpha: '${adapter.rank}'}\n",
+    "reference cycle": HEAD + "fsdp: {offload: '${fsdp.strategy}', strategy: '${fsdp.offload}'}\n",
     "10 MB of brackets": "[" * 10_000_000,
     "1 MB of brackets": "[" * MAX_BYTES,
     "1 MB of braces": "{" * MAX_BYTES,
@@ -81,6 +91,7 @@ HOSTILE: dict[str, bytes | str] = {
     "many words": "a: '" + "x " * MAX_WORDS + "'",
     "deep flow": "a: " + "[" * 5000 + "]" * 5000,
     "deep block": "".join(" " * i + f"k{i}:\n" for i in range(1000)),
+    "reference in brackets": HEAD + "metrics: {sample_prompts: [${name}]}\n",
     "huge int": HEAD + "training: {steps: " + "9" * 100_000 + "}\n",
     "large int": HEAD + "training: {steps: " + "9" * 99 + "}\n",
     "huge hex int": HEAD + "training: {steps: 0x" + "f" * 100_000 + "}\n",
@@ -146,9 +157,11 @@ def test_hostile_recipe_is_refused_at_once(
         (HOSTILE["remote data"], "`data.path` names something on the network"),
         (HOSTILE["remote model"], "`model.name_or_path` names something on the network"),
         (HOSTILE["alias bomb"], f"the aliases of this file expand to more than {MAX_NODES} values"),
-        (HOSTILE["1 MB of keys"], f"the file holds more than {MAX_NODES} keys and values"),
+        (HOSTILE["1 MB of items"], f"the file holds more than {MAX_NODES} keys and values"),
         (HOSTILE["10 MB of brackets"], "the file is larger than 1 MB"),
         (HOSTILE["text bomb"], "this text grows to more than 10000 characters"),
+        (HOSTILE["1 MB of keys"], "the file has more than 20000 lines"),
+        (HOSTILE["reference in brackets"], "hint: inside of brackets put quotes around `${...}`"),
         (HOSTILE["list bomb"], "is a list, and stands inside of a list"),
         (HOSTILE["reference chain"], "goes over more than 20 others"),
     ],
