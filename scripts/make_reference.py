@@ -17,6 +17,7 @@ from pydantic.fields import FieldInfo
 from fsdpq.cli.main import cli
 from fsdpq.fetch.catalog import DATASETS, MODELS
 from fsdpq.recipe.describe import Section, default_text, describe_field, list_sections
+from fsdpq.recipe.field_docs import field_doc
 from fsdpq.recipe.options import Options
 from fsdpq.recipe.root import Recipe
 from fsdpq.registry import ROWS
@@ -74,7 +75,7 @@ def recipe_page() -> Iterator[str]:
     yield RECIPE_HEAD
     yield "## Keys outside of sections\n"
     yield from field_table(
-        (name, info) for name, info in Recipe.model_fields.items() if name not in sections
+        Recipe, [item for item in Recipe.model_fields.items() if item[0] not in sections]
     )
     yield "## Sections\n"
     yield from table(("section", "needed", "what it says"), map(section_row, sections))
@@ -86,7 +87,7 @@ def section_row(name: str) -> tuple[str, str, str]:
     """Returns one line of the table of sections."""
     info = Recipe.model_fields[name]
     needed = "yes" if info.is_required() else "no"
-    return f"[`{name}`](#{name})", needed, plain(info.description)
+    return f"[`{name}`](#{name})", needed, field_doc(Recipe, name)
 
 
 def render_section(section: Section) -> Iterator[str]:
@@ -104,7 +105,7 @@ def render_section(section: Section) -> Iterator[str]:
         ]
         if packages:
             yield f"Needs the package {', '.join(f'`{name}`' for name in packages)}.\n"
-        yield from field_table(fields_of(options))
+        yield from field_table(options, fields_of(options))
     yield from render_catalog(section.name)
 
 
@@ -113,10 +114,10 @@ def fields_of(options: type[Options]) -> list[tuple[str, FieldInfo]]:
     return sorted(options.model_fields.items(), key=lambda item: item[0] != "kind")
 
 
-def field_table(fields: Iterable[tuple[str, FieldInfo]]) -> Iterator[str]:
+def field_table(options: type[Options], fields: Iterable[tuple[str, FieldInfo]]) -> Iterator[str]:
     """Yields a table of keys with type, allowed values, default and description."""
     rows = [
-        (f"`{name}`", describe_field(info), show_default(info), plain(info.description))
+        (f"`{name}`", describe_field(info), show_default(info), field_doc(options, name))
         for name, info in fields
     ]
     yield from table(("key", "a value is", "default", "meaning"), rows)

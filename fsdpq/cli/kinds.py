@@ -10,6 +10,7 @@ from fsdpq.cli.render import render_table
 from fsdpq.errors import UsageError
 from fsdpq.fetch.catalog import DATASETS, MODELS
 from fsdpq.recipe.describe import default_text, describe_field, list_sections, list_words, suggest
+from fsdpq.recipe.field_docs import field_doc
 from fsdpq.recipe.options import Options
 from fsdpq.registry import ROWS, Row
 
@@ -73,7 +74,7 @@ def _render_fields(options: type[Options]) -> Iterator[str]:
         default = default_text(info)
         suffix = default if default == "required" else f"default {default}"
         yield f"  {name}: {describe_field(info).replace('`', '')} ({suffix})"
-        text = " ".join((info.description or "").replace("``", "`").split())
+        text = field_doc(options, name)
         yield from textwrap.wrap(text, 96, initial_indent="      ", subsequent_indent="      ")
     yield ""
 

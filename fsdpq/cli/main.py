@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import sys
@@ -124,6 +125,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     No input of the user ends in a traceback; a bug in fsdpq does, and says so.
     """
+    gc.set_threshold(
+        50_000
+    )  # a twentieth of the start-up was a search for garbage that is not there
+    # Third-party plugins would be searched in every installed package, and could run code.
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     try:
         cli.main(args=list(arguments) if arguments is not None else None, standalone_mode=False)
     except FsdpqError as error:

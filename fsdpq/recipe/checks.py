@@ -133,7 +133,7 @@ def check_targets_not_empty(recipe: Recipe, _base_dir: Path) -> Iterator[Problem
 
 def check_sample_length_used(recipe: Recipe, _base_dir: Path) -> Iterator[Problem]:
     """Yields a Problem where a sample length is set and there is nothing to sample."""
-    metrics, default = recipe.metrics, MetricsOptions().sample_max_new_tokens
+    metrics, default = recipe.metrics, MetricsOptions.model_fields["sample_max_new_tokens"].default
     if not metrics.sample_prompts and metrics.sample_max_new_tokens != default:
         message = "`metrics.sample_max_new_tokens` has no effect without `sample_prompts`"
         hint = "add a prompt to `metrics.sample_prompts`, or delete it"

@@ -6,7 +6,6 @@ that it explains.
 
 from __future__ import annotations
 
-import difflib
 import json
 import math
 import types
@@ -128,7 +127,9 @@ def _looks_like_other_type(text: str) -> bool:
 
 
 def _ratio(a: str, b: str) -> float:
-    return difflib.SequenceMatcher(None, a.lower(), b).ratio() if len(a) < 60 else 0.0
+    from difflib import SequenceMatcher  # only a mistake needs it
+
+    return SequenceMatcher(None, a.lower(), b).ratio() if len(a) < 60 else 0.0
 
 
 def _is_options(annotation: Any) -> bool:
