@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import json
 import os
 import sys
 import traceback
@@ -14,8 +13,12 @@ from typing import Any, TypeVar
 import click
 
 import fsdpq
-from fsdpq.cli.render import problem_fields, render_error, wants_color
-from fsdpq.errors import ExitCode, FsdpqError, Problem, RecipeError, RunStoppedError, UsageError
+from fsdpq.cli.answers import echo_json, error_fields, errors_as_json, json_option
+from fsdpq.cli.diff import diff_command
+from fsdpq.cli.migrate import migrate_command
+from fsdpq.cli.recipes import recipes_group
+from fsdpq.cli.render import render_error, wants_color
+from fsdpq.errors import ExitCode, FsdpqError, RunStoppedError, UsageError
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -64,33 +67,57 @@ def validate(recipe: Path, overrides: tuple[str, ...], as_json: bool) -> None:
     """Check RECIPE and list every mistake in it."""
     from fsdpq.recipe.load import load_recipe
 
-    try:
+    with errors_as_json(as_json):
         load_recipe(recipe, overrides)
-    except FsdpqError as error:
-        if not as_json:
-            raise
-        click.echo(_as_json(error))
-        sys.exit(error.exit_code)
-    click.echo(_as_json(None) if as_json else f"{recipe}: no mistakes found")
+    if as_json:
+        echo_json(error_fields(None))
+    else:
+        click.echo(f"{recipe}: no mistakes found")
 
 
 @cli.command()
 @recipe_arguments
-def show(recipe: Path, overrides: tuple[str, ...]) -> None:
-    """Print RECIPE with overrides applied and every default spelled out."""
-    from fsdpq.recipe.load import dump_recipe, load_recipe
+@click.option(
+    "--explain", "key", metavar="KEY",
+    help="Explain one key, or every key of a section: value, source, type, default, meaning.",
+)  # fmt: skip
+@json_option
+def show(recipe: Path, overrides: tuple[str, ...], *, key: str | None, as_json: bool) -> None:
+    """Print RECIPE with overrides applied and every default spelled out.
 
-    click.echo(dump_recipe(load_recipe(recipe, overrides).recipe), nl=False)
+    RECIPE may also be a run directory.
+    """
+    from fsdpq.cli.explain import explanation_fields, render_explanations
+    from fsdpq.recipe.explain import explain
+    from fsdpq.recipe.load import dump_recipe
+    from fsdpq.recipe.view import open_view
+
+    with errors_as_json(as_json):
+        view = open_view(recipe, overrides)
+        found = explain(view, key) if key is not None else []
+    if as_json:
+        plain = view.recipe.model_dump(mode="json")
+        echo_json([explanation_fields(entry) for entry in found] if key is not None else plain)
+    elif key is not None:
+        for line in render_explanations(found, key):
+            click.echo(line)
+    else:
+        click.echo(dump_recipe(view.recipe), nl=False)
 
 
 @cli.command()
 @click.argument("section", required=False)
-def kinds(section: str | None) -> None:
+@json_option
+def kinds(section: str | None, *, as_json: bool) -> None:
     """List what the sections of a recipe can hold."""
-    from fsdpq.cli.kinds import render_overview, render_section
+    from fsdpq.cli.kinds import kinds_fields, render_overview, render_section
 
-    for line in render_section(section) if section else render_overview():
-        click.echo(line)
+    with errors_as_json(as_json):
+        if as_json:
+            echo_json(kinds_fields(section))
+            return
+        for line in render_section(section) if section else render_overview():
+            click.echo(line)
 
 
 @cli.command()
@@ -118,6 +145,11 @@ def schema() -> None:
     from fsdpq.recipe.root import recipe_schema_text
 
     click.echo(recipe_schema_text(), nl=False)
+
+
+cli.add_command(diff_command)
+cli.add_command(migrate_command)
+cli.add_command(recipes_group)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -159,13 +191,3 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _say(text: str) -> None:
     click.echo(text, err=True, color=wants_color(sys.stderr))
-
-
-def _as_json(error: FsdpqError | None) -> str:
-    problems: list[Problem] = []
-    if isinstance(error, RecipeError):
-        problems = error.problems
-    elif error is not None:
-        problems = [Problem(error.message, hint=error.hint)]
-    fields = {"ok": error is None, "problems": [problem_fields(problem) for problem in problems]}
-    return json.dumps(fields, indent=2)

@@ -28,6 +28,7 @@ from fsdpq.recipe.describe import (
     show_value,
     suggest,
 )
+from fsdpq.recipe.migrate import check_version
 from fsdpq.recipe.root import Recipe
 from fsdpq.recipe.source import KeyPath, Marks, ResolvedDumper, read_source
 
@@ -67,6 +68,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> LoadedRecipe:
         RecipeError: with all Problems of the file and the overrides.
     """
     source = read_source(path)
+    check_version(source)
     sections = list_sections()
     parsed, problems = parse_overrides(overrides)
     problems += source.problems
@@ -90,6 +92,7 @@ def load_resolved(path: Path) -> Recipe:
         UsageError, RecipeError: the file is missing, or was changed into something else.
     """
     source = read_source(path)
+    check_version(source)
     translator = _Translator(source.data, source.marks, str(path), list_sections())
     recipe, problems = _validate(source.data, translator)
     problems = source.problems + problems

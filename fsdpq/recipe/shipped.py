@@ -1,29 +1,21 @@
-"""Where the recipes that come with fsdpq lie: in a checkout, or inside the installed package."""
+"""Finding the recipes that come with fsdpq, in a checkout and in an installed wheel."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-import fsdpq
-from fsdpq.errors import EnvironmentProblemError
 
-_PACKAGE = Path(fsdpq.__file__).parent
-_PLACES = (_PACKAGE.parent / "recipes", _PACKAGE / "_shipped" / "recipes")
+def shipped_recipes() -> Path:
+    """Returns the directory of the shipped recipes; its ``base/`` holds the fragments.
 
-
-def shipped_dir() -> Path:
-    """Returns the directory of the shipped recipes; its ``base`` holds the fragments.
-
-    Raises:
-        EnvironmentProblemError: the installation lacks them.
+    A wheel carries it inside the package (``fsdpq/_shipped/recipes``, see ``pyproject.toml``); in a
+    checkout it lies beside the package.
     """
-    for place in _PLACES:
-        if (place / "quickstart.yaml").is_file():
-            return place
-    hint = "install fsdpq again"
-    raise EnvironmentProblemError(f"there are no recipes in `{_PLACES[1]}`", hint=hint)
+    package = Path(__file__).resolve().parents[1]
+    inside = package / "_shipped" / "recipes"
+    return inside if inside.is_dir() else package.parent / "recipes"
 
 
-def shipped_recipes() -> dict[str, Path]:
-    """Returns the path of every shipped recipe by its name, sorted; fragments are left out."""
-    return {path.stem: path for path in sorted(shipped_dir().glob("*.yaml"))}
+def shipped_fragments() -> dict[str, Path]:
+    """Returns the shipped fragments by the name that ``defaults`` knows them by."""
+    return {path.stem: path for path in sorted((shipped_recipes() / "base").glob("*.yaml"))}
