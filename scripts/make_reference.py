@@ -55,7 +55,12 @@ or `NO_COLOR` is set. A progress bar is drawn on a terminal; in a pipe, with `CI
 `TERM=dumb`, plain lines are printed. `python -m fsdpq` is the same program.
 
 `[SECTION.FIELD=VALUE]...` are overrides of the recipe: see [recipe.md](recipe.md). Exit codes are
-explained in [when it fails](../guides/when-it-fails.md).
+explained in [when it fails](../guides/when-it-fails.md). With `--json` an error is JSON on stdout
+too: `ok` is false, and `problems` holds message, key, location and hint of each.
+
+Shell completion: put `eval "$(_FSDPQ_COMPLETE=bash_source fsdpq)"` into `~/.bashrc`, or the same
+with `zsh_source` into `~/.zshrc`; for fish put
+`_FSDPQ_COMPLETE=fish_source fsdpq | source` into `~/.config/fish/completions/fsdpq.fish`.
 """
 
 CATALOGS = {"model": ("name_or_path", MODELS), "data": ("dataset", DATASETS)}
@@ -148,10 +153,18 @@ def command_page() -> Iterator[str]:
     context = click.Context(cli, info_name="fsdpq", **cli.context_settings)
     yield COMMAND_HEAD
     yield from render_command(context)
-    for name in cli.list_commands(context):
-        command = cli.commands[name]
-        yield f"## fsdpq {name}\n"
-        yield from render_command(click.Context(command, info_name=name, parent=context))
+    yield from render_commands(cli, context)
+
+
+def render_commands(group: click.Group, context: click.Context) -> Iterator[str]:
+    """Yields the commands of ``group``, and those of a group in it."""
+    for name in group.list_commands(context):
+        command = group.commands[name]
+        inner = click.Context(command, info_name=name, parent=context)
+        yield f"## {inner.command_path}\n"
+        yield from render_command(inner)
+        if isinstance(command, click.Group):
+            yield from render_commands(command, inner)
 
 
 def render_command(context: click.Context) -> Iterator[str]:

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import click
@@ -15,18 +12,6 @@ from fsdpq.errors import FsdpqError, Problem, RecipeError
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the answer as JSON.")
 """Adds ``--json`` to a verb."""
-
-
-@contextmanager
-def errors_as_json(as_json: bool) -> Iterator[None]:
-    """Prints an error of the block as JSON on stdout and exits, where ``as_json`` is set."""
-    try:
-        yield
-    except FsdpqError as error:
-        if not as_json:
-            raise
-        echo_json(error_fields(error))
-        sys.exit(error.exit_code)
 
 
 def echo_json(data: Any) -> None:

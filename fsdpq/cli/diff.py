@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from fsdpq.cli.answers import errors_as_json, json_option
+from fsdpq.cli.answers import json_option
 
 
 @click.command("diff")
@@ -21,5 +21,4 @@ def diff_command(old: Path, new: Path, *, exit_code: bool, as_json: bool) -> Non
     """
     from fsdpq.cli.compare import print_diff
 
-    with errors_as_json(as_json):
-        print_diff(old, new, as_json=as_json, exit_code=exit_code)
+    print_diff(old, new, as_json=as_json, exit_code=exit_code)

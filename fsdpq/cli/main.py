@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import click
 
 import fsdpq
-from fsdpq.cli.answers import echo_json, error_fields, errors_as_json, json_option
+from fsdpq.cli.answers import echo_json, error_fields, json_option
 from fsdpq.cli.diff import diff_command
 from fsdpq.cli.migrate import migrate_command
 from fsdpq.cli.recipes import recipes_group
@@ -67,8 +67,7 @@ def validate(recipe: Path, overrides: tuple[str, ...], as_json: bool) -> None:
     """Check RECIPE and list every mistake in it."""
     from fsdpq.recipe.load import load_recipe
 
-    with errors_as_json(as_json):
-        load_recipe(recipe, overrides)
+    load_recipe(recipe, overrides)
     if as_json:
         echo_json(error_fields(None))
     else:
@@ -92,9 +91,8 @@ def show(recipe: Path, overrides: tuple[str, ...], *, key: str | None, as_json: 
     from fsdpq.recipe.load import dump_recipe
     from fsdpq.recipe.view import open_view
 
-    with errors_as_json(as_json):
-        view = open_view(recipe, overrides)
-        found = explain(view, key) if key is not None else []
+    view = open_view(recipe, overrides)
+    found = explain(view, key) if key is not None else []
     if as_json:
         plain = view.recipe.model_dump(mode="json")
         echo_json([explanation_fields(entry) for entry in found] if key is not None else plain)
@@ -112,12 +110,11 @@ def kinds(section: str | None, *, as_json: bool) -> None:
     """List what the sections of a recipe can hold."""
     from fsdpq.cli.kinds import kinds_fields, render_overview, render_section
 
-    with errors_as_json(as_json):
-        if as_json:
-            echo_json(kinds_fields(section))
-            return
-        for line in render_section(section) if section else render_overview():
-            click.echo(line)
+    if as_json:
+        echo_json(kinds_fields(section))
+        return
+    for line in render_section(section) if section else render_overview():
+        click.echo(line)
 
 
 @cli.command()
@@ -157,15 +154,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     No input of the user ends in a traceback; a bug in fsdpq does, and says so.
     """
+    given = list(sys.argv[1:] if arguments is None else arguments)
     gc.set_threshold(
         50_000
     )  # a twentieth of the start-up was a search for garbage that is not there
     # Third-party plugins would be searched in every installed package, and could run code.
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     try:
-        cli.main(args=list(arguments) if arguments is not None else None, standalone_mode=False)
+        cli.main(args=given, prog_name="fsdpq", standalone_mode=False)
     except FsdpqError as error:
-        _say(str(error) if isinstance(error, RunStoppedError) else render_error(error))
+        _report(error, as_json="--json" in given)
         sys.exit(error.exit_code)
     except click.exceptions.NoArgsIsHelpError as error:
         _say(error.format_message())
@@ -175,7 +173,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "fsdpq"
         )
         message = error.format_message().rstrip(".")
-        _say(render_error(UsageError(message, hint=f"see `{command} --help`")))
+        usage = UsageError(message, hint=f"see `{command} --help`")
+        _report(usage, as_json="--json" in given)
         sys.exit(ExitCode.RECIPE)
     except (click.Abort, KeyboardInterrupt):
         _say("stopped")
@@ -191,3 +190,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _say(text: str) -> None:
     click.echo(text, err=True, color=wants_color(sys.stderr))
+
+
+def _report(error: FsdpqError, *, as_json: bool) -> None:
+    if as_json:
+        echo_json(error_fields(error))
+    else:
+        _say(str(error) if isinstance(error, RunStoppedError) else render_error(error))

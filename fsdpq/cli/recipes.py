@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from fsdpq.cli.answers import echo_json, errors_as_json, json_option
+from fsdpq.cli.answers import echo_json, json_option
 
 
 @click.group("recipes")
@@ -22,13 +22,12 @@ def recipes_ls(*, as_json: bool) -> None:
 
     from fsdpq.cli.library import list_recipes, render_recipes
 
-    with errors_as_json(as_json):
-        entries = list_recipes()
-        if as_json:
-            echo_json([asdict(entry) for entry in entries])
-            return
-        for line in render_recipes(entries):
-            click.echo(line)
+    entries = list_recipes()
+    if as_json:
+        echo_json([asdict(entry) for entry in entries])
+        return
+    for line in render_recipes(entries):
+        click.echo(line)
 
 
 @recipes_group.command("cp")

@@ -79,7 +79,8 @@ def suggest(word: str, choices: Iterable[str]) -> str | None:
     for choice in choices:
         if _OTHER_NAMES.get(word) == choice:
             return choice
-        score = max([_ratio(word, choice), *(0.95 * _ratio(part, choice) for part in parts)])
+        near = [ratio for part in parts if (ratio := _ratio(part, choice)) >= 0.75]
+        score = max([_ratio(word, choice), *(0.95 * ratio for ratio in near)])
         if score > best_score:
             best, best_score = choice, score
     return best

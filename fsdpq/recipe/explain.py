@@ -129,8 +129,8 @@ def _no_such_key(view: View, key: str) -> UsageError:
     known = [entry.key for entry in explain_all(view)]
     sections = list_sections()
     section, _, word = key.rpartition(".")
-    others = sections[section].kinds if section in sections else {}
-    for kind, options in others.items():
+    kinds = list(sections[section].kinds.items()) if section in sections else []
+    for kind, options in kinds:
         if word in options.model_fields:
             message = f"`{key}` belongs to kind `{kind}`, and this recipe has another"
             return UsageError(message, hint=f"`fsdpq kinds {section}` explains it")

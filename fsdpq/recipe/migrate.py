@@ -48,13 +48,12 @@ class Document:
         """Deletes the lines of the key at ``path``; nothing happens where it is not there."""
         if found := self._find(path):
             lines = self.text.splitlines(keepends=True)
-            first, end = found[0].start_mark.line, found[1].end_mark
-            last = end.line if end.column else end.line - 1
-            self.text = "".join([*lines[:first], *lines[max(first, last) + 1 :]])
+            first, last = found[0].start_mark.line, max(map(_last_line, found))
+            self.text = "".join([*lines[:first], *lines[last + 1 :]])
             self.changes.append(f"`{'.'.join(path)}` is gone: {why}")
 
     def _find(self, path: Sequence[str]) -> tuple[yaml.Node, yaml.Node] | None:
-        node: yaml.Node | None = yaml.compose(self.text, Loader=yaml.SafeLoader)
+        node: Any = cast("Any", yaml).compose(self.text, Loader=yaml.SafeLoader)
         found: tuple[yaml.Node, yaml.Node] | None = None
         for part in path:
             pairs = cast("list[Any]", node.value if isinstance(node, yaml.MappingNode) else [])
@@ -67,6 +66,16 @@ class Document:
     def _replace(self, node: yaml.Node, text: str) -> None:
         start, end = node.start_mark.index, node.end_mark.index
         self.text = self.text[:start] + text + self.text[end:]
+
+
+def _last_line(node: yaml.Node) -> int:
+    """Returns the 0-based last line of ``node``; PyYAML ends a block at what comes next."""
+    if isinstance(node, yaml.CollectionNode) and node.value and not node.flow_style:
+        pairs = cast("list[Any]", node.value)
+        children = pairs if isinstance(node, yaml.SequenceNode) else [n for p in pairs for n in p]
+        return max(map(_last_line, children))
+    end = node.end_mark
+    return end.line if end.column else max(node.start_mark.line, end.line - 1)
 
 
 @dataclass(frozen=True)
