@@ -27,6 +27,8 @@ from fsdpq.cli.main import cli
 for arguments in (
     ["--help"], ["train", "--help"], ["--version"], ["kinds"], ["kinds", "model"], ["schema"],
     ["validate", {QUICKSTART!r}, "adapter.rank=8"], ["show", {QUICKSTART!r}],
+    ["show", {QUICKSTART!r}, "--explain", "adapter"], ["diff", {QUICKSTART!r}, {QUICKSTART!r}],
+    ["recipes", "ls"], ["migrate", {QUICKSTART!r}], ["kinds", "--json"],
 ):
     cli.main(args=arguments, standalone_mode=False)
 import fsdpq.cli.screen, fsdpq.launch.train, fsdpq.launch.generate, fsdpq.fetch.resolve
@@ -101,7 +103,10 @@ def test_kinds_of_a_section_explains_its_keys(capsys: pytest.CaptureFixture[str]
     assert "  dtype: auto, bf16, fp16 or fp32 (default auto)\n" in run(capsys, "kinds", "model")
 
 
-@pytest.mark.parametrize("verb", ["train", "validate", "show", "kinds", "generate", "schema"])
+@pytest.mark.parametrize(
+    "verb",
+    ["train", "validate", "show", "diff", "kinds", "generate", "schema", "recipes", "migrate"],
+)
 def test_every_verb_has_help(capsys: pytest.CaptureFixture[str], verb: str) -> None:
     assert f" {verb} " in run(capsys, verb, "--help")
 
