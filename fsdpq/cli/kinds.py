@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import textwrap
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, cast
 
 from fsdpq.cli.render import render_table
 from fsdpq.errors import UsageError
@@ -107,7 +107,7 @@ def _working_values(section: str, field: str) -> list[Any] | None:
 
 
 def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
+    return list(cast("tuple[Any, ...]", value)) if isinstance(value, tuple) else value
 
 
 def _is_installed(package: str) -> bool:
