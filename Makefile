@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help train test test-recipes check lint types imports schema schema-check format clean
+.PHONY: help train test test-recipes check lint types imports schema schema-check format bench clean
 
 help:  ## Show what each target does
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -45,6 +45,9 @@ schema-check: $(VENV)/.installed-dev  ## Check that the committed schema is what
 format: $(VENV)/.installed-dev  ## Format the code
 	$(BIN)/ruff check --fix-only --quiet .
 	$(BIN)/ruff format .
+
+bench: $(VENV)/.installed  ## Measure how long `fsdpq validate` takes
+	$(BIN)/python scripts/bench_cli.py
 
 clean:  ## Remove the virtual environment and caches (not your runs)
 	rm -rf $(VENV) .pytest_cache .ruff_cache .import_linter_cache

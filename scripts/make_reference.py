@@ -19,6 +19,7 @@ from fsdpq.cli.main import cli
 from fsdpq.fetch.catalog import DATASETS, MODELS
 from fsdpq.recipe.checks import CHECKS, NOTICES
 from fsdpq.recipe.describe import Section, default_text, describe_field, list_sections
+from fsdpq.recipe.field_docs import field_doc
 from fsdpq.recipe.options import Options
 from fsdpq.recipe.root import Recipe
 from fsdpq.registry import ROWS
@@ -56,7 +57,12 @@ or `NO_COLOR` is set. A progress bar is drawn on a terminal; in a pipe, with `CI
 `TERM=dumb`, plain lines are printed. `python -m fsdpq` is the same program.
 
 `[SECTION.FIELD=VALUE]...` are overrides of the recipe: see [recipe.md](recipe.md). Exit codes are
-explained in [when it fails](../guides/when-it-fails.md).
+explained in [when it fails](../guides/when-it-fails.md). With `--json` an error is JSON on stdout
+too: `ok` is false, and `problems` holds message, key, location and hint of each.
+
+Shell completion: put `eval "$(_FSDPQ_COMPLETE=bash_source fsdpq)"` into `~/.bashrc`, or the same
+with `zsh_source` into `~/.zshrc`; for fish put
+`_FSDPQ_COMPLETE=fish_source fsdpq | source` into `~/.config/fish/completions/fsdpq.fish`.
 """
 
 RULES_HEAD = """\
@@ -91,7 +97,7 @@ def recipe_page() -> Iterator[str]:
     yield RECIPE_HEAD
     yield "## Keys outside of sections\n"
     yield from field_table(
-        (name, info) for name, info in Recipe.model_fields.items() if name not in sections
+        Recipe, [item for item in Recipe.model_fields.items() if item[0] not in sections]
     )
     yield "## Sections\n"
     yield from table(("section", "needed", "what it says"), map(section_row, sections))
@@ -103,7 +109,7 @@ def section_row(name: str) -> tuple[str, str, str]:
     """Returns one line of the table of sections."""
     info = Recipe.model_fields[name]
     needed = "yes" if info.is_required() else "no"
-    return f"[`{name}`](#{name})", needed, plain(info.description)
+    return f"[`{name}`](#{name})", needed, field_doc(Recipe, name)
 
 
 def render_section(section: Section) -> Iterator[str]:
@@ -121,7 +127,7 @@ def render_section(section: Section) -> Iterator[str]:
         ]
         if packages:
             yield f"Needs the package {', '.join(f'`{name}`' for name in packages)}.\n"
-        yield from field_table(fields_of(options))
+        yield from field_table(options, fields_of(options))
     yield from render_catalog(section.name)
 
 
@@ -130,10 +136,10 @@ def fields_of(options: type[Options]) -> list[tuple[str, FieldInfo]]:
     return sorted(options.model_fields.items(), key=lambda item: item[0] != "kind")
 
 
-def field_table(fields: Iterable[tuple[str, FieldInfo]]) -> Iterator[str]:
+def field_table(options: type[Options], fields: Iterable[tuple[str, FieldInfo]]) -> Iterator[str]:
     """Yields a table of keys with type, allowed values, default and description."""
     rows = [
-        (f"`{name}`", describe_field(info), show_default(info), plain(info.description))
+        (f"`{name}`", describe_field(info), show_default(info), field_doc(options, name))
         for name, info in fields
     ]
     yield from table(("key", "a value is", "default", "meaning"), rows)
@@ -181,10 +187,18 @@ def command_page() -> Iterator[str]:
     context = click.Context(cli, info_name="fsdpq", **cli.context_settings)
     yield COMMAND_HEAD
     yield from render_command(context)
-    for name in cli.list_commands(context):
-        command = cli.commands[name]
-        yield f"## fsdpq {name}\n"
-        yield from render_command(click.Context(command, info_name=name, parent=context))
+    yield from render_commands(cli, context)
+
+
+def render_commands(group: click.Group, context: click.Context) -> Iterator[str]:
+    """Yields the commands of ``group``, and those of a group in it."""
+    for name in group.list_commands(context):
+        command = group.commands[name]
+        inner = click.Context(command, info_name=name, parent=context)
+        yield f"## {inner.command_path}\n"
+        yield from render_command(inner)
+        if isinstance(command, click.Group):
+            yield from render_commands(command, inner)
 
 
 def render_command(context: click.Context) -> Iterator[str]:

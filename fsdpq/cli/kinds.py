@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import importlib.util
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any, cast
 
 from fsdpq.cli.render import render_table
 from fsdpq.errors import UsageError
 from fsdpq.fetch.catalog import DATASETS, MODELS
 from fsdpq.recipe.describe import default_text, describe_field, list_sections, list_words, suggest
+from fsdpq.recipe.explain import value_text
+from fsdpq.recipe.field_docs import field_doc
+from fsdpq.recipe.not_yet import IMPLEMENTED
 from fsdpq.recipe.options import Options
 from fsdpq.registry import ROWS, Row
 
@@ -34,24 +38,85 @@ def render_section(section: str) -> Iterator[str]:
     Raises:
         UsageError: there is no such section.
     """
+    options = _kinds_of(section)
+    for kind, members in options.items():
+        row = _row(section, kind)
+        head = f"{section}: kind: {kind}" if kind else f"{section}:"
+        yield from [head, *([f"  {row.summary}{_notes(row)}"] if row else []), ""]
+        yield from _render_fields(section, members)
+    yield from _render_catalog(section)
+
+
+def kinds_fields(section: str | None) -> list[dict[str, Any]]:
+    """Returns every kind of ``section``, or of all sections, as plain data.
+
+    Raises:
+        UsageError: there is no such section.
+    """
+    sections = [section] if section else list(list_sections())
+    return [
+        _kind_fields(name, kind, options)
+        for name in sections
+        for kind, options in _kinds_of(name).items()
+    ]
+
+
+def _kinds_of(section: str) -> Mapping[str, type[Options]]:
     sections = list_sections()
     if section not in sections:
         guess = suggest(section, sections)
         hint = f"did you mean `{guess}`?" if guess else f"the sections are {list_words(sections)}"
         raise UsageError(f"a recipe has no section `{section}`", hint=hint)
-    rows = [row for row in ROWS if row.section == section]
-    for row in rows:
-        yield from [f"{section}: kind: {row.kind}", f"  {row.summary}{_needs(row)}", ""]
-        yield from _render_fields(row.options)
-    if not rows:
-        yield from [f"{section}:", ""]
-        yield from _render_fields(sections[section].kinds[""])
-    yield from _render_catalog(section)
+    return sections[section].kinds
+
+
+def _kind_fields(section: str, kind: str, options: type[Options]) -> dict[str, Any]:
+    row = _row(section, kind)
+    packages = row.requires if row else ()
+    return {
+        "section": section,
+        "kind": kind or None,
+        "summary": row.summary if row else "",
+        "works": _works(section, kind),
+        "packages": [{"name": name, "installed": _is_installed(name)} for name in packages],
+        "keys": [
+            {
+                "key": f"{section}.{name}",
+                "type": describe_field(info).replace("`", ""),
+                "default": default_text(info),
+                "description": field_doc(options, name),
+                "works": _working_values(section, name),
+            }
+            for name, info in options.model_fields.items()
+        ],
+    }
+
+
+def _row(section: str, kind: str) -> Row | None:
+    return next((row for row in ROWS if (row.section, row.kind) == (section, kind)), None)
+
+
+def _works(section: str, kind: str) -> bool:
+    return kind in IMPLEMENTED.get(f"{section}.kind", (kind,))
+
+
+def _working_values(section: str, field: str) -> list[Any] | None:
+    """Returns the only values that work in this version, None where all do."""
+    values = IMPLEMENTED.get(f"{section}.{field}")
+    return None if values is None else [_plain(value) for value in values]
+
+
+def _plain(value: Any) -> Any:
+    return list(cast("tuple[Any, ...]", value)) if isinstance(value, tuple) else value
+
+
+def _is_installed(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None
 
 
 def _render_rows(section: str) -> list[str]:
     rows = [row for row in ROWS if row.section == section]
-    cells = [(f"kind: {row.kind}", row.summary + _needs(row)) for row in rows]
+    cells = [(f"kind: {row.kind}", row.summary + _notes(row)) for row in rows]
     return list(render_table(cells, indent="  ")) if cells else []
 
 
@@ -66,21 +131,24 @@ def _render_catalog(section: str) -> list[str]:
     return list(render_table(cells, indent="  "))
 
 
-def _render_fields(options: type[Options]) -> Iterator[str]:
+def _render_fields(section: str, options: type[Options]) -> Iterator[str]:
     for name, info in options.model_fields.items():
         if name == "kind":
             continue
         default = default_text(info)
         suffix = default if default == "required" else f"default {default}"
         yield f"  {name}: {describe_field(info).replace('`', '')} ({suffix})"
-        text = " ".join((info.description or "").replace("``", "`").split())
+        working = _working_values(section, name)
+        text = field_doc(options, name)
+        if working is not None:
+            text += f" This version: {', '.join(value_text(value) for value in working)} only."
         yield from textwrap.wrap(text, 96, initial_indent="      ", subsequent_indent="      ")
     yield ""
 
 
-def _needs(row: Row) -> str:
-    missing = [name for name in row.requires if importlib.util.find_spec(name) is None]
-    if not row.requires:
-        return ""
-    text = f" (needs {', '.join(row.requires)}"
-    return text + (f"; not installed: {', '.join(missing)})" if missing else ")")
+def _notes(row: Row) -> str:
+    notes = [f"needs {', '.join(row.requires)}"] if row.requires else []
+    missing = [name for name in row.requires if not _is_installed(name)]
+    notes += [f"not installed: {', '.join(missing)}"] if missing else []
+    notes += [] if _works(row.section, row.kind) else ["does not work in this version yet"]
+    return f" ({'; '.join(notes)})" if notes else ""

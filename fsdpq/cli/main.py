@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import gc
 import os
 import sys
 import traceback
@@ -13,14 +13,12 @@ from typing import Any, TypeVar
 import click
 
 import fsdpq
-from fsdpq.cli.render import (
-    problem_fields,
-    render_error,
-    render_notice,
-    render_warning,
-    wants_color,
-)
-from fsdpq.errors import ExitCode, FsdpqError, Problem, RecipeError, RunStoppedError, UsageError
+from fsdpq.cli.answers import echo_json, error_fields, json_option
+from fsdpq.cli.diff import diff_command
+from fsdpq.cli.migrate import migrate_command
+from fsdpq.cli.recipes import recipes_group
+from fsdpq.cli.render import render_error, render_notice, render_warning, wants_color
+from fsdpq.errors import ExitCode, FsdpqError, RunStoppedError, UsageError
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -94,34 +92,54 @@ def validate(recipe: Path, overrides: tuple[str, ...], as_json: bool) -> None:
     """Check RECIPE and list every mistake in it."""
     from fsdpq.recipe.load import load_recipe
 
-    try:
-        loaded = load_recipe(recipe, overrides)
-    except FsdpqError as error:
-        if not as_json:
-            raise
-        click.echo(_as_json(error))
-        sys.exit(error.exit_code)
-    _say_notices(loaded.notices)
-    click.echo(_as_json(None) if as_json else f"{recipe}: no mistakes found")
+    loaded = load_recipe(recipe, overrides)
+    if as_json:
+        echo_json(error_fields(None) | {"notices": list(loaded.notices)})
+    else:
+        _say_notices(loaded.notices)
+        click.echo(f"{recipe}: no mistakes found")
 
 
 @cli.command()
 @recipe_arguments
-def show(recipe: Path, overrides: tuple[str, ...]) -> None:
-    """Print RECIPE with overrides applied and every default spelled out."""
-    from fsdpq.recipe.load import dump_recipe, load_recipe
+@click.option(
+    "--explain", "key", metavar="KEY",
+    help="Explain one key, or every key of a section: value, source, type, default, meaning.",
+)  # fmt: skip
+@json_option
+def show(recipe: Path, overrides: tuple[str, ...], *, key: str | None, as_json: bool) -> None:
+    """Print RECIPE with overrides applied and every default spelled out.
 
-    loaded = load_recipe(recipe, overrides)
-    _say_notices(loaded.notices)
-    click.echo(dump_recipe(loaded.recipe), nl=False)
+    RECIPE may also be a run directory.
+    """
+    from fsdpq.cli.explain import explanation_fields, render_explanations
+    from fsdpq.recipe.explain import explain
+    from fsdpq.recipe.load import dump_recipe
+    from fsdpq.recipe.view import open_view
+
+    view = open_view(recipe, overrides)
+    _say_notices(view.notices)
+    found = explain(view, key) if key is not None else []
+    if as_json:
+        plain = view.recipe.model_dump(mode="json")
+        echo_json([explanation_fields(entry) for entry in found] if key is not None else plain)
+    elif key is not None:
+        for line in render_explanations(found, key):
+            click.echo(line)
+    else:
+        click.echo(dump_recipe(view.recipe), nl=False)
 
 
 @cli.command()
 @click.argument("section", required=False)
-def kinds(section: str | None) -> None:
+@json_option
+def kinds(section: str | None, *, as_json: bool) -> None:
     """List what the sections of a recipe can hold."""
-    from fsdpq.cli.kinds import render_overview, render_section
+    from fsdpq.cli.kinds import kinds_fields, render_overview, render_section
 
+    if as_json:
+        echo_json(kinds_fields(section))
+        return
     for line in render_section(section) if section else render_overview():
         click.echo(line)
 
@@ -162,15 +180,26 @@ def schema() -> None:
     click.echo(recipe_schema_text(), nl=False)
 
 
+cli.add_command(diff_command)
+cli.add_command(migrate_command)
+cli.add_command(recipes_group)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command line and exits with an `ExitCode`.
 
     No input of the user ends in a traceback; a bug in fsdpq does, and says so.
     """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    gc.set_threshold(
+        50_000
+    )  # a twentieth of the start-up was a search for garbage that is not there
+    # Third-party plugins would be searched in every installed package, and could run code.
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     try:
-        cli.main(args=list(arguments) if arguments is not None else None, standalone_mode=False)
+        cli.main(args=given, prog_name="fsdpq", standalone_mode=False)
     except FsdpqError as error:
-        _say(str(error) if isinstance(error, RunStoppedError) else render_error(error))
+        _report(error, as_json="--json" in given)
         sys.exit(error.exit_code)
     except click.exceptions.NoArgsIsHelpError as error:
         _say(error.format_message())
@@ -180,7 +209,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "fsdpq"
         )
         message = error.format_message().rstrip(".")
-        _say(render_error(UsageError(message, hint=f"see `{command} --help`")))
+        usage = UsageError(message, hint=f"see `{command} --help`")
+        _report(usage, as_json="--json" in given)
         sys.exit(ExitCode.RECIPE)
     except (click.Abort, KeyboardInterrupt):
         _say("stopped")
@@ -209,11 +239,8 @@ def _warn_of_code(trust_remote_code: bool) -> None:
         _say("with your rights, in every rank; use it only if you trust the model's authors")
 
 
-def _as_json(error: FsdpqError | None) -> str:
-    problems: list[Problem] = []
-    if isinstance(error, RecipeError):
-        problems = error.problems
-    elif error is not None:
-        problems = [Problem(error.message, hint=error.hint)]
-    fields = {"ok": error is None, "problems": [problem_fields(problem) for problem in problems]}
-    return json.dumps(fields, indent=2)
+def _report(error: FsdpqError, *, as_json: bool) -> None:
+    if as_json:
+        echo_json(error_fields(error))
+    else:
+        _say(str(error) if isinstance(error, RunStoppedError) else render_error(error))

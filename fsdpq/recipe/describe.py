@@ -6,7 +6,6 @@ that it explains.
 
 from __future__ import annotations
 
-import difflib
 import json
 import math
 import types
@@ -80,7 +79,8 @@ def suggest(word: str, choices: Iterable[str]) -> str | None:
     for choice in choices:
         if _OTHER_NAMES.get(word) == choice:
             return choice
-        score = max([_ratio(word, choice), *(0.95 * _ratio(part, choice) for part in parts)])
+        near = [ratio for part in parts if (ratio := _ratio(part, choice)) >= 0.75]
+        score = max([_ratio(word, choice), *(0.95 * ratio for ratio in near)])
         if score > best_score:
             best, best_score = choice, score
     return best
@@ -133,7 +133,9 @@ def _looks_like_other_type(text: str) -> bool:
 
 
 def _ratio(a: str, b: str) -> float:
-    return difflib.SequenceMatcher(None, a.lower(), b).ratio() if len(a) < 60 else 0.0
+    from difflib import SequenceMatcher  # only a mistake needs it
+
+    return SequenceMatcher(None, a.lower(), b).ratio() if len(a) < 60 else 0.0
 
 
 def _is_options(annotation: Any) -> bool:

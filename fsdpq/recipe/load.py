@@ -25,6 +25,7 @@ from fsdpq.recipe.explain_errors import Translator
 from fsdpq.recipe.interpolate import escape, interpolate
 from fsdpq.recipe.layers import Composition, compose_layers
 from fsdpq.recipe.marks import Marks
+from fsdpq.recipe.migrate import check_version
 from fsdpq.recipe.root import Recipe
 from fsdpq.recipe.safety import check_contents, check_secrets, note_outside_paths
 from fsdpq.recipe.scalars import ResolvedDumper
@@ -70,6 +71,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> LoadedRecipe:
         RecipeError: with all Problems of the files and the overrides.
     """
     source = read_source(path)
+    check_version(source)
     sections = list_sections()
     parsed, mistakes = parse_overrides(overrides)
     composed = compose_layers(source, sections)
@@ -105,6 +107,7 @@ def load_resolved(path: Path) -> Recipe:
         UsageError, RecipeError: the file is missing, or was changed into something else.
     """
     source, sections = read_source(path), list_sections()
+    check_version(source)
     composed = Composition(source.data, source.marks, list(source.problems))
     interpolate(composed, sections)
     translator = Translator(composed.data, composed.marks, str(path), sections)

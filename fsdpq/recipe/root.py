@@ -39,37 +39,37 @@ class Recipe(Options):
     model: ModelOptions
     """The base model."""
 
-    quantization: QuantizationOptions = BnbOptions(kind="bnb")
+    quantization: QuantizationOptions = BnbOptions.model_construct(kind="bnb")
     """How the base model is quantized."""
 
-    adapter: AdapterOptions = LoraOptions(kind="lora")
+    adapter: AdapterOptions = LoraOptions.model_construct(kind="lora")
     """What is trained."""
 
-    fsdp: FsdpOptions = FsdpOptions()
+    fsdp: FsdpOptions = FsdpOptions.model_construct()
     """How it is sharded."""
 
     data: DataOptions
     """What it is trained on."""
 
-    optimizer: OptimizerOptions = AdamWOptions(kind="adamw")
+    optimizer: OptimizerOptions = AdamWOptions.model_construct(kind="adamw")
     """How the weights are updated."""
 
-    lr_scheduler: ScheduleOptions = ConstantScheduleOptions(kind="constant")
+    lr_scheduler: ScheduleOptions = ConstantScheduleOptions.model_construct(kind="constant")
     """How the learning rate moves."""
 
-    training: TrainingOptions = TrainingOptions()
+    training: TrainingOptions = TrainingOptions.model_construct()
     """How long and in what batches."""
 
-    checkpoint: CheckpointOptions = CheckpointOptions()
+    checkpoint: CheckpointOptions = CheckpointOptions.model_construct()
     """What is saved on the way."""
 
-    export: ExportOptions = ExportOptions()
+    export: ExportOptions = ExportOptions.model_construct()
     """What the run leaves behind."""
 
-    metrics: MetricsOptions = MetricsOptions()
+    metrics: MetricsOptions = MetricsOptions.model_construct()
     """What is measured and shown."""
 
-    launch: LaunchOptions = LaunchOptions()
+    launch: LaunchOptions = LaunchOptions.model_construct()
     """On which processes and devices."""
 
 

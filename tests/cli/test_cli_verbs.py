@@ -27,6 +27,8 @@ from fsdpq.cli.main import cli
 for arguments in (
     ["--help"], ["train", "--help"], ["--version"], ["kinds"], ["kinds", "model"], ["schema"],
     ["validate", {QUICKSTART!r}, "adapter.rank=8"], ["show", {QUICKSTART!r}],
+    ["show", {QUICKSTART!r}, "--explain", "adapter"], ["diff", {QUICKSTART!r}, {QUICKSTART!r}],
+    ["recipes", "ls"], ["migrate", {QUICKSTART!r}], ["kinds", "--json"],
 ):
     cli.main(args=arguments, standalone_mode=False)
 import fsdpq.cli.screen, fsdpq.launch.train, fsdpq.launch.generate, fsdpq.fetch.resolve
@@ -49,15 +51,18 @@ def test_front_half_never_imports_torch() -> None:
     assert done.stdout.splitlines()[-1] == "HEAVY []"
 
 
-def test_validate_feels_instant() -> None:
+def test_validate_costs_little_more_than_importing_its_libraries() -> None:
+    libraries = [sys.executable, "-c", "import click, pydantic.fields, pydantic.main, yaml"]
     command = [sys.executable, "-m", "fsdpq", "validate", QUICKSTART]
+    floor: list[float] = []
     times: list[float] = []
     for _ in range(5):
-        started = time.monotonic()
-        subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
-        times.append(time.monotonic() - started)
-    # The best of five, as other work on the machine only ever adds; 0.2 s measured on 2 cores.
-    assert min(times) < 0.5, times
+        for arguments, found in ((libraries, floor), (command, times)):
+            started = time.monotonic()
+            subprocess.run(arguments, cwd=ROOT, check=True, capture_output=True)
+            found.append(time.monotonic() - started)
+    # The best of five, as other work on the machine only ever adds; 1.4 was measured.
+    assert min(times) < 2.0 * min(floor), (times, floor)
 
 
 def test_validate_needs_neither_hydra_nor_rich() -> None:
@@ -98,7 +103,10 @@ def test_kinds_of_a_section_explains_its_keys(capsys: pytest.CaptureFixture[str]
     assert "  dtype: auto, bf16, fp16 or fp32 (default auto)\n" in run(capsys, "kinds", "model")
 
 
-@pytest.mark.parametrize("verb", ["train", "validate", "show", "kinds", "generate", "schema"])
+@pytest.mark.parametrize(
+    "verb",
+    ["train", "validate", "show", "diff", "kinds", "generate", "schema", "recipes", "migrate"],
+)
 def test_every_verb_has_help(capsys: pytest.CaptureFixture[str], verb: str) -> None:
     assert f" {verb} " in run(capsys, verb, "--help")
 

@@ -63,7 +63,7 @@ class MetricsOptions(Options):
     """Where metrics go; ``metrics.jsonl`` is always written. ``tensorboard`` and ``wandb`` need the
     package of that name."""
 
-    wandb: WandbOptions = WandbOptions()
+    wandb: WandbOptions = WandbOptions.model_construct()
     """Settings of the sink ``wandb``."""
 
     log_memory: bool = False

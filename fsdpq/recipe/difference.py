@@ -1,0 +1,46 @@
+"""What differs between two resolved recipes: ``fsdpq diff``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from fsdpq.recipe.view import View
+
+
+@dataclass(frozen=True)
+class Side:
+    """One recipe's value of a key; a key of another kind is not there (``present`` is False)."""
+
+    present: bool
+    value: Any = None
+    source: str = ""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A key whose value differs, or that only one of two recipes has."""
+
+    key: str
+    old: Side
+    new: Side
+
+
+def compare(old: View, new: View) -> Iterator[Difference]:
+    """Yields every key that differs, in the order of the recipe; keys of one kind only come last.
+
+    A list is one value. Where ``kind`` differs, the keys of the two kinds differ as well.
+    """
+    values = (old.values(), new.values())
+    both = [path for path in values[0] if path in values[1]]
+    rest = [path for path in values[0] if path not in values[1]]
+    rest += [path for path in values[1] if path not in values[0]]
+    order = {str(name): place for place, name in enumerate(type(old.recipe).model_fields)}
+    for path in sorted([*both, *rest], key=lambda path: order[str(path[0])]):
+        sides = [
+            Side(True, table[path], view.source(path)) if path in table else Side(False)
+            for view, table in zip((old, new), values, strict=True)
+        ]
+        if sides[0].present != sides[1].present or sides[0].value != sides[1].value:
+            yield Difference(".".join(str(part) for part in path), *sides)
