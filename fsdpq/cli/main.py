@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import click
 
 import fsdpq
+from fsdpq.cli.importing import import_command
 from fsdpq.cli.render import problem_fields, render_error, wants_color
 from fsdpq.errors import ExitCode, FsdpqError, Problem, RecipeError, RunStoppedError, UsageError
 
@@ -117,6 +118,9 @@ def schema() -> None:
     from fsdpq.recipe.root import recipe_schema_text
 
     click.echo(recipe_schema_text(), nl=False)
+
+
+cli.add_command(import_command)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
