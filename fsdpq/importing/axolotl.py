@@ -45,7 +45,7 @@ _FORMATS: Mapping[str, tuple[str, str]] = {
 
 
 def _read_datasets(draft: Draft, key: str, value: Any) -> None:
-    rows: list[Any] = value if isinstance(value, list) else [value]
+    rows = cast("list[Any]", value) if isinstance(value, list) else [value]
     for index, entry in enumerate(rows):
         place = f"{key}.{index}"
         if index:

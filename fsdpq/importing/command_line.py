@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,8 @@ from fsdpq.recipe.source import Marks, Source
 MAX_BYTES = 256 * 1024
 _SCRIPT = re.compile(r"(?:^|[\s/;&])train\.py(?:\s|$)")
 _COMMENT = re.compile(r"(?:^|\s)#.*$")
+TAKEN_AS_MEANT = "it is taken as meant"
+"""Hint of a Problem that did not keep a flag from being read."""
 _HINT = "put the command (`python train.py --train_type qlora ...`) into a file, or after `--`"
 
 
@@ -31,14 +33,15 @@ class _Command:
     problems: list[Problem] = field(default_factory=list[Problem])
 
 
-def read_command_file(path: Path) -> Source:
-    """Returns the flags of the one command in ``path``.
+def read_command_file(path: Path, known: Collection[str]) -> Source:
+    """Returns the flags of the one command in ``path``; without ``train.py`` one must be known.
 
     Raises:
         UsageError: there is no such file, or no command, or more than one.
     """
     raw = _read(path)
-    commands = list(_commands(str(path), raw.decode("utf-8", errors="replace").splitlines()))
+    lines = raw.decode("utf-8", errors="replace").splitlines()
+    commands = [found for found in _commands(str(path), lines) if _is_meant(found.words, known)]
     if not commands:
         raise UsageError(f"`{path}` holds no command of fsdp_qlora", hint=_HINT)
     if len(commands) > 1:
@@ -48,17 +51,22 @@ def read_command_file(path: Path) -> Source:
     return _source(path, raw, commands[0])
 
 
-def read_words(words: Sequence[str]) -> Source:
+def read_words(words: Sequence[str], known: Collection[str]) -> Source:
     """Returns the flags of a command that the shell has split into ``words`` already.
 
     Raises:
-        UsageError: there is no flag among them.
+        UsageError: they are no such command.
     """
     line = Location(COMMAND_LINE)
     command = _Command([(word, line) for word in words])
-    if not any(word.startswith("--") for word in words):
+    if not _is_meant(command.words, known):
         raise UsageError("no command of fsdp_qlora was given", hint=_HINT)
     return _source(Path(COMMAND_LINE), b"", command)
+
+
+def _is_meant(words: Sequence[tuple[str, Location]], known: Collection[str]) -> bool:
+    keys = {word.removeprefix("--").partition("=")[0] for word, _ in words if word[:2] == "--"}
+    return not keys.isdisjoint(known) or any(word.endswith("train.py") for word, _ in words)
 
 
 def _read(path: Path) -> bytes:
@@ -122,7 +130,7 @@ def _words(
 def _cut_off(word: str, place: Location) -> Problem:
     key = word.removeprefix("--").partition("=")[0]
     message = "the line above ends without `\\`: no shell would have passed this on"
-    return Problem(message, key, place, "it is taken as meant")
+    return Problem(message, key, place, TAKEN_AS_MEANT)
 
 
 def _source(path: Path, raw: bytes, command: _Command) -> Source:
@@ -143,4 +151,8 @@ def _source(path: Path, raw: bytes, command: _Command) -> Source:
         else:
             problem = Problem(f"`{word}` belongs to no flag", "", place, "delete it")
             command.problems.append(problem)
+    for name in [name for name, value in data.items() if "$" in str(value)]:
+        message = f"`{data.pop(name)}` is a variable of the shell, whose value is not known here"
+        place = marks.values[(name,)]
+        command.problems.append(Problem(message, name, place, "write the value"))
     return Source(path=path, raw=raw, data=data, marks=marks, problems=command.problems)

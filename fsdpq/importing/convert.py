@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from fsdpq.errors import UsageError
-from fsdpq.importing import axolotl, fsdp_qlora, llamafactory, torchtune, trl
-from fsdpq.importing.accelerate import ACCELERATE, merge_accelerate
-from fsdpq.importing.command_line import read_command_file, read_words
+from fsdpq.importing import axolotl, fsdp_qlora, known_keys, llamafactory, torchtune, trl
+from fsdpq.importing.accelerate import merge_accelerate
+from fsdpq.importing.command_line import TAKEN_AS_MEANT, read_command_file, read_words
 from fsdpq.importing.draft import Draft, Table
 from fsdpq.importing.finish import finish
 from fsdpq.importing.result import ImportResult
@@ -77,7 +77,7 @@ def import_config(
         RecipeError: the file is no YAML.
     """
     if tool == fsdp_qlora.NAME or (tool == "auto" and path.suffix not in (".yml", ".yaml")):
-        source = read_command_file(path)
+        source = read_command_file(path, known_keys.FSDP_QLORA)
         return _convert(TOOLS[fsdp_qlora.NAME], source, base_dir or path.parent)
     source = read_source(path)
     chosen = _choose(source, tool)
@@ -96,7 +96,7 @@ def import_words(words: Sequence[str], *, base_dir: Path) -> ImportResult:
     Raises:
         UsageError: it is no such command.
     """
-    return _convert(TOOLS[fsdp_qlora.NAME], read_words(words), base_dir)
+    return _convert(TOOLS[fsdp_qlora.NAME], read_words(words, known_keys.FSDP_QLORA), base_dir)
 
 
 def _convert(
@@ -104,7 +104,8 @@ def _convert(
 ) -> ImportResult:
     draft = Draft(tool.name, source.data, source.marks)
     for problem in source.problems:
-        draft.report_problem(problem)
+        is_meant = problem.hint == TAKEN_AS_MEANT
+        draft.report_problem(problem, "assumed" if is_meant else "unusable")
     tool.table.apply(draft, "", source.data)
     if extra is not None:
         merge_accelerate(draft, extra)
@@ -119,9 +120,9 @@ def _choose(source: Source, name: str) -> Tool:
         return TOOLS[best]
     if name != "auto" and scores[name] > 0 and scores[name] * 2 > scores[best]:
         return TOOLS[name]
-    looks = _looks_like(source.data, best if scores[best] > 0 else "")
+    what_it_is, hint = _looks_like(source.data, best if scores[best] > 0 else "")
     what = "a config of any tool that is known here" if name == "auto" else f"a config of {name}"
-    raise UsageError(f"`{source.path}` is not {what}: {looks[0]}", hint=looks[1])
+    raise UsageError(f"`{source.path}` is not {what}: {what_it_is}", hint=hint)
 
 
 def _score(data: dict[str, Any], tool: Tool) -> int:
@@ -136,7 +137,7 @@ def _score(data: dict[str, Any], tool: Tool) -> int:
 def _looks_like(data: dict[str, Any], best: str) -> tuple[str, str]:
     if data.get("version") == 1 and {"model", "data"} <= set(data):
         return "it looks like a recipe of fsdpq", "`fsdpq validate` checks it"
-    if len(set(data) & ACCELERATE.known) > 3 and "base_model" not in data:
+    if len(set(data) & known_keys.ACCELERATE) > 3 and "base_model" not in data:
         hint = "name the training config, and this one with `--accelerate`"
         return "it looks like an accelerate config", hint
     if best:

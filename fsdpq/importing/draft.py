@@ -12,6 +12,9 @@ from fsdpq.importing.values import Reader, UnusableError, is_off, mapping
 from fsdpq.recipe.describe import show_value, suggest
 from fsdpq.recipe.source import KeyPath, Marks
 
+_SHOWN = 60
+_RENAMED = {"use_4bit": "load_in_4bit", "use_8bit": "load_in_8bit"}
+"""Names that spelling does not lead away from."""
 NOTHING_LIKE_IT = "fsdpq has nothing like it"
 
 
@@ -39,8 +42,12 @@ class Draft:
     def get(self, key: str) -> Any:
         """Returns the source's value at the dotted ``key``, None where there is none."""
         value: Any = self.data
-        for part in key.split("."):
-            value = cast("dict[str, Any]", value).get(part) if isinstance(value, dict) else None
+        for part in _path(key):
+            if isinstance(value, list):
+                items = cast("list[Any]", value)
+                value = items[part] if isinstance(part, int) and part < len(items) else None
+            else:
+                value = cast("dict[Any, Any]", value).get(part) if isinstance(value, dict) else None
         return value
 
     def read(self, key: str, reader: Reader, default: Any = None) -> Any:
@@ -73,13 +80,13 @@ class Draft:
         return value
 
     def put(self, target: str, value: Any, *, key: str = "") -> None:
-        """Writes ``value`` to the recipe's ``target``, as come from the source's ``key``."""
+        """Writes ``value`` to the recipe's ``target``, as come from ``key`` where that is set."""
         *sections, field = target.split(".")
         place = self.document
         for section in sections:
             place = place.setdefault(section, {})
         place[field] = value
-        if key:
+        if self.get(key) is not None:
             self.origins[target] = key
 
     def drop(self, target: str) -> None:
@@ -100,23 +107,18 @@ class Draft:
 
     def note(self, outcome: Outcome, key: str, message: str = "", *, target: str = "") -> None:
         """Reports what became of the source's ``key``."""
-        path: KeyPath = tuple(int(part) if part.isdigit() else part for part in key.split("."))
-        value: Any = self.data
-        for part in path:
-            if isinstance(value, list) and isinstance(part, int) and part < len(value):
-                value = value[part]
-            else:
-                value = cast("dict[Any, Any]", value).get(part) if isinstance(value, dict) else None
-        shown = one_line(show_value(value))
-        location = self.marks.key(path)
+        value = self.get(key)
+        shown = value if isinstance(value, str) and len(value) <= _SHOWN else show_value(value)
+        shown, path = one_line(shown), _path(key)
+        location = self.marks.keys.get(path) or self.marks.value(path)
         self.findings.append(
             Finding(outcome, one_line(key), shown, target, one_line(message), location)
         )
 
-    def report_problem(self, problem: Problem) -> None:
+    def report_problem(self, problem: Problem, outcome: Outcome = "unusable") -> None:
         """Reports what the reader of the file could not take."""
         message = problem.message + (f": {problem.hint}" if problem.hint else "")
-        finding = Finding("unusable", one_line(problem.key), message=one_line(message))
+        finding = Finding(outcome, one_line(problem.key), message=one_line(message))
         self.findings.append(replace(finding, location=problem.location))
 
     def forget(self, target: str, message: str) -> None:
@@ -139,6 +141,10 @@ class Draft:
             written = ", ".join(target for target in targets.split(", ") if self.has(target))
             outcome: Outcome = "converted" if written else "built_in"
             self.note(outcome, key, "" if written else "asks for nothing", target=written)
+
+
+def _path(key: str) -> KeyPath:
+    return tuple(int(part) if part.isdecimal() else part for part in key.split("."))
 
 
 class Rule(Protocol):
@@ -193,7 +199,8 @@ class Choice:
             why = self.otherwise or f"`{self.target}` has no such choice"
             draft.note("no_counterpart", key, why)
             return
-        chosen, note = found if isinstance(found, tuple) else (found, "")
+        is_pair = isinstance(found, tuple)
+        chosen, note = cast("tuple[str, str]", found) if is_pair else (str(found), "")
         draft.put(self.target, chosen, key=key)
         draft.note("assumed" if note else "converted", key, note, target=self.target)
 
@@ -314,5 +321,5 @@ class Table:
         return NOTHING_LIKE_IT
 
     def _explain(self, name: str, bare: str) -> str:
-        guess = suggest(bare, [*self.rules, *sorted(self.known)])
+        guess = _RENAMED.get(bare) or suggest(bare, [*self.rules, *sorted(self.known)])
         return self.unknown + (f"; did you mean `{guess}`?" if guess and guess != name else "")

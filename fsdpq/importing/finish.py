@@ -97,6 +97,10 @@ def _expected(document: dict[str, Any], target: str) -> str:
     return describe_field(info) if info else "something else"
 
 
+def _not_kind(field: str) -> bool:
+    return field != "kind"
+
+
 def _ordered(document: dict[str, Any]) -> dict[str, Any]:
     """Returns ``document`` with sections and keys in the order of the models, ``kind`` first."""
     sections = list_sections()
@@ -107,7 +111,6 @@ def _ordered(document: dict[str, Any]) -> dict[str, Any]:
             ordered.update({name: value} if value else {})
         elif value:
             options = sections[name].options(value)
-            fields = [*(options.model_fields if options else [])]
-            fields.sort(key=lambda field: field != "kind")
+            fields = sorted(options.model_fields if options else (), key=_not_kind)
             ordered[name] = {field: value[field] for field in fields if field in value}
     return ordered

@@ -9,7 +9,6 @@ from fsdpq.importing.draft import Always, Choice, Draft, Lost, Part, Rule, To, W
 from fsdpq.importing.values import (
     UnusableError,
     boolean,
-    is_off,
     mapping,
     names,
     number,
@@ -316,7 +315,9 @@ def _assemble_saves(draft: Draft) -> None:
 
 def assemble_report_to(draft: Draft) -> None:
     """Fills ``metrics.sinks`` and ``metrics.wandb``."""
-    wanted = [] if is_off(draft.get("report_to")) else draft.read("report_to", names, [])
+    wanted: list[str] = []
+    if draft.on("report_to"):
+        wanted = draft.read("report_to", names, wanted)
     sinks = [word for word in wanted if word in ("tensorboard", "wandb")]
     others = [word for word in wanted if word not in sinks]
     if sinks:

@@ -19,12 +19,12 @@ Outcome = Literal[
 ]
 
 TITLES: dict[Outcome, str] = {
-    "dropped": "{tool} never sees these",
+    "dropped": "not taken by {tool} itself",
     "unusable": "values that cannot be used",
     "no_counterpart": "no counterpart in fsdpq",
     "assumed": "carried over, not word for word: please check",
     "refused": "in the recipe, and refused by this version so far",
-    "default": "defaults of {tool} that differ from fsdpq's, written out",
+    "default": "defaults of {tool}, written out",
     "built_in": "nothing to write: fsdpq sees to it",
     "converted": "carried over",
 }

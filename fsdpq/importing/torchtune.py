@@ -14,7 +14,7 @@ from fsdpq.importing import known_keys
 from fsdpq.importing.draft import Always, Choice, Draft, Lost, Part, Rule, Table, To, With
 from fsdpq.importing.huggingface import BY_ITSELF, DATA_LOADING, read_offload
 from fsdpq.importing.torchtune_components import DATASETS, MODELS, OPTIMIZERS, TEXT_DATASETS
-from fsdpq.importing.values import boolean, is_off, names, number, text, whole
+from fsdpq.importing.values import boolean, is_off, mapping, names, number, text, whole
 
 NAME = "torchtune"
 UNKNOWN = "torchtune's recipes never look at it"
@@ -105,8 +105,20 @@ def _read_loss(draft: Draft, key: str, value: Any) -> None:
         draft.note("no_counterpart", key, "the loss is cross-entropy over the answers' tokens")
 
 
-def _table(rules: Mapping[str, Rule], known: str = "", why: str = "") -> Table:
-    return Table(rules, known.split(), _REFUSED, {"": why} if why else {})
+def _read_dead_section(draft: Draft, key: str, value: Any) -> None:
+    for name in mapping(value):
+        guess = f"{key}_{name}"
+        hint = f"; did you mean `{guess}`?" if guess in known_keys.TORCHTUNE else ""
+        draft.note("dropped", f"{key}.{name}", UNKNOWN + hint)
+
+
+def _table(rules: Mapping[str, Rule], lost: str = "", why: str = "") -> Table:
+    """Returns the table of a component; for the names in ``lost`` there is nothing here."""
+    return Table(rules, lost.split(), _REFUSED, {"": why} if why else {})
+
+
+def _no_need(known: str, why: str) -> dict[str, Rule]:
+    return dict.fromkeys(known.split(), Always(why))
 
 
 MODEL = _table({
@@ -125,9 +137,10 @@ TOKENIZER = _table(
     {
         "_component_": Always("the model's own tokenizer is used"),
         "max_seq_len": To("data.seq_len", whole),
+        **_no_need("path merges_file vocab_path merges_path", "the model's own tokenizer is used"),
     },
-    "path merges_file vocab_path merges_path special_tokens_path prompt_template truncation_type",
-    "the model's own tokenizer is used",
+    "special_tokens_path prompt_template truncation_type",
+    "the model's own tokenizer is used as its files say",
 )
 
 DATASET = _table({
@@ -170,8 +183,8 @@ METRICS = _table({
     "entity": To("metrics.wandb.entity", text),
     "group": To("metrics.wandb.group", text),
     "name": To("metrics.wandb.name", text),
-    "log_dir": Always("metrics go to the run directory"),
-}, "filename organize_logs", "metrics go to the run directory")  # fmt: skip
+    **_no_need("log_dir filename organize_logs", "metrics go to the run directory"),
+})  # fmt: skip
 
 PROFILER = _table({
     "_component_": Always("`metrics.profile` is torch's profiler"),
@@ -179,8 +192,11 @@ PROFILER = _table({
     "wait_steps": Part("metrics.profile"),
     "warmup_steps": Part("metrics.profile"),
     "active_steps": Part("metrics.profile"),
-}, "output_dir cpu cuda profile_memory with_stack record_shapes with_flops num_cycles",
-    "a trace is written once, to the run directory")  # fmt: skip
+    **_no_need(
+        "output_dir cpu cuda profile_memory with_stack record_shapes with_flops num_cycles",
+        "one trace a rank is written to the run directory",
+    ),
+})  # fmt: skip
 
 CHECKPOINTER = _table({
     "_component_": Always("weights are read from safetensors of the hub's format"),
@@ -188,7 +204,9 @@ CHECKPOINTER = _table({
     "checkpoint_files": Always("the index of the model says which files it has"),
     "adapter_checkpoint": Lost("a new adapter is trained: its weights start anew"),
     "recipe_checkpoint": Lost("a run goes on by its directory, not by its recipe"),
-}, "output_dir model_type safe_serialization keep_last_n_checkpoints", BY_ITSELF)  # fmt: skip
+    "keep_last_n_checkpoints": To("checkpoint.keep_last", whole),
+    **_no_need("output_dir model_type safe_serialization", BY_ITSELF),
+})  # fmt: skip
 
 RULES: Mapping[str, Rule] = {
     "model": MODEL,
@@ -226,6 +244,7 @@ RULES: Mapping[str, Rule] = {
     "output_dir": Always("runs go to `runs/<name>-<hash>`, or to `--run-dir`"),
     "collate_fn": Always(DATA_LOADING),
     "low_cpu_ram": Always(BY_ITSELF),
+    "fsdp": With("", _read_dead_section),
 }
 LOSS = _table(
     {"_component_": With("", _read_loss), "num_output_chunks": Always("the loss is in chunks")},

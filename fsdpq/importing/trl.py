@@ -6,10 +6,9 @@ A key that the parser does not know is passed on to ``accelerate launch``.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 from fsdpq.importing import known_keys
-from fsdpq.importing.accelerate import ACCELERATE
 from fsdpq.importing.draft import Always, Choice, Draft, Lost, Part, Rule, Table, To, With
 from fsdpq.importing.huggingface import (
     ATTENTION,
@@ -48,7 +47,7 @@ def _read_text_field(draft: Draft, key: str, value: Any) -> None:
 
 
 def _read_mixture(draft: Draft, key: str, value: Any) -> None:
-    rows: list[Any] = value if isinstance(value, list) else [value]
+    rows = cast("list[Any]", value) if isinstance(value, list) else [value]
     for index, entry in enumerate(rows):
         place = f"{key}.{index}"
         if index:
@@ -116,7 +115,7 @@ RULES: Mapping[str, Rule] = {
 }  # fmt: skip
 
 TABLE = Table(
-    RULES, known_keys.TRL | known_keys.HF_TRAINING | ACCELERATE.known, UNKNOWN, dict(REASONS)
+    RULES, known_keys.TRL | known_keys.HF_TRAINING | known_keys.ACCELERATE, UNKNOWN, dict(REASONS)
 )
 
 

@@ -10,8 +10,8 @@ import math
 from collections.abc import Callable
 from typing import Any, cast
 
-_TRUE = ("true", "yes", "on", "y", "1")
-_FALSE = ("false", "no", "off", "n", "0")
+_TRUE = ("true", "yes", "on", "1")
+_FALSE = ("false", "no", "off", "0")
 
 Reader = Callable[[Any], Any]
 
@@ -80,10 +80,11 @@ def names(value: Any) -> list[str]:
     Raises:
         UnusableError: it is neither.
     """
-    found: list[Any] = value.split(",") if isinstance(value, str) else value
-    if not isinstance(found, list) or not all(isinstance(name, str) for name in found):
+    found: Any = value.split(",") if isinstance(value, str) else value
+    items = cast("list[Any]", found) if isinstance(found, list) else [None]
+    if not all(isinstance(name, str) for name in items):
         raise UnusableError("must be a list of names")
-    stripped = [name.strip() for name in cast("list[str]", found)]
+    stripped = [str(name).strip() for name in items]
     return list(dict.fromkeys(name for name in stripped if name))
 
 
@@ -101,5 +102,5 @@ def mapping(value: Any) -> dict[str, Any]:
 def is_off(value: Any) -> bool:
     """Returns whether a value asks for nothing: null, false, zero, empty, ``no``, ``none``."""
     if isinstance(value, str):
-        return value.lower() in ("", "no", "none", "off", "false", "n")
+        return value.lower() in ("", "no", "none", "off", "false")
     return not value
