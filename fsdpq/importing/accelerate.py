@@ -56,7 +56,7 @@ def merge_accelerate(draft: Draft, extra: Source) -> None:
 
 
 def _assemble(draft: Draft) -> None:
-    kind = text(draft.get("distributed_type") or "NO").upper()
+    kind = draft.read("distributed_type", text, "NO").upper()
     if kind == "MULTI_GPU":
         draft.put("fsdp.strategy", "ddp", key="distributed_type")
     elif kind == "FSDP" and not draft.has("fsdp.strategy"):

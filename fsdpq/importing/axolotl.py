@@ -291,8 +291,8 @@ def _assemble_sinks(draft: Draft) -> None:
     if draft.on("wandb_project") or draft.on("use_wandb"):
         sinks.append("wandb")
         for name in ("project", "entity", "name", "mode"):
-            if draft.on(f"wandb_{name}"):
-                value = text(draft.get(f"wandb_{name}"))
+            value = draft.read(f"wandb_{name}", text) if draft.on(f"wandb_{name}") else None
+            if value is not None:
                 draft.put(f"metrics.wandb.{name}", value, key=f"wandb_{name}")
     if draft.on("use_tensorboard"):
         sinks.append("tensorboard")

@@ -130,7 +130,7 @@ def _score(data: dict[str, Any], tool: Tool) -> int:
     if tool.name == torchtune.NAME:
         model: Any = data.get("model")
         has_component = isinstance(model, dict) and "_component_" in model
-        return found + 3 if has_component else 0
+        return found + 3 if has_component and "optimizer" in data else 0
     return found
 
 

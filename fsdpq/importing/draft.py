@@ -266,7 +266,8 @@ class With:
     @property
     def summary(self) -> str:
         """One line for the documentation."""
-        return ", ".join(f"`{name}`" for name in self.target.split(", "))
+        names = ", ".join(f"`{name}`" for name in self.target.split(", ") if name)
+        return names or "reported, by its value"
 
     def apply(self, draft: Draft, key: str, value: Any) -> None:
         """Calls the function."""

@@ -7,7 +7,6 @@ from typing import Any
 
 from fsdpq.importing.draft import Always, Choice, Draft, Lost, Part, Rule, To, With
 from fsdpq.importing.values import (
-    UnusableError,
     boolean,
     mapping,
     names,
@@ -326,11 +325,12 @@ def assemble_report_to(draft: Draft) -> None:
         draft.note("no_counterpart", "report_to", f"metrics do not go to `{others[0]}`")
     if "wandb" not in sinks:
         return
-    if draft.get("project"):
-        draft.put("metrics.wandb.project", text(draft.get("project")), key="project")
+    project, name = draft.read("project", text), draft.read("run_name", text)
+    if project is not None:
+        draft.put("metrics.wandb.project", project, key="project")
     draft.default("metrics.wandb.project", "huggingface")
-    if draft.get("run_name"):
-        draft.put("metrics.wandb.name", text(draft.get("run_name")), key="run_name")
+    if name is not None:
+        draft.put("metrics.wandb.name", name, key="run_name")
 
 
 def read_hub_dataset(draft: Draft, key: str, value: Any) -> None:
@@ -360,13 +360,7 @@ def assemble_bits(draft: Draft, *, bits: int | None, key: str) -> None:
     elif bits == 8:
         draft.put("quantization.kind", "hqq", key=key)
         draft.put("quantization.nbits", 8, key=key)
-        draft.note(
-            "assumed",
-            key,
-            "8 bits by hqq: bitsandbytes' LLM.int8() is not here",
-            target="quantization.kind",
-        )
-    elif bits is None:
-        draft.put("quantization.kind", "none")
+        why = "8 bits by hqq: bitsandbytes' LLM.int8() is not here"
+        draft.note("assumed", key, why, target="quantization.kind")
     else:
-        raise UnusableError("must be 4 or 8")
+        draft.put("quantization.kind", "none")

@@ -257,11 +257,12 @@ TORCHTUNE = _names(
     ac_mode ac_option batch_size batch_size_val checkpointer clip_grad_norm collate_fn compile
     cudnn_deterministic_mode custom_sharded_layers dataset dataset_val device dtype
     enable_activation_checkpointing enable_activation_offloading enable_async_checkpointing
-    epochs fsdp_cpu_offload fsdp_reshard_after_forward gradient_accumulation_steps
-    log_every_n_steps log_peak_memory_stats loss low_cpu_ram lr_scheduler max_steps_per_epoch
-    metric_logger model optimizer optimizer_in_bwd output_dir profiler resume_from_checkpoint
-    run_val_every_n_steps save_adapter_weights_only seed shuffle tensor_parallel_dim
-    tensor_parallel_plan tokenizer
+    enable_kv_cache epochs fsdp_cpu_offload fsdp_reshard_after_forward
+    gradient_accumulation_steps kd_loss kd_ratio log_every_n_steps log_peak_memory_stats loss
+    low_cpu_ram lr_scheduler max_steps_per_epoch memory_efficient_fsdp_wrap metric_logger model
+    optimizer optimizer_in_bwd output_dir profiler quantizer ref_checkpointer
+    resume_from_checkpoint run_val_every_n_steps save_adapter_weights_only seed shuffle
+    teacher_checkpointer teacher_model tensor_parallel_dim tensor_parallel_plan tokenizer
     """
 )
 """Top-level keys that torchtune's finetuning recipes read."""

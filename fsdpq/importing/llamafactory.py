@@ -214,24 +214,17 @@ def _assemble_bits(draft: Draft) -> None:
         draft.note("assumed", "quantization_method", why, target="quantization.kind")
         return
     if bits is not None and bits not in (4, 8):
-        draft.note(
-            "no_counterpart",
-            "quantization_bit",
-            "bitsandbytes has 4 bits: try `quantization_method: hqq`",
-        )
+        why = "bitsandbytes has 4 bits: for others set `quantization.kind: hqq`"
+        draft.note("no_counterpart", "quantization_bit", why)
         bits = 4
     if method not in ("bnb", "bitsandbytes", "hqq") and bits is not None:
-        draft.note(
-            "no_counterpart", "quantization_method", "choose one of `fsdpq kinds quantization`"
-        )
+        why = "choose one of `fsdpq kinds quantization`"
+        draft.note("no_counterpart", "quantization_method", why)
     assemble_bits(draft, bits=bits, key="quantization_bit")
     if bits == 4:
-        if draft.get("quantization_type") is not None:
-            draft.put(
-                "quantization.quant_type",
-                text(draft.get("quantization_type")),
-                key="quantization_type",
-            )
+        quant_type = draft.read("quantization_type", text)
+        if quant_type is not None:
+            draft.put("quantization.quant_type", quant_type, key="quantization_type")
         double = draft.read("double_quantization", boolean)
         if double is not None:
             draft.put("quantization.double_quant", double, key="double_quantization")

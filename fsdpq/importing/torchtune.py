@@ -14,11 +14,12 @@ from fsdpq.importing import known_keys
 from fsdpq.importing.draft import Always, Choice, Draft, Lost, Part, Rule, Table, To, With
 from fsdpq.importing.huggingface import BY_ITSELF, DATA_LOADING, read_offload
 from fsdpq.importing.torchtune_components import DATASETS, MODELS, OPTIMIZERS, TEXT_DATASETS
-from fsdpq.importing.values import boolean, is_off, mapping, names, number, text, whole
+from fsdpq.importing.values import boolean, is_off, mapping, names, number, numbers, text, whole
 
 NAME = "torchtune"
 UNKNOWN = "torchtune's recipes never look at it"
 _REFUSED = "the component does not know it: torchtune stops with a TypeError"
+_OTHER_RECIPE = "distillation and preference training are another program's job"
 _FUSED = ("phi3", "phi4")
 
 _SPLIT_NAMES = {"q_proj": "q_proj", "k_proj": "k_proj", "v_proj": "v_proj", "output_proj": "o_proj"}
@@ -131,7 +132,8 @@ MODEL = _table({
     "lora_dropout": To("adapter.dropout", number),
     "use_dora": Part("adapter.kind"),
     "quantize_base": Part("quantization.kind"),
-})  # fmt: skip
+}, "decoder_trainable encoder_trainable fusion_trainable image_size", "models are text only",
+)  # fmt: skip
 
 TOKENIZER = _table(
     {
@@ -139,7 +141,7 @@ TOKENIZER = _table(
         "max_seq_len": To("data.seq_len", whole),
         **_no_need("path merges_file vocab_path merges_path", "the model's own tokenizer is used"),
     },
-    "special_tokens_path prompt_template truncation_type",
+    "special_tokens_path prompt_template truncation_type image_size",
     "the model's own tokenizer is used as its files say",
 )
 
@@ -162,7 +164,7 @@ OPTIMIZER = _table({
     "eps": To("optimizer.eps", number),
     "momentum": To("optimizer.momentum", number),
     "nesterov": To("optimizer.nesterov", boolean),
-    "betas": To("optimizer.betas", lambda value: [number(beta) for beta in value]),
+    "betas": To("optimizer.betas", numbers),
     "fused": Always("how a step is computed does not change it"),
     "foreach": Always("how a step is computed does not change it"),
 }, "amsgrad maximize", "see `fsdpq kinds optimizer`")  # fmt: skip
@@ -248,13 +250,14 @@ RULES: Mapping[str, Rule] = {
 }
 LOSS = _table(
     {"_component_": With("", _read_loss), "num_output_chunks": Always("the loss is in chunks")},
-    "ignore_index label_smoothing",
+    "ignore_index label_smoothing beta epsilon",
 )
 
 TABLE = Table(
     RULES, known_keys.TORCHTUNE, UNKNOWN,
     {"tensor_parallel": "ranks share rows, not matrices",
-     "ac_option": "`selective` is every second layer"},
+     "ac_option": "`selective` is every second layer", "quantizer": "weights are quantized once",
+     "kd_": _OTHER_RECIPE, "teacher_": _OTHER_RECIPE, "ref_": _OTHER_RECIPE},
 )  # fmt: skip
 
 

@@ -13,6 +13,7 @@ from typing import Any, cast
 _TRUE = ("true", "yes", "on", "1")
 _FALSE = ("false", "no", "off", "0")
 
+MAX_NUMBER = 10**18
 Reader = Callable[[Any], Any]
 
 
@@ -46,8 +47,8 @@ def number(value: Any) -> float | int:
         found = value if isinstance(value, int) else float(value)
     except ValueError:
         raise UnusableError("must be a number") from None
-    if isinstance(found, float) and not math.isfinite(found):
-        raise UnusableError("must be a finite number")
+    if not math.isfinite(found) or abs(found) > MAX_NUMBER:
+        raise UnusableError("must be a number of at most 18 digits")
     return found
 
 
@@ -61,6 +62,17 @@ def whole(value: Any) -> int:
     if found != int(found):
         raise UnusableError("must be a whole number")
     return int(found)
+
+
+def numbers(value: Any) -> list[float | int]:
+    """Returns a list of numbers.
+
+    Raises:
+        UnusableError: it is none.
+    """
+    if not isinstance(value, list):
+        raise UnusableError("must be a list of numbers")
+    return [number(item) for item in cast("list[Any]", value)]
 
 
 def text(value: Any) -> str:

@@ -25,7 +25,7 @@ def script() -> ModuleType:
     return module
 
 
-@pytest.mark.parametrize("name", ["recipe.md", "command-line.md"])
+@pytest.mark.parametrize("name", ["recipe.md", "command-line.md", "importing.md"])
 def test_committed_page_is_fresh(script: ModuleType, name: str) -> None:
     [path] = [path for path in script.pages() if path.name == name]
     committed = path.read_text(encoding="utf-8")

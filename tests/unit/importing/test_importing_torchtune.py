@@ -193,7 +193,8 @@ ac_mode: selective
 def test_model_components_are_words(import_text: Importer, prefix: str, model: str) -> None:
     text = (
         f"model: {{_component_: torchtune.models.any.{prefix}{model}}}\n"
-        "dataset: {source: a/b, _component_: torchtune.datasets.instruct_dataset}\nepochs: 1\n"
+        "dataset: {source: a/b, _component_: torchtune.datasets.instruct_dataset}\n"
+        "optimizer: {lr: 1e-4}\n"
     )
     document = import_text(text).document
     assert document["model"]["name_or_path"] == MODELS[model]
