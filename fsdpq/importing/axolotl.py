@@ -155,7 +155,7 @@ FSDP = Table(
 )  # fmt: skip
 
 RULES: Mapping[str, Rule] = {
-    **COMMON,
+    **{key: rule for key, rule in COMMON.items() if key in known_keys.AXOLOTL},
     "base_model": To("model.name_or_path", text),
     "revision_of_model": To("model.revision", text),
     "model_revision": To("model.revision", text),
