@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from fsdpq.cli.importing import import_command
-from fsdpq.cli.main import main
+from fsdpq.cli.main import cli, main
 from fsdpq.errors import ExitCode
 from fsdpq.importing.convert import import_config
 from fsdpq.importing.write import write_recipe
@@ -32,7 +31,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     monkeypatch.chdir(tmp_path)
 
     def invoke(*words: str) -> Result:
-        return CliRunner().invoke(import_command, list(words))
+        return CliRunner().invoke(cli, ["import", *words])
 
     return invoke
 
