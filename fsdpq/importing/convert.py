@@ -76,7 +76,9 @@ def import_config(
         UsageError: the file is missing, or no config of that tool.
         RecipeError: the file is no YAML.
     """
-    if tool == fsdp_qlora.NAME or (tool == "auto" and path.suffix not in (".yml", ".yaml")):
+    if tool == fsdp_qlora.NAME or (
+        tool == "auto" and path.suffix not in (".yml", ".yaml", ".json")
+    ):
         source = read_command_file(path, known_keys.FSDP_QLORA)
         return _convert(TOOLS[fsdp_qlora.NAME], source, base_dir or path.parent)
     source = read_source(path)

@@ -164,3 +164,11 @@ def test_written_recipe_reads_back_as_it_was_made(tmp_path: Path) -> None:
     out.write_text(write_recipe(result, out=out), encoding="utf-8")
     assert read_source(out).data == result.document
     assert result.document["metrics"]["wandb"]["name"] == "yes: # no"
+
+
+def test_json_config_is_read_as_the_yaml_that_it_is(run: Run) -> None:
+    Path("c.json").write_text(
+        json.dumps({"model_name_or_path": "a/b", "stage": "sft", "dataset": "x", "cutoff_len": 64}),
+        encoding="utf-8",
+    )
+    assert json.loads(run("c.json", "--json").stdout)["tool"] == "llamafactory"
