@@ -15,6 +15,7 @@ import click
 import fsdpq
 from fsdpq.cli.answers import echo_json, error_fields, json_option
 from fsdpq.cli.diff import diff_command
+from fsdpq.cli.importing import import_command
 from fsdpq.cli.migrate import migrate_command
 from fsdpq.cli.recipes import recipes_group
 from fsdpq.cli.render import render_error, render_notice, render_warning, wants_color
@@ -181,6 +182,7 @@ def schema() -> None:
 
 
 cli.add_command(diff_command)
+cli.add_command(import_command)
 cli.add_command(migrate_command)
 cli.add_command(recipes_group)
 

@@ -25,7 +25,10 @@ def script() -> ModuleType:
     return module
 
 
-@pytest.mark.parametrize("name", ["recipe.md", "rules.md", "command-line.md"])
+PAGES = ["recipe.md", "rules.md", "command-line.md", "importing.md"]
+
+
+@pytest.mark.parametrize("name", PAGES)
 def test_committed_page_is_fresh(script: ModuleType, name: str) -> None:
     [path] = [path for path in script.pages() if path.name == name]
     committed = path.read_text(encoding="utf-8")

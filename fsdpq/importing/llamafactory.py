@@ -1,0 +1,239 @@
+"""LLaMA-Factory's YAML, through release 0.9.5 (https://github.com/hiyouga/LLaMA-Factory).
+
+Its datasets are names that ``dataset_info.json`` explains; that file is not read here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from fsdpq.importing import known_keys
+from fsdpq.importing.draft import Always, Choice, Draft, Lost, Part, Rule, Table, To, With
+from fsdpq.importing.huggingface import (
+    BY_ITSELF,
+    DATA_LOADING,
+    FSDP_CONFIG,
+    REASONS,
+    TRAINING,
+    assemble_adapter,
+    assemble_bits,
+    assemble_report_to,
+    assemble_training,
+)
+from fsdpq.importing.values import boolean, names, number, text, whole
+
+NAME = "llamafactory"
+UNKNOWN = "LLaMA-Factory does not know it and refuses the file"
+
+HUB_DATASETS = {
+    "alpaca_en": "llamafactory/alpaca_en",
+    "alpaca_zh": "llamafactory/alpaca_zh",
+    "alpaca_gpt4_en": "llamafactory/alpaca_gpt4_en",
+    "alpaca_gpt4_zh": "llamafactory/alpaca_gpt4_zh",
+}
+"""Datasets of its ``dataset_info.json`` that lie on the hub as rows of instruction and output."""
+
+_ATTENTION: Mapping[str, Any] = {
+    "auto": "sdpa",
+    "sdpa": "sdpa",
+    "disabled": "eager",
+    "fa2": "flash_attention_2",
+    "fa3": ("flash_attention_2", "version 2 is the one that fsdpq knows"),
+    "flash_attention_2": "flash_attention_2",
+}
+
+
+def _read_dataset(draft: Draft, key: str, value: Any) -> None:
+    found = names(value)
+    if not found:
+        return
+    name, place = found[0], str(draft.get("dataset_dir") or "data").rstrip("/")
+    if not draft.has("data.format"):
+        draft.put("data.format", "alpaca", key=key)
+    if name in HUB_DATASETS:
+        draft.put("data.dataset", HUB_DATASETS[name], key=key)
+        target, note = "data.dataset", "rendered with Alpaca's prompt, not by the chat template"
+    else:
+        draft.put("data.path", f"{place}/{name}.json", key=key)
+        target = "data.path"
+        note = (
+            f"look up `{name}` in `dataset_info.json`: its file, and its columns for `data.format`"
+        )
+    draft.note("assumed", key, note, target=f"{target}, data.format")
+    if len(found) > 1:
+        why = f"a recipe has one dataset: join `{found[1]}` to it in one file (`data.path`)"
+        draft.note("no_counterpart", key, why)
+
+
+def _read_template(draft: Draft, key: str, value: Any) -> None:  # noqa: ARG001
+    why = "`messages` go through the tokenizer's own chat template, whatever its name here"
+    draft.note("assumed", key, why)
+
+
+def _read_stage(draft: Draft, key: str, value: Any) -> None:
+    word = text(value)
+    if word == "pt":
+        draft.put("data.format", "text", key=key)
+        draft.put("data.train_on_prompt", True, key=key)
+    if word in ("sft", "pt"):
+        draft.note("built_in" if word == "sft" else "converted", key, "a recipe finetunes")
+    else:
+        why = "a recipe finetunes on answers; preference training is another program's job"
+        draft.note("no_counterpart", key, why)
+
+
+def _read_val_size(draft: Draft, key: str, value: Any) -> None:
+    share = number(value)
+    if share >= 1:
+        draft.note("no_counterpart", key, "`data.eval_fraction` is a share of the rows, below 1")
+        return
+    draft.put("data.eval_fraction", share, key=key)
+    draft.note("converted", key, target="data.eval_fraction")
+
+
+def _read_targets(draft: Draft, key: str, value: Any) -> None:
+    found: Any = "all-linear" if value == "all" else names(value)
+    draft.put("adapter.target_modules", found, key=key)
+    draft.note("converted", key, target="adapter.target_modules")
+
+
+def _read_no_checkpointing(draft: Draft, key: str, value: Any) -> None:
+    word = "none" if boolean(value) else "full"
+    draft.put("fsdp.activation_checkpointing", word, key=key)
+    draft.note("converted", key, target="fsdp.activation_checkpointing")
+
+
+FSDP = Table(FSDP_CONFIG, (), "transformers drops it in silence", {}, strip="fsdp_")
+
+RULES: Mapping[str, Rule] = {
+    **TRAINING,
+    "model_name_or_path": To("model.name_or_path", text),
+    "model_revision": To("model.revision", text),
+    "flash_attn": Choice("model.attn_implementation", _ATTENTION),
+    "adapter_name_or_path": Lost("a new adapter is trained: its weights start anew"),
+    "stage": With("data.format", _read_stage),
+    "finetuning_type": Part("adapter.kind"),
+    "use_llama_pro": Part("adapter.kind"),
+    "freeze_trainable_layers": Part("adapter.num_new_layers"),
+    "quantization_bit": Part("quantization.kind, quantization.nbits"),
+    "quantization_method": Part("quantization.kind"),
+    "quantization_type": Part("quantization.quant_type"),
+    "double_quantization": Part("quantization.double_quant"),
+    "lora_rank": To("adapter.rank", whole),
+    "lora_alpha": To("adapter.alpha", number),
+    "lora_dropout": To("adapter.dropout", number),
+    "lora_target": With("adapter.target_modules", _read_targets),
+    "use_rslora": To("adapter.use_rslora", boolean),
+    "use_dora": Part("adapter.kind"),
+    "additional_target": Lost("the adapter trains its own matrices only"),
+    "dataset": With("data.dataset, data.path", _read_dataset),
+    "dataset_dir": Part("data.path"),
+    "template": With("", _read_template),
+    "cutoff_len": To("data.seq_len", whole),
+    "max_samples": To("data.max_rows", whole),
+    "train_on_prompt": To("data.train_on_prompt", boolean),
+    "mask_history": Lost("every answer of a dialogue is trained on"),
+    "packing": Part("data.packing"),
+    "neat_packing": Part("data.packing"),
+    "val_size": With("data.eval_fraction", _read_val_size),
+    "eval_dataset": Lost("rows are held out of the training data: `data.eval_fraction`"),
+    "pure_bf16": Part("fsdp.precision"),
+    "disable_gradient_checkpointing": With("fsdp.activation_checkpointing", _read_no_checkpointing),
+    "use_reentrant_gc": Always("checkpointing is never re-entrant"),
+    "fsdp_config": FSDP,
+    "upcast_layernorm": Lost("norms are in `model.dtype`"),
+    "plot_loss": Always("the run's report draws the loss"),
+    **dict.fromkeys(
+        ("overwrite_cache", "preprocessing_num_workers", "preprocessing_batch_size",
+         "tokenized_path", "data_shared_file_system", "ignore_pad_token_for_loss"),
+        Always(DATA_LOADING),
+    ),
+    **dict.fromkeys(("cache_dir", "low_cpu_mem_usage", "use_fast_tokenizer"), Always(BY_ITSELF)),
+}  # fmt: skip
+
+TABLE = Table(
+    RULES, known_keys.LLAMAFACTORY | known_keys.HF_TRAINING, UNKNOWN,
+    {**REASONS, "pref_": "preference training is another program's job",
+     "ray_": "ranks are started by torchrun", "swanlab_": "metrics do not go to swanlab",
+     "use_galore": "see `fsdpq kinds optimizer`", "freeze_": "see `fsdpq kinds adapter`"},
+)  # fmt: skip
+
+
+def assemble(draft: Draft) -> None:
+    """Fills what several keys say together, and LLaMA-Factory's defaults where they differ."""
+    kind = str(draft.get("finetuning_type") or "lora")
+    low_rank = kind == "lora"
+    if kind not in ("lora", "full", "freeze"):
+        draft.note("no_counterpart", "finetuning_type", f"no adapter is called `{kind}`")
+    assemble_adapter(draft, low_rank=low_rank, use_dora="use_dora", key="finetuning_type")
+    if kind == "freeze":
+        _assemble_freeze(draft)
+    _assemble_bits(draft)
+    if low_rank:
+        draft.default("adapter.rank", 8, "lora_rank")
+        draft.default("adapter.alpha", 2 * draft.at("adapter.rank"), "lora_alpha")
+    _assemble_packing(draft)
+    if draft.on("pure_bf16"):
+        draft.put("fsdp.precision", "bf16", key="pure_bf16")
+    assemble_training(draft)
+    assemble_report_to(draft)
+    for target, value, key in (
+        ("data.seq_len", 2048, "cutoff_len"),
+        ("training.micro_batch_size", 8, "per_device_train_batch_size"),
+        ("training.gradient_accumulation_steps", 1, "gradient_accumulation_steps"),
+        ("optimizer.kind", "adamw", "optim"),
+        ("optimizer.lr", 5e-5, "learning_rate"),
+        ("lr_scheduler.kind", "linear", "lr_scheduler_type"),
+        ("training.seed", 42, "seed"),
+    ):
+        draft.default(target, value, key)
+    if not draft.has("training.steps"):
+        draft.default("training.epochs", 3.0, "num_train_epochs")
+
+
+def _assemble_freeze(draft: Draft) -> None:
+    layers = draft.read("freeze_trainable_layers", whole, 2)
+    if draft.on("use_llama_pro") and layers > 0:
+        draft.put("adapter.kind", "llama_pro", key="use_llama_pro")
+        draft.put("adapter.num_new_layers", layers, key="freeze_trainable_layers")
+        why = "fsdpq adds the new layers itself: name the model as it was before `llama_pro.py`"
+        draft.note("assumed", "use_llama_pro", why, target="adapter.kind")
+    else:
+        why = "some layers cannot be left frozen; `adapter.kind: llama_pro` trains new ones"
+        draft.note("no_counterpart", "finetuning_type", why)
+
+
+def _assemble_bits(draft: Draft) -> None:
+    bits = draft.read("quantization_bit", whole)
+    method = str(draft.get("quantization_method") or "bnb").lower()
+    if bits is not None and method == "hqq":
+        draft.put("quantization.kind", "hqq", key="quantization_method")
+        draft.put("quantization.nbits", bits, key="quantization_bit")
+        why = "groups run along the other axis (`axis: 1`), so that shards stand on their own"
+        draft.note("assumed", "quantization_method", why, target="quantization.kind")
+        return
+    if bits is not None and bits not in (4, 8):
+        why = "bitsandbytes has 4 bits: for others set `quantization.kind: hqq`"
+        draft.note("no_counterpart", "quantization_bit", why)
+        bits = 4
+    if method not in ("bnb", "bitsandbytes", "hqq") and bits is not None:
+        why = "choose one of `fsdpq kinds quantization`"
+        draft.note("no_counterpart", "quantization_method", why)
+    assemble_bits(draft, bits=bits, key="quantization_bit")
+    if bits == 4:
+        quant_type = draft.read("quantization_type", text)
+        if quant_type is not None:
+            draft.put("quantization.quant_type", quant_type, key="quantization_type")
+        double = draft.read("double_quantization", boolean)
+        if double is not None:
+            draft.put("quantization.double_quant", double, key="double_quantization")
+
+
+def _assemble_packing(draft: Draft) -> None:
+    if draft.on("neat_packing"):
+        draft.put("data.packing", "best_fit", key="neat_packing")
+    elif draft.on("packing"):
+        draft.put("data.packing", "best_fit", key="packing")
+        why = "no row sees another, as with `neat_packing`"
+        draft.note("assumed", "packing", why, target="data.packing")

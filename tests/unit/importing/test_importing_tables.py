@@ -1,0 +1,41 @@
+"""The tables: what holds for every rule of every tool."""
+
+import pytest
+
+from fsdpq.importing import known_keys
+from fsdpq.importing.accelerate import ACCELERATE
+from fsdpq.importing.convert import TOOLS
+from fsdpq.importing.draft import Rule, Table
+from fsdpq.recipe.describe import list_sections
+
+TABLES = {name: tool.table for name, tool in TOOLS.items()} | {"accelerate": ACCELERATE}
+DEAD = {"torchtune": {"fsdp"}}
+"""Keys with a rule that the tool never reads: the rule says so, key by key."""
+
+
+def _rules(table: Table) -> list[Rule]:
+    inner = [rule for rule in table.rules.values() if isinstance(rule, Table)]
+    return [*table.rules.values(), *(rule for entry in inner for rule in _rules(entry))]
+
+
+@pytest.mark.parametrize("tool", TABLES)
+def test_every_rule_is_for_a_key_that_the_tool_reads(tool: str) -> None:
+    table = TABLES[tool]
+    assert set(table.rules) - set(table.known) == DEAD.get(tool, set())
+
+
+@pytest.mark.parametrize("tool", TABLES)
+def test_every_target_is_a_key_of_a_recipe(tool: str) -> None:
+    sections = list_sections()
+    for rule in _rules(TABLES[tool]):
+        for target in filter(None, getattr(rule, "target", "").split(", ")):
+            section, *fields = target.split(".")
+            known = {
+                name for kind in sections[section].kinds.values() for name in kind.model_fields
+            }
+            assert not fields or fields[0] in known, target
+
+
+def test_typos_of_published_configs_are_known_to_nobody() -> None:
+    everything = known_keys.AXOLOTL | known_keys.TORCHTUNE | known_keys.HF_TRAINING
+    assert everything.isdisjoint({"context_parapllel_size", "epohcs", "lora_rnak"})

@@ -1,0 +1,114 @@
+"""TRL: YAML of ``trl sft``, its defaults, and what it forwards to accelerate unread."""
+
+from collections.abc import Callable
+
+from support.imported import messages, told
+
+Importer = Callable[..., object]
+
+QLORA = """\
+model_name_or_path: org/small
+dataset_name: org/chats
+dataset_train_split: train_sft
+use_peft: true
+lora_r: 32
+lora_alpha: 16
+load_in_4bit: true
+lora_target_modules: all-linear
+use_dora: true
+max_length: 2048
+packing: true
+learning_rate: 2.0e-4
+gradient_checkpointing: true
+report_to: wandb
+run_name: first
+bf16: true
+use_4bit: true
+max_seq_lenght: 4096
+"""
+
+
+def test_qdora_becomes_this_recipe(import_text: Importer) -> None:
+    result = import_text(QLORA)
+    assert result.tool == "trl"
+    assert result.document == {
+        "version": 1,
+        "name": "small-qdora",
+        "description": "Imported from trl",
+        "model": {"name_or_path": "org/small", "dtype": "bf16"},
+        "quantization": {"kind": "bnb", "double_quant": False},
+        "adapter": {
+            "kind": "dora",
+            "rank": 32,
+            "alpha": 16,
+            "dropout": 0.05,
+            "target_modules": "all-linear",
+        },
+        "fsdp": {"activation_checkpointing": "full"},
+        "data": {
+            "dataset": "org/chats",
+            "split": "train_sft",
+            "format": "messages",
+            "seq_len": 2048,
+            "packing": "best_fit",
+            "train_on_prompt": True,
+        },
+        "optimizer": {"kind": "adamw", "lr": 2e-4},
+        "lr_scheduler": {"kind": "linear"},
+        "training": {
+            "epochs": 3.0,
+            "gradient_accumulation_steps": 1,
+            "micro_batch_size": 8,
+            "seed": 42,
+        },
+        "metrics": {
+            "log_interval": 10,
+            "sinks": ["jsonl", "wandb"],
+            "wandb": {"project": "huggingface", "name": "first"},
+        },
+    }
+
+
+def test_unknown_keys_carry_a_line_and_a_guess(import_text: Importer) -> None:
+    result = import_text(QLORA)
+    assert told(result, "dropped") == {"use_4bit": 17, "max_seq_lenght": 18}
+    assert messages(result, "use_4bit")[0].endswith("did you mean `load_in_4bit`?")
+    assert messages(result, "max_seq_lenght")[0].endswith("did you mean `max_seq_length`?")
+
+
+def test_defaults_that_are_written_out_are_listed(import_text: Importer) -> None:
+    defaults = {f.target for f in import_text(QLORA).of("default")}
+    assert {"quantization.double_quant", "data.train_on_prompt", "training.epochs"} <= defaults
+
+
+def test_targets_of_peft_are_an_assumption(import_text: Importer) -> None:
+    text = "model_name_or_path: a/b\ndataset_name: rows.jsonl\nuse_peft: true\nmax_length: 64\n"
+    result = import_text(text, "trl")
+    assert result.document["adapter"]["target_modules"] == ["q_proj", "v_proj"]
+    assert result.document["data"]["path"] == "rows.jsonl"
+    assert "lora_target_modules" in told(result, "assumed")
+
+
+def test_full_finetuning_with_accelerate_fsdp2(import_text: Importer) -> None:
+    text = (
+        "model_name_or_path: a/b\ndataset_name: c/d\nassistant_only_loss: true\n"
+        "load_in_4bit: true\ndataset_text_field: body\ntruncation_mode: keep_end\nlora_r: 8\n"
+    )
+    accelerate = (
+        "distributed_type: FSDP\nmixed_precision: bf16\nnum_processes: 8\nfsdp_config:\n"
+        "  fsdp_version: 2\n  fsdp_reshard_after_forward: false\n"
+        "  fsdp_activation_checkpointing: false\nnum_proceses: 3\n"
+    )
+    result = import_text(text, "trl", accelerate=accelerate)
+    assert result.document["adapter"] == {"kind": "none"}
+    assert result.document["quantization"] == {"kind": "none"}
+    assert result.document["fsdp"] == {
+        "strategy": "shard_grad_op",
+        "activation_checkpointing": "full",
+    }
+    assert result.document["launch"] == {"nproc_per_node": 8}
+    assert result.document["data"]["format"] == "text"
+    assert result.document["data"]["truncation"] == "truncate_start"
+    assert result.document["data"]["train_on_prompt"] is False
+    assert told(result, "no_counterpart") == {"load_in_4bit": 4}
+    assert told(result, "dropped") == {"lora_r": 7, "accelerate.num_proceses": 8}
