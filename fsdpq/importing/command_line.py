@@ -155,4 +155,5 @@ def _source(path: Path, raw: bytes, command: _Command) -> Source:
         message = f"`{data.pop(name)}` is a variable of the shell, whose value is not known here"
         place = marks.values[(name,)]
         command.problems.append(Problem(message, name, place, "write the value"))
-    return Source(path=path, raw=raw, data=data, marks=marks, problems=command.problems)
+    lines = raw.decode("utf-8", "replace").splitlines()
+    return Source(path, raw, lines, data, marks, command.problems)

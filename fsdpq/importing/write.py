@@ -11,7 +11,7 @@ import yaml
 
 import fsdpq
 from fsdpq.importing.result import TITLES, Finding, ImportResult, Outcome, one_line
-from fsdpq.recipe.source import ResolvedDumper
+from fsdpq.recipe.scalars import ResolvedDumper
 
 _COLUMN = 46
 _TOLD: tuple[Outcome, ...] = ("dropped", "unusable", "no_counterpart", "assumed")

@@ -134,21 +134,10 @@ def assemble_model(
     Ranks: all (collective).
     """
     dtype = resolve_dtype(recipe, device)
-    quantizer = resolve_builder("quantization", recipe.quantization)(recipe.quantization)
     adapter: Adapter = resolve_builder("adapter", recipe.adapter)(recipe.adapter)
-    model = build_meta_model(
-        model_dir,
-        dtype=dtype,
-        attn_implementation=recipe.model.attn_implementation,
-        quantizer=quantizer,
-        trust_remote_code=trust_remote_code,
-        layer_sources=adapter.layer_sources,
-        unfreeze=lambda hf, layers, sources: adapter.unfreeze_base(
-            hf, layers, sources=sources, master_dtype=torch.float32
-        ),
+    model = build_model(
+        recipe, model_dir, adapter, dtype=dtype, trust_remote_code=trust_remote_code
     )
-    if recipe.data.packing != "none":
-        check_packing_isolates(model.hf)
     num_parameters, num_quantized = count_parameters(model)
     adapter.apply_adapter(model.decoder_layers, is_linear=is_linear)
     num_groups, notice = shard_model(
@@ -170,6 +159,32 @@ def assemble_model(
     digest = adapter.init_adapter(model, seed=recipe.training.seed, dtype=dtype, device=device)
     check_same_on_all_ranks("the initial values of what is trained", digest)
     return Assembled(model, num_parameters, num_quantized, num_groups, notice)
+
+
+def build_model(
+    recipe: Recipe,
+    model_dir: Path,
+    adapter: Adapter,
+    *,
+    dtype: torch.dtype,
+    trust_remote_code: bool,
+) -> CausalLM:
+    """Returns the base on meta, quantized where it is frozen, with the layers of the adapter."""
+    quantizer = resolve_builder("quantization", recipe.quantization)(recipe.quantization)
+    model = build_meta_model(
+        model_dir,
+        dtype=dtype,
+        attn_implementation=recipe.model.attn_implementation,
+        quantizer=quantizer,
+        trust_remote_code=trust_remote_code,
+        layer_sources=adapter.layer_sources,
+        unfreeze=lambda hf, layers, sources: adapter.unfreeze_base(
+            hf, layers, sources=sources, master_dtype=torch.float32
+        ),
+    )
+    if recipe.data.packing != "none":
+        check_packing_isolates(model.hf)
+    return model
 
 
 def shard_model(
