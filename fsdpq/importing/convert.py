@@ -81,13 +81,13 @@ def import_config(
     ):
         source = read_command_file(path, known_keys.FSDP_QLORA)
         return _convert(TOOLS[fsdp_qlora.NAME], source, base_dir or path.parent)
-    source = read_source(path)
+    source = read_source(path, what="config")
     chosen = _choose(source, tool)
     if accelerate is not None:
         if chosen.name not in (llamafactory.NAME, trl.NAME):
             message = f"a config of {chosen.name} takes no accelerate config beside it"
             raise UsageError(message, hint="leave `--accelerate` out")
-        extra = read_source(accelerate)
+        extra = read_source(accelerate, what="config")
         return _convert(chosen, source, base_dir or path.parent, extra)
     return _convert(chosen, source, base_dir or path.parent)
 

@@ -11,6 +11,7 @@ import yaml
 
 import fsdpq
 from fsdpq.importing.result import TITLES, Finding, ImportResult, Outcome, one_line
+from fsdpq.recipe.interpolate import escape
 from fsdpq.recipe.scalars import ResolvedDumper
 
 _COLUMN = 46
@@ -64,7 +65,11 @@ def _section(
 def _flow(value: Any) -> str:
     """Returns ``value`` as YAML on one line."""
     text = yaml.dump(
-        [value], Dumper=ResolvedDumper, default_flow_style=True, allow_unicode=False, width=2**31
+        [escape(value)],
+        Dumper=ResolvedDumper,
+        default_flow_style=True,
+        allow_unicode=False,
+        width=2**31,
     )
     return text.strip()[1:-1]
 

@@ -18,16 +18,19 @@ from fsdpq.cards.card import ModelCard
 from fsdpq.cards.find import card_from_config, find_card
 from fsdpq.errors import UsageError
 from fsdpq.fetch.cache import cached_directory
-from fsdpq.fetch.hashes import hash_file
+from fsdpq.fetch.data import FetchedData
+from fsdpq.fetch.resolve import FetchedModel
 from fsdpq.launch.shrink import NUM_LAYERS, NUM_ROWS
 from fsdpq.launch.single_worker import WorkerFiles, run_single_worker
-from fsdpq.recipe.data_formats import made_up_rows
+from fsdpq.recipe.data_formats import DUMMY_ROWS, made_up_rows
 from fsdpq.recipe.root import Recipe
+from fsdpq.recipe.sections.data import DataOptions
 from fsdpq.recipe.sections.quantization import HqqOptions
 
 MAKER_VERSION = "1"
 """Version of what `fsdpq.worker.smoke_model` makes; entries of another version are made again."""
 
+ROWS = "rows.jsonl"
 MAKER = ("-m", "fsdpq.worker", "smoke-model")
 NUM_HEADS = 4
 MIN_WIDTH = 64
@@ -39,8 +42,8 @@ _CHATS = re.compile(r"instruct|chat|-it\b|zephyr|qwen3|phi-[34]", re.IGNORECASE)
 Report = Callable[[str], None]
 
 
-def make_smoke_inputs(recipe: Recipe, *, base_dir: Path, report: Report) -> dict[str, Any]:
-    """Returns where the tiny model and the rows lie, as the lock keeps it.
+def make_smoke_model(recipe: Recipe, *, base_dir: Path, report: Report) -> FetchedModel:
+    """Returns a tiny random model of the family of the recipe's, making what is not there yet.
 
     Args:
         recipe: as given, not shrunk.
@@ -54,9 +57,10 @@ def make_smoke_inputs(recipe: Recipe, *, base_dir: Path, report: Report) -> dict
     spec = describe_tiny_model(recipe, base_dir)
     text = json.dumps(spec, sort_keys=True)
     digest = hashlib.sha256(text.encode()).hexdigest()[:12]
+    what = f"a tiny random {spec['model_type']}"
 
     def build(draft: Path) -> None:
-        report(f"making a tiny random {spec['model_type']}")
+        report(f"making {what}")
         work = draft / ".work"
         work.mkdir()
         (work / "spec.json").write_text(text, encoding="utf-8")
@@ -67,14 +71,25 @@ def make_smoke_inputs(recipe: Recipe, *, base_dir: Path, report: Report) -> dict
 
     key = f"smoke/{spec['model_type']}-{digest}"
     entry = cached_directory(key, build, converter=MAKER_VERSION, report=report)
-    model = {
-        "directory": str(entry.directory),
-        "source": f"made up: a tiny random {spec['model_type']}",
-        "sha256": entry.sha256,
-        "license": "none",
-        "revision": None,
-    }
-    return {"model": model, "data": _write_rows(recipe, report)}
+    report(f"smoke: {what} stands in for {recipe.model.name_or_path}")
+    return FetchedModel(entry.directory, f"made up: {what}", entry.sha256, "none", None)
+
+
+def make_smoke_rows(options: DataOptions, *, report: Report) -> FetchedData:
+    """Returns made-up rows in the recipe's data format."""
+    if options.format == "dummy":
+        return FetchedData(None, "made up", "", DUMMY_ROWS)
+    rows = made_up_rows(options.format, NUM_ROWS)
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    digest = hashlib.sha256(lines.encode()).hexdigest()[:12]
+
+    def build(draft: Path) -> None:
+        (draft / ROWS).write_text(lines, encoding="utf-8")
+
+    key = f"smoke/{options.format}-{digest}"
+    entry = cached_directory(key, build, converter=MAKER_VERSION, report=report)
+    report(f"smoke: made-up rows stand in for {options.path or options.dataset}")
+    return FetchedData(entry.directory / ROWS, "made up", entry.files[ROWS], len(rows))
 
 
 def describe_tiny_model(recipe: Recipe, base_dir: Path) -> dict[str, Any]:
@@ -134,26 +149,3 @@ def _has_chat_template(name: str, config_path: Path) -> bool:
         has_file = (config_path.parent / "chat_template.jinja").exists()
         return has_file or (tokenizer.exists() and "chat_template" in tokenizer.read_text("utf-8"))
     return bool(_CHATS.search(name))
-
-
-def _write_rows(recipe: Recipe, report: Report) -> dict[str, Any]:
-    rows = made_up_rows(recipe.data.format, NUM_ROWS)
-    lines = "".join(json.dumps(row) + "\n" for row in rows)
-    digest = hashlib.sha256(lines.encode()).hexdigest()[:12]
-    entry = cached_directory(
-        f"smoke/{recipe.data.format}-{digest}",
-        lambda draft: _write_text(draft / "rows.jsonl", lines),
-        converter=MAKER_VERSION,
-        report=report,
-    )
-    path = entry.directory / "rows.jsonl"
-    return {
-        "path": str(path),
-        "source": f"made-up rows in the format `{recipe.data.format}`",
-        "sha256": hash_file(path),
-        "num_rows": len(rows),
-    }
-
-
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")

@@ -143,9 +143,11 @@ def make_inputs(loaded: LoadedRecipe, *, screen: Screen) -> dict[str, Any]:
     Raises:
         UsageError: the architecture of the recipe's model is not known.
     """
-    from fsdpq.launch.smoke import make_smoke_inputs
+    from fsdpq.launch.smoke import make_smoke_model, make_smoke_rows
 
-    return make_smoke_inputs(loaded.recipe, base_dir=loaded.base_dir, report=screen.report)
+    model = make_smoke_model(loaded.recipe, base_dir=loaded.base_dir, report=screen.report)
+    data = make_smoke_rows(loaded.recipe.data, report=screen.report)
+    return {"model": _plain(asdict(model)), "data": _plain(asdict(data))}
 
 
 def _plain(fields: dict[str, Any]) -> dict[str, Any]:

@@ -182,7 +182,7 @@ def test_json_holds_the_same_problems(capsys: pytest.CaptureFixture[str]) -> Non
         ],
     }  # fmt: skip
     assert json.loads(run(capsys, "validate", "ok.yaml", "--json")[1]) == {
-        "ok": True, "problems": [],
+        "ok": True, "problems": [], "notices": [],
     }  # fmt: skip
     assert json.loads(run(capsys, "validate", "no.yaml", "--json")[1])["ok"] is False
 
