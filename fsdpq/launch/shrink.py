@@ -17,7 +17,7 @@ from fsdpq.recipe.sections.optimizer import OptimizerOptions
 NUM_STEPS = 3
 NUM_RANKS = 2
 NUM_ROWS = 24
-SEQ_LEN = 64
+SEQ_LEN = 128
 MICRO_BATCH_SIZE = 2
 ACCUMULATION = 2
 NUM_LAYERS = 4

@@ -27,7 +27,7 @@ from fsdpq.recipe.root import Recipe
 from fsdpq.recipe.sections.data import DataOptions
 from fsdpq.recipe.sections.quantization import HqqOptions
 
-MAKER_VERSION = "1"
+MAKER_VERSION = "2"
 """Version of what `fsdpq.worker.smoke_model` makes; entries of another version are made again."""
 
 ROWS = "rows.jsonl"

@@ -48,14 +48,14 @@ def build_adam(options: AdamOptions, parameters: Iterable[nn.Parameter]) -> torc
 
 
 def build_sgd(options: SgdOptions, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-    """Returns torch's fused SGD over ``parameters``."""
+    """Returns torch's SGD over ``parameters``; its fused one knows no DTensors (torch 2.13)."""
     return torch.optim.SGD(
         list(parameters),
         lr=options.lr,
         momentum=options.momentum,
         nesterov=options.nesterov,
         weight_decay=options.weight_decay,
-        fused=True,
+        foreach=True,
     )
 
 

@@ -14,7 +14,9 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from fsdpq.data.render import ALPACA_INPUT, ALPACA_NO_INPUT, QNA
 from fsdpq.errors import CheckpointError
+from fsdpq.recipe.data_formats import GUANACO_ASSISTANT, GUANACO_HUMAN
 
 END_OF_TURN = "<|im_end|>"
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", END_OF_TURN)
@@ -22,11 +24,12 @@ CHAT_TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-SENTENCES = (
-    "What is the capital of France? The capital of France is Paris.",
-    "Below is an instruction that describes a task. Write a response that answers it.",
+TEXTS = (
+    ALPACA_INPUT, ALPACA_NO_INPUT, QNA, f"{GUANACO_HUMAN} {GUANACO_ASSISTANT}",
+    "What is the capital of France? It is Paris. Add the numbers. What is 1 plus 2? It is 3.",
     "one two three four five six seven eight nine ten red green blue white black",
-)
+)  # fmt: skip
+"""What the tokenizer is trained on: the texts of prompts become few tokens."""
 
 
 def build_smoke_model(spec_path: Path, directory: Path) -> None:
@@ -82,12 +85,12 @@ def _build_tokenizer(*, chat: bool) -> PreTrainedTokenizerFast:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=384,
+        vocab_size=768,
         special_tokens=list(SPECIAL_TOKENS),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(SENTENCES, trainer)
+    tokenizer.train_from_iterator(TEXTS, trainer)
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, eos_token=END_OF_TURN, pad_token=SPECIAL_TOKENS[0]
     )

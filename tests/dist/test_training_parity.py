@@ -14,10 +14,12 @@ from fsdpq.data.loader import build_step
 from fsdpq.data.tokenize import Row
 from fsdpq.dist import assign_own_rows, check_same_on_all_ranks
 from fsdpq.errors import TrainingError
+from fsdpq.registry import resolve_builder
+from fsdpq.training.step import train_step
 from support import reference
 from support.ranks import RankPool
-from support.sharded import assemble, train
-from support.tiny import random_rows, save_tiny_llama
+from support.sharded import CPU, assemble, train
+from support.tiny import random_rows, save_tiny_llama, tiny_recipe
 
 NUM_STEPS = 5
 BATCH = 8
@@ -149,3 +151,59 @@ def test_gradients_do_not_depend_on_the_split(ranks: RankPool, tmp_path: Path) -
             # fp32 rounding of sums in another order, relative to the largest entry.
             bound = 2e-6 * gradient.abs().max().item()
             assert torch.allclose(split[name], gradient, rtol=0, atol=bound), name
+
+
+def train_with_optimizer(directory: Path, options: dict[str, Any]) -> list[Tensor]:
+    """Returns the whole trained weights after three steps of the recipe's own optimizer."""
+    assembled = assemble(directory, optimizer=options)
+    recipe = tiny_recipe(optimizer=options)
+    optimizer = resolve_builder("optimizer", recipe.optimizer)(
+        recipe.optimizer, assembled.trainable
+    )
+    for batch in batches()[:3]:
+        step = build_step(
+            batch, micro_batch_size=4, rank=dist.get_rank(), world_size=dist.get_world_size()
+        )
+        train_step(
+            assembled.model, step, optimizer=optimizer, parameters=assembled.trainable,
+            max_grad_norm=None, device=CPU,
+        )  # fmt: skip
+    return [_whole(parameter) for parameter in assembled.trainable]
+
+
+@pytest.mark.parametrize(
+    ("options", "reference_class", "arguments"),
+    [
+        ({"kind": "adamw", "lr": 1e-2, "weight_decay": 0.1}, torch.optim.AdamW, {}),
+        ({"kind": "adam", "lr": 1e-2, "weight_decay": 0.1}, torch.optim.Adam, {}),
+        (
+            {"kind": "sgd", "lr": 1e-1, "momentum": 0.9, "nesterov": True, "weight_decay": 0.1},
+            torch.optim.SGD,
+            {"momentum": 0.9, "nesterov": True},
+        ),
+        ({"kind": "adadelta", "lr": 1.0, "weight_decay": 0.1}, torch.optim.Adadelta, {}),
+    ],
+    ids=["adamw", "adam", "sgd", "adadelta"],
+)
+def test_every_optimizer_on_two_ranks_is_torchs_own(
+    ranks: RankPool,
+    tmp_path: Path,
+    options: dict[str, Any],
+    reference_class: Any,
+    arguments: dict[str, Any],
+) -> None:
+    directory = save_tiny_llama(tmp_path)
+    initial = ranks.run(1, train_sharded, directory, 4, {})[0]["initial"]
+    model = reference.with_peft_lora(reference.load_dequantized(directory), initial, rank=4)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimizer = reference_class(parameters, lr=options["lr"], weight_decay=0.1, **arguments)
+    for batch in batches()[:3]:
+        reference.batch_loss(model, batch).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    trained = ranks.run(2, train_with_optimizer, directory, options)[0]
+    assert len(trained) == len(parameters)
+    for ours, theirs in zip(trained, parameters, strict=True):
+        # Where a gradient is near zero, Adam divides rounding by rounding: relative to the largest.
+        bound = 1e-3 * theirs.detach().abs().max().item()
+        assert torch.allclose(ours, theirs.detach(), rtol=0, atol=bound)

@@ -12,8 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from fsdpq.run_files import RunFiles, read_json_lines
 
 SETTINGS = (
-    "fsdp.strategy=hybrid_full_shard",
-    "fsdp.shard_size=2",
+    "fsdp.strategy=shard_grad_op",
     "fsdp.offload=cpu",
     "fsdp.precision=fp16_autocast",
     "model.dtype=auto",

@@ -42,4 +42,21 @@ def check_slurm_chooses_the_endpoint(recipe: Recipe, _base_dir: Path) -> Iterato
         yield from has_no_effect(recipe, "launch", "rdzv_endpoint", reason)
 
 
-CHECKS = (check_port_exists, check_machines_meet, check_slurm_chooses_the_endpoint)
+def check_slurm_settings_used(recipe: Recipe, _base_dir: Path) -> Iterator[Problem]:
+    """Settings of ``launch.slurm`` where the ranks start on this machine."""
+    launch = recipe.launch
+    if launch.scheduler == "slurm":
+        return
+    for field, info in type(launch.slurm).model_fields.items():
+        if getattr(launch.slurm, field) != info.default:
+            key = f"launch.slurm.{field}"
+            message = f"`{key}` has no effect with `launch.scheduler: {launch.scheduler}`"
+            yield Problem(message, key, hint="delete it, or write `scheduler: slurm`")
+
+
+CHECKS = (
+    check_port_exists,
+    check_machines_meet,
+    check_slurm_chooses_the_endpoint,
+    check_slurm_settings_used,
+)

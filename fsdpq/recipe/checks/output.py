@@ -34,7 +34,8 @@ def check_merge_has_adapter(recipe: Recipe, _base_dir: Path) -> Iterator[Problem
 
 def check_keep_last_used(recipe: Recipe, _base_dir: Path) -> Iterator[Problem]:
     """``checkpoint.keep_last`` without checkpoints."""
-    if recipe.checkpoint.interval is None:
+    checkpoint = recipe.checkpoint
+    if checkpoint.interval is None and checkpoint.interval_minutes is None:
         hint = "add `interval: 100` to `checkpoint`, or delete `keep_last`"
         reason = "without `checkpoint.interval`"
         yield from has_no_effect(recipe, "checkpoint", "keep_last", reason, hint)

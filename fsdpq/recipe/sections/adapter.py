@@ -34,6 +34,15 @@ class LoraOptions(Options):
     use_rslora: bool = False
     """Rank-stabilised scaling (https://arxiv.org/abs/2312.03732)."""
 
+    init: Literal["default", "gaussian", "pissa", "olora"] = "default"
+    """First values: uniform and zero as PEFT's, Gaussian and zero, or from the base's principal
+    components (https://arxiv.org/abs/2404.02948) or QR decomposition
+    (https://arxiv.org/abs/2406.01775)."""
+
+    modules_to_save: ModuleNames = ()
+    """Modules that are trained whole and saved beside the adapter (``lm_head``,
+    ``embed_tokens``)."""
+
     @property
     def scaling(self) -> float:
         """Factor on the adapter's output."""

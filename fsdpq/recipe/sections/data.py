@@ -56,6 +56,9 @@ class DataOptions(Options):
     """What happens to a longer row: it is cut at its end or start, left out, or ends the run. Rows
     cut or left out are counted and reported."""
 
+    on_bad_row: Literal["error", "skip"] = "error"
+    """What happens to a row that is not of its ``format``; ``skip`` leaves it out and counts it."""
+
     packing: Literal["none", "best_fit"] = "none"
     """``best_fit`` puts several rows into one sequence of ``seq_len`` tokens; none sees another.
     Batch sizes and ``training.epochs`` then count sequences, not rows."""

@@ -9,6 +9,25 @@ from pydantic import Field
 from fsdpq.recipe.options import Options
 
 
+class SlurmOptions(Options):
+    """What a job asks Slurm for; needs ``launch.scheduler: slurm``."""
+
+    partition: str | None = Field(default=None, min_length=1)
+    """Queue; null is the cluster's default."""
+
+    account: str | None = Field(default=None, min_length=1)
+    """Who pays; null is your default."""
+
+    gpus_per_node: int | None = Field(default=None, ge=1)
+    """GPUs on each machine; null is ``launch.nproc_per_node``."""
+
+    time_minutes: int | None = Field(default=None, ge=1)
+    """Time limit; null is the partition's."""
+
+    requeue: bool = False
+    """Queue the job again after a preemption, to go on from its last checkpoint."""
+
+
 class LaunchOptions(Options):
     """Processes and devices."""
 
@@ -31,3 +50,6 @@ class LaunchOptions(Options):
 
     scheduler: Literal["local", "slurm"] = "local"
     """Start the ranks here, or submit a job to Slurm."""
+
+    slurm: SlurmOptions = SlurmOptions.model_construct()
+    """Settings of the scheduler ``slurm``."""

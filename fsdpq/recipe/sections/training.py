@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 
 from fsdpq.recipe.options import Options
@@ -37,6 +39,9 @@ class TrainingOptions(Options):
     seed: int = Field(default=0, ge=0, lt=2**63)
     """Seed of the adapters, the row order and the dropout."""
 
+    compile: bool = False
+    """Compile every decoder layer by ``torch.compile``."""
+
     eval_interval: int | None = Field(default=None, ge=1)
     """Evaluate every so many steps; null is before and after training only."""
 
@@ -45,7 +50,16 @@ class CheckpointOptions(Options):
     """Checkpoints to resume from: trained weights, optimizer, position; never the frozen base."""
 
     interval: int | None = Field(default=None, ge=1)
-    """Steps between two checkpoints; null saves none."""
+    """Steps between two checkpoints; null saves none by steps."""
+
+    interval_minutes: float | None = Field(default=None, gt=0)
+    """Minutes between two checkpoints; null saves none by time."""
 
     keep_last: int = Field(default=2, ge=1)
     """How many of the newest are kept."""
+
+    keep_best: bool = False
+    """Also keep the one with the lowest held-out loss."""
+
+    resume: Literal["never", "auto"] = "never"
+    """``auto`` goes on from the newest checkpoint of the same run directory."""

@@ -58,7 +58,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "model").mkdir()
     for name in ("config.json", "tokenizer.json", "model.safetensors", "modeling_x.py"):
         (tmp_path / "model" / name).write_text("{}")
-    (tmp_path / "rows.jsonl").write_text('{"messages": []}\n')
+    (tmp_path / "rows.jsonl").write_text('{"messages": [{"role": "user", "content": "x"}]}\n')
     (tmp_path / "recipe.yaml").write_text(RECIPE)
     (tmp_path / "rank.py").write_text(RANK)
     return tmp_path

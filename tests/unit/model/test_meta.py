@@ -21,10 +21,13 @@ from fsdpq.quantization.none import NoQuantizer
 from fsdpq.recipe.sections.quantization import BnbOptions, NoQuantOptions
 
 
-def _build(directory: Path, **options: object):
+def _build(directory: Path, *, attn_implementation: str = "sdpa", **options: object):
     quantizer = BnbQuantizer(BnbOptions.model_validate({"kind": "bnb", **options}))
     return build_meta_model(
-        directory, dtype=torch.bfloat16, attn_implementation="sdpa", quantizer=quantizer
+        directory,
+        dtype=torch.bfloat16,
+        attn_implementation=attn_implementation,
+        quantizer=quantizer,
     )
 
 
@@ -78,7 +81,7 @@ def test_weights_that_no_linear_holds_are_not_passed_by(
         tmp_path, dtype=torch.bfloat16, attn_implementation="eager", quantizer=unquantized
     )
     with pytest.raises(CheckpointError, match="would silently stay unquantized") as caught:
-        _build(tmp_path)
+        _build(tmp_path, attn_implementation="eager")
     assert weight in caught.value.message
 
 

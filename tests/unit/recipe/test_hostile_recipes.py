@@ -128,6 +128,7 @@ def test_hostile_recipe_is_refused_at_once(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SECRET_TOKEN", "not-to-be-seen")
+    monkeypatch.setenv("PYDANTIC_DISABLE_PLUGINS", "__all__")  # the command sets it for itself
     content = HOSTILE[name]
     Path("r.yaml").write_bytes(content.encode() if isinstance(content, str) else content)
     before = os.environ.copy()

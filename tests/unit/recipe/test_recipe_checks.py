@@ -212,9 +212,13 @@ CASES: list[tuple[str, dict[str, Any], str, str, str]] = [
     ("check_slurm_chooses_the_endpoint",
      {"launch__scheduler": "slurm", "launch__rdzv_endpoint": "a:29500"},
      "launch.rdzv_endpoint", "with `scheduler: slurm`", "delete"),
+    ("check_slurm_settings_used", {"launch__slurm": {"partition": "gpu"}},
+     "launch.slurm.partition", "has no effect with `launch.scheduler: local`", "scheduler: slurm"),
 ]  # fmt: skip
 
 FINE: list[tuple[str, dict[str, Any]]] = [
+    ("check_slurm_settings_used",
+     {"launch__scheduler": "slurm", "launch__slurm": {"partition": "gpu"}}),
     ("check_model_revision_used", {"model__revision": "main"}),
     ("check_seq_len_fits", {"data__seq_len": 4096}),
     ("check_seq_len_fits", {"model__name_or_path": "nobody/knows", "data__seq_len": 10**6}),

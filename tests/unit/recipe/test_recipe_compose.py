@@ -163,7 +163,10 @@ def test_shipped_recipes_are_found_in_checkout_and_wheel(
 
 
 def test_plus_adds_an_optional_key_that_is_not_set(load: Load) -> None:
-    loaded = load(HEAD, "+training.steps=7", "+metrics.wandb.group=g")
+    loaded = load(
+        HEAD, "+training.steps=7", "+metrics.wandb.group=g",
+        "metrics.wandb.project=p", "metrics.sinks=[wandb]",
+    )  # fmt: skip
     assert loaded.recipe.training.steps == 7
     assert loaded.recipe.metrics.wandb.group == "g"
 

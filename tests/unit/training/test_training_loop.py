@@ -76,8 +76,13 @@ class Bigram(nn.Module):
         self.fail_at = fail_at
 
     def forward(
-        self, input_ids: torch.Tensor, positions: torch.Tensor, targets: torch.Tensor
+        self,
+        input_ids: torch.Tensor,
+        positions: torch.Tensor,
+        targets: torch.Tensor,
+        position_ids: torch.Tensor | None = None,
     ) -> torch.Tensor:
+        assert position_ids is None
         self.calls += 1
         logits = self.table(input_ids).flatten(0, 1)[positions]
         loss = nn.functional.cross_entropy(logits, targets, reduction="sum")
