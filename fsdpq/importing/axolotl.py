@@ -26,6 +26,7 @@ from fsdpq.importing.huggingface import (
     assemble_adapter,
     assemble_bits,
     assemble_training,
+    read_eval_fraction,
     read_hub_dataset,
 )
 from fsdpq.importing.values import boolean, mapping, names, number, text, whole
@@ -73,15 +74,6 @@ def _read_type(draft: Draft, key: str, value: Any) -> None:
     draft.put("data.format", found[0], key=key)
     note = found[1] or ("" if word in _FORMATS else f"as `{found[0]}`, not as its variant `{word}`")
     draft.note("assumed" if note else "converted", key, note, target="data.format")
-
-
-def _read_val_set(draft: Draft, key: str, value: Any) -> None:
-    share = number(value)
-    if share >= 1:
-        draft.note("no_counterpart", key, "`data.eval_fraction` is a share of the rows, below 1")
-        return
-    draft.put("data.eval_fraction", share, key=key)
-    draft.note("converted", key, target="data.eval_fraction")
 
 
 def _read_bits(draft: Draft, key: str, value: Any) -> None:
@@ -172,7 +164,7 @@ RULES: Mapping[str, Rule] = {
     "peft_use_rslora": To("adapter.use_rslora", boolean),
     "lora_model_dir": Lost("a new adapter is trained: its weights start anew"),
     "datasets": With("data", _read_datasets),
-    "val_set_size": With("data.eval_fraction", _read_val_set),
+    "val_set_size": With("data.eval_fraction", read_eval_fraction),
     "sequence_len": To("data.seq_len", whole),
     "excess_length_strategy": Choice(
         "data.truncation", {"drop": "drop", "truncate": "truncate_end", "raise": "error"}

@@ -364,3 +364,13 @@ def assemble_bits(draft: Draft, *, bits: int | None, key: str) -> None:
         draft.note("assumed", key, why, target="quantization.kind")
     else:
         draft.put("quantization.kind", "none")
+
+
+def read_eval_fraction(draft: Draft, key: str, value: Any) -> None:
+    """Takes a share of held-out rows; a number of rows has no counterpart."""
+    share = number(value)
+    if share >= 1:
+        draft.note("no_counterpart", key, "`data.eval_fraction` is a share of the rows, below 1")
+        return
+    draft.put("data.eval_fraction", share, key=key)
+    draft.note("converted", key, target="data.eval_fraction")

@@ -20,6 +20,7 @@ from fsdpq.importing.huggingface import (
     assemble_bits,
     assemble_report_to,
     assemble_training,
+    read_eval_fraction,
 )
 from fsdpq.importing.values import boolean, names, number, text, whole
 
@@ -83,15 +84,6 @@ def _read_stage(draft: Draft, key: str, value: Any) -> None:
         draft.note("no_counterpart", key, why)
 
 
-def _read_val_size(draft: Draft, key: str, value: Any) -> None:
-    share = number(value)
-    if share >= 1:
-        draft.note("no_counterpart", key, "`data.eval_fraction` is a share of the rows, below 1")
-        return
-    draft.put("data.eval_fraction", share, key=key)
-    draft.note("converted", key, target="data.eval_fraction")
-
-
 def _read_targets(draft: Draft, key: str, value: Any) -> None:
     found: Any = "all-linear" if value == "all" else names(value)
     draft.put("adapter.target_modules", found, key=key)
@@ -136,7 +128,7 @@ RULES: Mapping[str, Rule] = {
     "mask_history": Lost("every answer of a dialogue is trained on"),
     "packing": Part("data.packing"),
     "neat_packing": Part("data.packing"),
-    "val_size": With("data.eval_fraction", _read_val_size),
+    "val_size": With("data.eval_fraction", read_eval_fraction),
     "eval_dataset": Lost("rows are held out of the training data: `data.eval_fraction`"),
     "pure_bf16": Part("fsdp.precision"),
     "disable_gradient_checkpointing": With("fsdp.activation_checkpointing", _read_no_checkpointing),

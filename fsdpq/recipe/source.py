@@ -71,7 +71,7 @@ def read_source(path: Path, *, what: str = "recipe") -> Source:
         UsageError: there is no such file, or it cannot be read.
         RecipeError: it is no YAML document that a recipe could be.
     """
-    raw = _read_bytes(path)
+    raw = _read_bytes(path, what)
     text = _decode(path, raw)
     lines = _LINE_BREAK.split(text)
     if len(lines) > MAX_LINES or len(text.split()) > MAX_WORDS:
@@ -93,15 +93,16 @@ def _refuse(location: Location, message: str, hint: str) -> RecipeError:
     return RecipeError([Problem(message, location=location, hint=hint)])
 
 
-def _read_bytes(path: Path) -> bytes:
+def _read_bytes(path: Path, what: str) -> bytes:
     try:
         if path.is_dir():
-            raise UsageError(f"`{path}` is a directory", hint="name a recipe file in it")
+            raise UsageError(f"`{path}` is a directory", hint=f"name a {what} file in it")
         with path.open("rb") as file:
             raw = file.read(MAX_BYTES + 1)
     except FileNotFoundError:
-        hint = "`recipes/quickstart.yaml` is a recipe to start from"
-        raise UsageError(f"there is no recipe `{path}`", hint=hint) from None
+        start = "`recipes/quickstart.yaml` is a recipe to start from"
+        hint = start if what == "recipe" else "check the path"
+        raise UsageError(f"there is no {what} `{path}`", hint=hint) from None
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         hint = "check the path and its permissions"
