@@ -16,6 +16,7 @@ from typing import Any
 
 from fsdpq.errors import MissingDependencyError
 from fsdpq.recipe.options import Options
+from fsdpq.recipe.root import Recipe
 from fsdpq.recipe.sections.adapter import (
     DoraOptions,
     LlamaProOptions,
@@ -120,6 +121,10 @@ ROWS: tuple[Row, ...] = (
 )  # fmt: skip
 
 
+SINK_PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb"}
+"""Values of ``metrics.sinks`` -> the packages they need."""
+
+
 def find_row(section: str, kind: str) -> Row:
     """Returns the row of ``kind`` in ``section``.
 
@@ -132,18 +137,37 @@ def find_row(section: str, kind: str) -> Row:
     raise KeyError(f"no kind `{kind}` in section `{section}`")
 
 
-def resolve_builder(section: str, options: Any) -> Callable[..., Any]:
-    """Imports and returns the builder for ``options`` (worker half only).
+def check_packages(recipe: Recipe) -> None:
+    """Checks that every package that a recipe needs beyond the core ones is installed.
 
     Raises:
-        MissingDependencyError: a package that the kind needs is not installed.
+        MissingDependencyError: names all that are missing, and who needs them.
+    """
+    missing: dict[str, str] = {}
+    for section in dict.fromkeys(row.section for row in ROWS):
+        row = find_row(section, getattr(recipe, section).kind)
+        who = f"`{section}: {{kind: {row.kind}}}`"
+        missing |= {name: who for name in row.requires if not is_installed(name)}
+    for sink in recipe.metrics.sinks:
+        if sink in SINK_PACKAGES and not is_installed(SINK_PACKAGES[sink]):
+            missing[SINK_PACKAGES[sink]] = f"`{sink}` in `metrics.sinks`"
+    if missing:
+        needs = ", ".join(f"{who} needs `{name}`" for name, who in missing.items())
+        raise MissingDependencyError(
+            f"packages are not installed: {needs}", hint=f"pip install {' '.join(missing)}"
+        )
+
+
+def is_installed(package: str) -> bool:
+    """Whether ``package`` can be imported."""
+    return importlib.util.find_spec(package) is not None
+
+
+def resolve_builder(section: str, options: Any) -> Callable[..., Any]:
+    """Imports and returns the builder for ``options``.
+
+    Worker half only; `check_packages` was asked before.
     """
     row = find_row(section, options.kind)
-    for package in row.requires:
-        if importlib.util.find_spec(package) is None:
-            raise MissingDependencyError(
-                f"`{section}: {{kind: {row.kind}}}` needs the package `{package}`",
-                hint=f"pip install {package}",
-            )
     module, name = row.builder.split(":")
     return getattr(importlib.import_module(module), name)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import textwrap
 from collections.abc import Iterator, Mapping
 from typing import Any, cast
@@ -15,7 +14,7 @@ from fsdpq.recipe.explain import value_text
 from fsdpq.recipe.field_docs import field_doc
 from fsdpq.recipe.not_yet import IMPLEMENTED
 from fsdpq.recipe.options import Options
-from fsdpq.registry import ROWS, Row
+from fsdpq.registry import ROWS, Row, is_installed
 
 _CATALOGS = {
     "model": ("name_or_path", MODELS),
@@ -78,7 +77,7 @@ def _kind_fields(section: str, kind: str, options: type[Options]) -> dict[str, A
         "kind": kind or None,
         "summary": row.summary if row else "",
         "works": _works(section, kind),
-        "packages": [{"name": name, "installed": _is_installed(name)} for name in packages],
+        "packages": [{"name": name, "installed": is_installed(name)} for name in packages],
         "keys": [
             {
                 "key": f"{section}.{name}",
@@ -108,10 +107,6 @@ def _working_values(section: str, field: str) -> list[Any] | None:
 
 def _plain(value: Any) -> Any:
     return list(cast("tuple[Any, ...]", value)) if isinstance(value, tuple) else value
-
-
-def _is_installed(package: str) -> bool:
-    return importlib.util.find_spec(package) is not None
 
 
 def _render_rows(section: str) -> list[str]:
@@ -148,7 +143,7 @@ def _render_fields(section: str, options: type[Options]) -> Iterator[str]:
 
 def _notes(row: Row) -> str:
     notes = [f"needs {', '.join(row.requires)}"] if row.requires else []
-    missing = [name for name in row.requires if not _is_installed(name)]
+    missing = [name for name in row.requires if not is_installed(name)]
     notes += [f"not installed: {', '.join(missing)}"] if missing else []
     notes += [] if _works(row.section, row.kind) else ["does not work in this version yet"]
     return f" ({'; '.join(notes)})" if notes else ""

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+from fsdpq.cards.find import find_card
 from fsdpq.cli.render import clean, render_table
 from fsdpq.errors import RecipeError, UsageError
 from fsdpq.recipe.describe import suggest
@@ -138,9 +137,7 @@ def _method(data: dict[str, Any]) -> str:
 
 
 def _count_parameters(model: str) -> int | None:
-    if importlib.util.find_spec("fsdpq.cards") is None:
-        return None
-    card = importlib.import_module("fsdpq.cards.find").find_card(model)
+    card = find_card(model)
     return None if card is None else int(card.num_parameters)
 
 

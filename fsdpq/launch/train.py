@@ -19,6 +19,7 @@ from fsdpq.launch.torchrun import WORKER, Row, check_endpoint, run_torchrun
 from fsdpq.recipe.checks.facts import told_dtype
 from fsdpq.recipe.load import LoadedRecipe, load_recipe
 from fsdpq.recipe.root import Recipe
+from fsdpq.registry import check_packages
 from fsdpq.run_files import RunFiles
 
 
@@ -75,6 +76,7 @@ def train(
     gpus = [] if smoke else list_gpus()
     wanted = shrink(loaded, screen=screen) if smoke else loaded.recipe
     recipe = resolve_launch(wanted, num_gpus=len(gpus))
+    check_packages(recipe)
     if recipe.launch.device == "cuda":
         check_bf16(told_dtype(recipe), gpus)
     check_endpoint(recipe.launch)

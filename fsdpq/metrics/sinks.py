@@ -7,13 +7,11 @@ so once, and the metrics are in ``metrics.jsonl`` anyway.
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fsdpq.errors import MissingDependencyError
 from fsdpq.recipe.sections.output import WandbOptions
 from fsdpq.run_files import append_json_line
 
@@ -67,7 +65,6 @@ class TensorboardSink:
     """
 
     def __init__(self, directory: Path) -> None:
-        check_package("tensorboard")
         from torch.utils.tensorboard import SummaryWriter
 
         self._writer = SummaryWriter(str(directory))
@@ -86,6 +83,8 @@ class TensorboardSink:
 class WandbSink:
     """Sends the numbers of a row to Weights & Biases.
 
+    A package that is missing is found before the launch (`fsdpq.registry.check_packages`).
+
     Args:
         options: project and so on.
         directory: where wandb keeps its files.
@@ -103,7 +102,6 @@ class WandbSink:
         settings: Mapping[str, Any],
         notify: Callable[[str], Any],
     ) -> None:
-        check_package("wandb")
         self._notify = notify
         self._run: Any = None
         self._attempt(
@@ -139,18 +137,6 @@ class WandbSink:
         except Exception as error:  # a foreign service must not end a run, whatever it raises
             self._run = None
             self._notify(f"wandb failed ({error}): metrics go to metrics.jsonl only from here on")
-
-
-def check_package(name: str) -> None:
-    """Checks that a sink's package is there.
-
-    Raises:
-        MissingDependencyError: it is not.
-    """
-    if importlib.util.find_spec(name) is None:
-        raise MissingDependencyError(
-            f"`metrics.sinks` names `{name}`, which is not installed", hint=f"pip install {name}"
-        )
 
 
 def scalars(row: Mapping[str, Any]) -> dict[str, float]:

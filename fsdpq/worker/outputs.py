@@ -17,11 +17,7 @@ def open_rows(path: Path) -> JsonlSink | NoSink:
 
 
 def open_metrics(recipe: Recipe, files: RunFiles, events: MetricSink) -> ManySinks:
-    """Returns the sinks of ``metrics.sinks``; ``metrics.jsonl`` is always one of them.
-
-    Raises:
-        MissingDependencyError: a sink's package is not installed.
-    """
+    """Returns the sinks of ``metrics.sinks``; ``metrics.jsonl`` is always one of them."""
     sinks: list[JsonlSink | NoSink | TensorboardSink | WandbSink] = [open_rows(files.metrics)]
     if dist.rank() != 0:
         return ManySinks(sinks)

@@ -2,9 +2,11 @@
 
 import pytest
 
+from fsdpq.errors import ExitCode, MissingDependencyError
 from fsdpq.recipe.describe import list_sections
 from fsdpq.recipe.not_yet import IMPLEMENTED
-from fsdpq.registry import ROWS, Row, find_row, resolve_builder
+from fsdpq.recipe.root import Recipe
+from fsdpq.registry import ROWS, Row, check_packages, find_row, resolve_builder
 
 SECTIONS = list_sections()
 WORKING = [row for row in ROWS if row.kind in IMPLEMENTED.get(f"{row.section}.kind", (row.kind,))]
@@ -37,3 +39,25 @@ def test_what_works_is_only_told_of_keys_that_exist() -> None:
     for key in IMPLEMENTED:
         section, field = key.split(".")
         assert any(field in options.model_fields for options in SECTIONS[section].kinds.values())
+
+
+def test_all_missing_packages_are_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = Recipe.model_validate(
+        {
+            "version": 1,
+            "name": "r",
+            "model": {"name_or_path": "base"},
+            "quantization": {"kind": "hqq"},
+            "data": {"path": "rows.jsonl"},
+            "metrics": {"sinks": ["wandb"], "wandb": {"project": "p"}},
+        }
+    )
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    check_packages(recipe)
+    monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
+    with pytest.raises(MissingDependencyError) as caught:
+        check_packages(recipe)
+    assert "`quantization: {kind: hqq}` needs `hqq`" in caught.value.message
+    assert "`wandb` in `metrics.sinks` needs `wandb`" in caught.value.message
+    assert caught.value.hint == "pip install hqq termcolor wandb"
+    assert caught.value.exit_code is ExitCode.ENVIRONMENT

@@ -14,7 +14,6 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from fsdpq.errors import MissingDependencyError
 from fsdpq.metrics.memory import MemoryLog
 from fsdpq.metrics.profile import StepProfiler
 from fsdpq.metrics.sinks import JsonlSink, ManySinks, TensorboardSink, WandbSink
@@ -112,13 +111,6 @@ def test_a_failing_wandb_is_told_once_and_ends_nothing(
     assert len(notices) == 1
     assert "no route to api.wandb.ai" in notices[0]
     assert len(list(read_json_lines(path))) == 4
-
-
-def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
-    with pytest.raises(MissingDependencyError) as caught:
-        open_wandb(tmp_path, [])
-    assert caught.value.hint == "pip install wandb"
 
 
 class ListSink:
