@@ -2,9 +2,9 @@
 
 import importlib.util
 import json
+import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -51,18 +51,23 @@ def test_front_half_never_imports_torch() -> None:
     assert done.stdout.splitlines()[-1] == "HEAVY []"
 
 
+def _cpu_seconds(command: list[str]) -> float:
+    """Returns what a process computes, start-up included: other work on the machine adds little."""
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode == 0
+    return usage.ru_utime + usage.ru_stime
+
+
 def test_validate_costs_little_more_than_importing_its_libraries() -> None:
+    """``make bench`` prints seconds; here is what keeps them low on any machine."""
     libraries = [sys.executable, "-c", "import click, pydantic.fields, pydantic.main, yaml"]
     command = [sys.executable, "-m", "fsdpq", "validate", QUICKSTART]
-    floor: list[float] = []
-    times: list[float] = []
-    for _ in range(5):
-        for arguments, found in ((libraries, floor), (command, times)):
-            started = time.monotonic()
-            subprocess.run(arguments, cwd=ROOT, check=True, capture_output=True)
-            found.append(time.monotonic() - started)
-    # The best of five, as other work on the machine only ever adds; 1.4 was measured.
-    assert min(times) < 2.0 * min(floor), (times, floor)
+    floor = min(_cpu_seconds(libraries) for _ in range(5))
+    times = min(_cpu_seconds(command) for _ in range(5))
+    # 1.4 to 1.9 was measured, the latter where every start compiles our modules.
+    assert times < 2.5 * floor, (times, floor)
 
 
 def test_validate_needs_neither_hydra_nor_rich() -> None:

@@ -14,7 +14,9 @@ RECIPE = Path(__file__).parents[2] / "recipes" / "quickstart.yaml"
 SHORTER = (
     "training.steps=4",
     "data.eval_fraction=0.02",
+    "training.global_batch_size=16",
     "metrics.sample_prompts=[]",
+    "~metrics.sample_max_new_tokens",
     "launch.device=cpu",
     "launch.nproc_per_node=2",
 )
