@@ -22,6 +22,11 @@ from fsdpq.recipe.root import Recipe
 _PLAIN = {int: "a whole number", float: "a number", bool: "true or false", str: "a string"}
 _OTHER_NAMES = {
     "r": "rank",
+    "lora_r": "rank",
+    "lora_alpha": "alpha",
+    "lora_dropout": "dropout",
+    "lora_target_modules": "target_modules",
+    "per_device_train_batch_size": "micro_batch_size",
     "learning_rate": "lr",
     "max_seq_length": "seq_len",
     "max_length": "seq_len",

@@ -15,6 +15,7 @@ SHORTER = (
     "training.steps=4",
     "data.eval_fraction=0.02",
     "training.global_batch_size=16",
+    "training.micro_batch_size=8",
     "metrics.sample_prompts=[]",
     "~metrics.sample_max_new_tokens",
     "launch.device=cpu",
