@@ -18,7 +18,7 @@ from fsdpq.run_files import RunFiles, read_json_lines
 
 ROOT = Path(__file__).parents[2]
 PATHS = sorted((ROOT / "recipes").glob("*.yaml"))
-SAMPLE_SIZE = 3
+SAMPLE_SIZE = 2
 
 
 def chosen() -> list[Path]:
