@@ -63,7 +63,7 @@ def test_no_nvidia_smi_means_no_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         ((), 4, 8, ("cuda", 4, "bf16")),
         (("launch.device=cpu",), 4, 8, ("cpu", 2, "fp32")),
         (("launch.nproc_per_node=2",), 4, 8, ("cuda", 2, "bf16")),
-        (("launch.nproc_per_node=3", "training.global_batch_size=15"), 0, 2, ("cpu", 3, "fp32")),
+        (("launch.nproc_per_node=3", "training.global_batch_size=12"), 0, 2, ("cpu", 3, "fp32")),
         (("model.dtype=fp32",), 1, 8, ("cuda", 1, "fp32")),
         (("model.dtype=bf16",), 0, 8, ("cpu", 2, "bf16")),
     ],
