@@ -24,7 +24,6 @@ PREFIX = "base_model.model."
 """What PEFT puts before the name of a module of the base model."""
 
 WEIGHTS_NAME = "adapter_model.safetensors"
-CONFIG_NAME = "adapter_config.json"
 
 
 def export_adapter(

@@ -12,7 +12,6 @@ from typing import Any
 
 from fsdpq.recipe.root import Recipe
 from fsdpq.recipe.sections.adapter import LlamaProOptions
-from fsdpq.recipe.sections.optimizer import OptimizerOptions
 
 NUM_STEPS = 3
 NUM_RANKS = 2
@@ -75,7 +74,7 @@ def _shrink_adapter(recipe: Recipe) -> Any:
     return recipe.adapter
 
 
-def _shrink_schedule(recipe: Recipe) -> OptimizerOptions | Any:
+def _shrink_schedule(recipe: Recipe) -> Any:
     warmup = 1 if recipe.lr_scheduler.num_warmup_steps(1000) else None
     changed = {"warmup_steps": warmup, "warmup_ratio": None}
     return recipe.lr_scheduler.model_copy(update=changed)

@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from fsdpq.cards.card import ModelCard
-from fsdpq.cards.find import card_from_config, find_card
 from fsdpq.errors import UsageError
 from fsdpq.fetch.cache import cached_directory
 from fsdpq.fetch.data import FetchedData
 from fsdpq.fetch.resolve import FetchedModel
 from fsdpq.launch.shrink import NUM_LAYERS, NUM_ROWS
 from fsdpq.launch.single_worker import WorkerFiles, run_single_worker
+from fsdpq.recipe.checks.facts import card_of
 from fsdpq.recipe.data_formats import DUMMY_ROWS, made_up_rows
 from fsdpq.recipe.root import Recipe
 from fsdpq.recipe.sections.data import DataOptions
@@ -100,7 +100,7 @@ def describe_tiny_model(recipe: Recipe, base_dir: Path) -> dict[str, Any]:
     """
     name = recipe.model.name_or_path
     config_path = base_dir / Path(name).expanduser() / "config.json"
-    card = card_from_config(config_path) if config_path.is_file() else find_card(name)
+    card = card_of(recipe, base_dir)
     if card is None:
         raise UsageError(
             f"`--smoke` does not know the architecture of `{name}`",
