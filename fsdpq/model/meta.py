@@ -1,6 +1,6 @@
 """Builds the base model on the meta device and swaps its linears for quantized ones.
 
-Nothing here reads a weight: the result has shapes and dtypes only, and `fsdpq.model.stream` fills
+Nothing here reads a weight: the result has shapes and dtypes only, and `fsdpq.model.loading` fills
 it after FSDP has sharded it.
 """
 

@@ -22,6 +22,9 @@ from fsdpq.errors import EnvironmentProblemError
 from fsdpq.fsdp.precision import autocast_dtype, build_policy
 from fsdpq.fsdp.wrap import apply_fsdp
 from fsdpq.model.causal_lm import CausalLM
+from fsdpq.model.loading.source import CheckpointSource
+from fsdpq.model.loading.stream import load_base
+from fsdpq.model.loading.targets import checkpoint_name
 from fsdpq.model.meta import (
     DTYPES,
     build_meta_model,
@@ -30,7 +33,6 @@ from fsdpq.model.meta import (
 )
 from fsdpq.model.packing import check_packing_isolates
 from fsdpq.model.quantized_linear import QuantizedLinear
-from fsdpq.model.stream import checkpoint_name, load_base
 from fsdpq.protocols import BASE, AdaptedLayer, Adapter
 from fsdpq.recipe.root import Recipe
 from fsdpq.registry import resolve_builder
@@ -149,7 +151,7 @@ def assemble_model(
     on_phase("shard")
     load_base(
         model,
-        model_dir,
+        CheckpointSource(model, model_dir, dtype=dtype, device=device),
         dtype=dtype,
         device=device,
         shards_on_host=recipe.fsdp.offload == "cpu",

@@ -15,10 +15,12 @@ from torch import Tensor, nn
 
 from fsdpq.checkpoint.peft import export_adapter, import_adapter
 from fsdpq.checkpoint.whole_model import ModelTensor, export_model
-from fsdpq.model.checkpoint_names import ModelTensors
 from fsdpq.model.expansion import source_name
+from fsdpq.model.loading.checkpoint_names import ModelTensors
+from fsdpq.model.loading.source import open_checkpoint
+from fsdpq.model.loading.stream import load_trained_base
+from fsdpq.model.loading.targets import full_shape, loading_targets
 from fsdpq.model.meta import DTYPES
-from fsdpq.model.stream import full_shape, load_trained_base, loading_targets, open_checkpoint
 from fsdpq.recipe.root import Recipe
 from fsdpq.worker.assemble import Assembled, Inputs
 

@@ -13,9 +13,9 @@ from transformers import AutoConfig
 
 from fsdpq.errors import CheckpointError
 from fsdpq.model.causal_lm import logit_scale
+from fsdpq.model.loading.targets import checkpoint_name
 from fsdpq.model.meta import build_meta_model, count_parameters
 from fsdpq.model.quantized_linear import QuantizedLinear
-from fsdpq.model.stream import checkpoint_name
 from fsdpq.quantization.bnb import BnbQuantizer
 from fsdpq.quantization.none import NoQuantizer
 from fsdpq.recipe.sections.quantization import BnbOptions, NoQuantOptions

@@ -28,7 +28,7 @@ from transformers.core_model_loading import (
 )
 
 from fsdpq.errors import CheckpointError
-from fsdpq.model.checkpoint_files import CheckpointFiles, check_tensors
+from fsdpq.model.loading.checkpoint_files import CheckpointFiles, check_tensors
 
 Shape = tuple[int, ...]
 

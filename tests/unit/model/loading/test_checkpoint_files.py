@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from fsdpq.errors import CheckpointError
-from fsdpq.model.checkpoint_files import CheckpointFiles, check_tensors
+from fsdpq.model.loading.checkpoint_files import CheckpointFiles, check_tensors
 
 
 def _save(directory: Path) -> Path:

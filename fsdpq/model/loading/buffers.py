@@ -1,0 +1,46 @@
+"""Gives a sharded meta model memory, and fills the buffers that no checkpoint holds."""
+
+from __future__ import annotations
+
+import torch
+
+from fsdpq.errors import CheckpointError
+from fsdpq.model.causal_lm import CausalLM
+
+
+def allocate(model: CausalLM, device: torch.device, *, buffers: torch.device) -> None:
+    """Gives a meta model memory without content, in place: parameters on ``device``."""
+    model.to_empty(device=device)
+    if buffers == device:
+        return
+    for module in model.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            empty = torch.empty_like(buffer, device=buffers)
+            persistent = name not in module._non_persistent_buffers_set
+            module.register_buffer(name, empty, persistent=persistent)
+
+
+def recompute_buffers(model: CausalLM) -> None:
+    """Fills buffers that no checkpoint holds (RoPE ``inv_freq``), in their own dtype.
+
+    transformers recomputes them in ``_init_weights``; weights that it touches on the way are loaded
+    afterwards.
+
+    Raises:
+        CheckpointError: a family does not recompute one of them; names it.
+    """
+    for name, module in model.hf.named_modules():
+        buffers = {n: getattr(module, n) for n in module._non_persistent_buffers_set}
+        floating = {n: b for n, b in buffers.items() if b is not None and b.is_floating_point()}
+        if not floating:
+            continue
+        for buffer in floating.values():
+            buffer.fill_(float("nan"))
+        model.hf._init_weights(module)
+        left = [n for n in floating if getattr(module, n).isnan().any()]
+        if left:
+            raise CheckpointError(
+                f"`{type(model.hf).__name__}` does not recompute `{name}.{left[0]}`, which is in "
+                "no checkpoint",
+                hint="train a model of another family",
+            )

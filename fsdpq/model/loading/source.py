@@ -1,0 +1,126 @@
+"""Where a base comes from: a checkpoint whose rows are quantized while they are read, here.
+
+A source of another kind (weights that are quantized already) is another class with the same
+`BaseSource.fill`; `fsdpq.model.loading.stream` does not know which one it has.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from fsdpq.dist import Shard, own_shard
+from fsdpq.model.causal_lm import CausalLM
+from fsdpq.model.expansion import source_name
+from fsdpq.model.loading.checkpoint_files import CheckpointFiles, to_device
+from fsdpq.model.loading.checkpoint_names import ModelTensors
+from fsdpq.model.loading.targets import (
+    LoadingTarget,
+    full_shape,
+    loading_targets,
+    packed_shards,
+    tied_names,
+)
+from fsdpq.model.quantized_linear import PackedMatrix
+from fsdpq.protocols import RowReader
+
+COPY_ROWS_BYTES = 16 << 20
+"""Rows of an unquantized tensor are copied in pieces of about this size."""
+
+
+class BaseSource(Protocol):
+    """Fills the targets of a base."""
+
+    def fill(self, name: str, target: LoadingTarget) -> None:
+        """Fills this rank's rows of one target, in place.
+
+        Ranks: all, with the targets in the same order (collective).
+
+        Args:
+            name: of the target, as `loading_targets` gives it.
+            target: has memory, without content.
+        """
+        ...
+
+
+class CheckpointSource:
+    """An unquantized checkpoint: each rank reads its own rows and quantizes them on its device.
+
+    Opening it compares all names and shapes, so that nothing is loaded where they do not fit.
+
+    Args:
+        model: whose base it is; on meta.
+        directory: the checkpoint.
+        dtype: what weights are cast to before they are quantized.
+        device: rows are quantized there.
+
+    Raises:
+        CheckpointError: names or shapes do not fit, or a file is damaged.
+    """
+
+    def __init__(
+        self, model: CausalLM, directory: Path, *, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        self._model = model
+        self._tensors = open_checkpoint(model, directory)
+        self._dtype = dtype
+        self._device = device
+
+    def fill(self, name: str, target: LoadingTarget) -> None:
+        """Fills this rank's rows of one target; see `BaseSource`.
+
+        Memory: about the rank's rows of the target.
+        """
+        name = source_name(self._model, name)
+        read = row_reader(self._tensors, name, target, dtype=self._dtype, device=self._device)
+        if isinstance(target, PackedMatrix):
+            shape = (target.out_features, target.in_features)
+            target.quantizer.quantize_shards(read, shape, packed_shards(target))
+        else:
+            copy_rows(read, own_shard(target))
+
+
+def open_checkpoint(model: CausalLM, directory: Path) -> ModelTensors:
+    """Returns the checkpoint's tensors, by the names of `source_name`, after checking them.
+
+    Raises:
+        CheckpointError: names or shapes do not fit, or a file is damaged.
+    """
+    targets = loading_targets(model)
+    shapes = {source_name(model, n): full_shape(target) for n, target in targets.items()}
+    ignored = {source_name(model, name) for name in tied_names(model, targets)}
+    return ModelTensors(CheckpointFiles(directory), model.hf, shapes, ignored=ignored)
+
+
+def row_reader(
+    tensors: ModelTensors,
+    name: str,
+    target: LoadingTarget,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> RowReader:
+    """Reads rows in ``dtype`` where they are quantized, else in the precision of the target."""
+    packed = isinstance(target, PackedMatrix)
+    read_dtype = dtype if packed else target.dtype
+    read_rows = tensors.read_matrix_rows if packed else tensors.read_rows
+
+    def read(start: int, stop: int) -> Tensor:
+        return to_device(read_rows(name, start, stop), dtype=read_dtype, device=device)
+
+    return read
+
+
+def copy_rows(read: RowReader, shard: Shard) -> None:
+    """Fills the rows of ``shard``, in pieces of about `COPY_ROWS_BYTES`."""
+    if shard.rows.dim() == 0:
+        shard.rows.copy_(read(0, 1))
+        return
+    row_bytes = max(1, shard.rows[:1].nbytes)
+    step = max(1, min(COPY_ROWS_BYTES // row_bytes, (shard.stop - shard.start) // 4))
+    for start in range(shard.start, shard.stop, step):
+        stop = min(start + step, shard.stop)
+        shard.rows[start - shard.start : stop - shard.start] = read(start, stop)
