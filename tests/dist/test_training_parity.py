@@ -16,12 +16,13 @@ from fsdpq.dist import assign_own_rows, check_same_on_all_ranks
 from fsdpq.errors import TrainingError
 from fsdpq.registry import resolve_builder
 from fsdpq.training.step import train_step
+from fsdpq.worker.assemble import Assembled
 from support import reference
 from support.ranks import RankPool
 from support.sharded import CPU, assemble, train
 from support.tiny import random_rows, save_tiny_llama, tiny_recipe
 
-NUM_STEPS = 5
+NUM_STEPS = 3
 BATCH = 8
 LR = 1e-3
 MAX_NORM = 1.0
@@ -37,13 +38,18 @@ def _whole(parameter: nn.Parameter) -> Tensor:
     return parameter.detach().full_tensor().clone()  # pyright: ignore[reportCallIssue]
 
 
+def initial_adapter(assembled: Assembled) -> dict[str, Tensor]:
+    """Returns every whole A."""
+    layers = assembled.adapted_layers
+    return {name: _whole(layer.lora_A) for name, layer in layers.items()}  # pyright: ignore[reportArgumentType]
+
+
 def train_sharded(
     directory: Path, micro_batch_size: int, sections: dict[str, dict[str, Any]]
 ) -> dict[str, Any]:
     """Trains on this rank; returns losses, gradient norms and the initial adapter."""
     assembled = assemble(directory, **sections)
-    layers = assembled.adapted_layers
-    initial = {name: _whole(layer.lora_A) for name, layer in layers.items()}  # pyright: ignore[reportArgumentType]
+    initial = initial_adapter(assembled)
     losses, norms = train(
         assembled, batches(), micro_batch_size=micro_batch_size, lr=LR, max_norm=MAX_NORM
     )
@@ -57,14 +63,14 @@ def test_sharded_training_equals_unsharded_peft(
     directory = save_tiny_llama(tmp_path, tied=tied)
     model = reference.load_dequantized(directory)
     expected: tuple[list[float], list[float]] | None = None
-    for num_ranks in (1, 2, 4):
+    for num_ranks in (1, 4):
         answers = ranks.run(num_ranks, train_sharded, directory, 2, {})
         if expected is None:
             peft_model = reference.with_peft_lora(model, answers[0]["initial"], rank=4)
             expected = reference.train(peft_model, batches(), lr=LR, max_norm=MAX_NORM)
             assert len(set(expected[0])) == NUM_STEPS
         for answer in answers:
-            # fp32 sums in another order, amplified by five Adam steps: 1e-5 relative.
+            # fp32 sums in another order, amplified by three Adam steps: 1e-5 relative.
             assert answer["losses"] == pytest.approx(expected[0], rel=1e-5)
             assert answer["norms"] == pytest.approx(expected[1], rel=1e-5)
 
@@ -100,19 +106,6 @@ def differing_adapters() -> str:
 def test_ranks_that_differ_are_noticed_by_all_of_them(ranks: RankPool) -> None:
     answers = ranks.run(3, differing_adapters)
     assert answers == ["the adapters differ between rank 0 and ranks [1, 2]"] * 3
-
-
-@pytest.mark.parametrize(
-    "fsdp", [{"strategy": "shard_grad_op"}, {"activation_checkpointing": "none"}]
-)
-def test_strategies_and_checkpointing_do_not_change_the_losses(
-    ranks: RankPool, tmp_path: Path, fsdp: dict[str, str]
-) -> None:
-    directory = save_tiny_llama(tmp_path)
-    plain = ranks.run(2, train_sharded, directory, 2, {})[0]
-    other = ranks.run(2, train_sharded, directory, 2, {"fsdp": fsdp})[0]
-    assert other["losses"] == pytest.approx(plain["losses"], rel=1e-6)
-    assert other["norms"] == pytest.approx(plain["norms"], rel=1e-6)
 
 
 def gradients(directory: Path, micro_batch_size: int) -> dict[str, Tensor]:
@@ -153,14 +146,17 @@ def test_gradients_do_not_depend_on_the_split(ranks: RankPool, tmp_path: Path) -
             assert torch.allclose(split[name], gradient, rtol=0, atol=bound), name
 
 
-def train_with_optimizer(directory: Path, options: dict[str, Any]) -> list[Tensor]:
-    """Returns the whole trained weights after three steps of the recipe's own optimizer."""
+def train_with_optimizer(
+    directory: Path, options: dict[str, Any]
+) -> tuple[dict[str, Tensor], list[Tensor]]:
+    """Trains three steps with the recipe's own optimizer; returns A before, all weights after."""
     assembled = assemble(directory, optimizer=options)
+    initial = initial_adapter(assembled)
     recipe = tiny_recipe(optimizer=options)
     optimizer = resolve_builder("optimizer", recipe.optimizer)(
         recipe.optimizer, assembled.trainable
     )
-    for batch in batches()[:3]:
+    for batch in batches():
         step = build_step(
             batch, micro_batch_size=4, rank=dist.get_rank(), world_size=dist.get_world_size()
         )
@@ -168,7 +164,7 @@ def train_with_optimizer(directory: Path, options: dict[str, Any]) -> list[Tenso
             assembled.model, step, optimizer=optimizer, parameters=assembled.trainable,
             max_grad_norm=None, device=CPU,
         )  # fmt: skip
-    return [_whole(parameter) for parameter in assembled.trainable]
+    return initial, [_whole(parameter) for parameter in assembled.trainable]
 
 
 @pytest.mark.parametrize(
@@ -193,15 +189,14 @@ def test_every_optimizer_on_two_ranks_is_torchs_own(
     arguments: dict[str, Any],
 ) -> None:
     directory = save_tiny_llama(tmp_path)
-    initial = ranks.run(1, train_sharded, directory, 4, {})[0]["initial"]
+    initial, trained = ranks.run(2, train_with_optimizer, directory, options)[0]
     model = reference.with_peft_lora(reference.load_dequantized(directory), initial, rank=4)
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = reference_class(parameters, lr=options["lr"], weight_decay=0.1, **arguments)
-    for batch in batches()[:3]:
+    for batch in batches():
         reference.batch_loss(model, batch).backward()
         optimizer.step()
         optimizer.zero_grad()
-    trained = ranks.run(2, train_with_optimizer, directory, options)[0]
     assert len(trained) == len(parameters)
     for ours, theirs in zip(trained, parameters, strict=True):
         # Where a gradient is near zero, Adam divides rounding by rounding: relative to the largest.
