@@ -18,8 +18,18 @@ from pathlib import Path
 from typing import Any
 
 TIMEOUT_S = 240
-LIBRARIES = ["torch", "transformers", "support.sharded"]
-"""What the server imports before the first fork; what is missing here, a rank imports itself."""
+LIBRARIES = [
+    "torch",
+    "fsdpq.worker.assemble",
+    "fsdpq.training.step",
+    "fsdpq.quantization.bnb",
+    "transformers.cache_utils",
+    "transformers.models.llama.modeling_llama",
+]
+"""What the server imports before the first fork; what is missing here, every rank imports itself.
+
+Of the packages that are installed only: the server does not know pytest's ``pythonpath``.
+"""
 
 
 def _serve(rank: int, connection: Connection) -> None:
