@@ -1,0 +1,1 @@
+"""Reads safetensors files and directories of them, without torch."""
