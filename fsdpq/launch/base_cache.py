@@ -8,6 +8,7 @@ without a cache.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Generator, Mapping
@@ -107,16 +108,16 @@ def use_given_base(directory: Path, job: QuantizeJob) -> dict[str, Any]:
 @contextmanager
 def held_inputs(inputs: Mapping[str, Any]) -> Generator[None, None, None]:
     """Keeps the model and the base of a run in the cache until the block ends."""
+    entries: list[dict[str, Any]] = [inputs[name] for name in ("model", "base") if name in inputs]
     with ExitStack() as stack:
-        for name in ("model", "base"):
-            directory = Path((inputs.get(name) or {}).get("directory", ""))
-            if directory.is_relative_to(cache_root()):
-                stack.enter_context(hold(directory))
+        for entry in entries:
+            if _is_cached(entry):
+                stack.enter_context(hold(Path(entry["directory"])))
         yield
 
 
 def remove_damaged_base(files: RunFiles, inputs: Mapping[str, Any], error: FsdpqError) -> None:
-    """Takes a base that a rank found damaged out of the cache, and says so in ``error``.
+    """Takes a base that a rank found damaged out of the cache; says in ``error`` what to do.
 
     Args:
         files: of the run that failed.
@@ -124,16 +125,19 @@ def remove_damaged_base(files: RunFiles, inputs: Mapping[str, Any], error: Fsdpq
         error: what the user will be told; its hint changes.
     """
     base = inputs.get("base")
-    if base is None or not Path(base["directory"]).is_relative_to(cache_root()):
+    damages = [r for r in read_rank_errors(files) if r.kind == DamagedBaseError.__name__]
+    if base is None or not any(base["directory"] in record.message for record in damages):
         return
-    records = [record for record in read_rank_errors(files) if record.kind == DamagedBaseError.__name__]
-    if not any(base["directory"] in record.message for record in records):
+    if not _is_cached(base):
+        error.hint = f"delete `{base['directory']}` and make it again with `fsdpq quantize`"
         return
-    try:
+    with contextlib.suppress(OSError):  # else the rank's own hint says what to delete
         remove_whole(Path(base["directory"]))
-    except OSError:
-        return  # the rank's own hint says what to delete
-    error.hint = "start again: the damaged base was taken out of the cache, and is made anew"
+        error.hint = "start again: the damaged base was taken out of the cache, and is made anew"
+
+
+def _is_cached(entry: Mapping[str, Any]) -> bool:
+    return Path(entry["directory"]).is_relative_to(cache_root())
 
 
 def _base_in_cache(job: QuantizeJob, num_bytes: int, *, screen: Screen) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fsdpq.errors import EnvironmentProblemError, RunStoppedError, UsageError
+from fsdpq.errors import EnvironmentProblemError, LaunchError, RunStoppedError, UsageError
 from fsdpq.fetch.drafts import draft_of, remove_drafts, sync
 from fsdpq.fetch.local import copy_model_files
 from fsdpq.launch.devices import check_bf16, list_gpus
@@ -163,6 +163,9 @@ def run_quantizer(job: QuantizeJob, directory: Path, *, screen: Screen) -> None:
         screen.close()
     if code != 0 and not stopped_by:
         raise explain_failure(files, exit_code=code, oom_kills_before=oom_kills)
+    if not stopped_by and not is_base(directory):
+        message = "the ranks ended without a quantized base"
+        raise LaunchError(message, hint=f"the logs are in `{files.logs}`")
     shutil.rmtree(root, ignore_errors=True)
     if stopped_by:
         raise RunStoppedError(f"stopped by {stopped_by} while quantizing; nothing is left of it")

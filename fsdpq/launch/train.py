@@ -71,7 +71,8 @@ def train(
     )
     if not smoke:
         job = QuantizeJob(loaded, recipe, gpus, inputs["model"], trust_remote_code, quantizer)
-        inputs["base"] = find_base(job, screen=screen)
+        base = find_base(job, screen=screen)
+        inputs |= {"base": base} if base is not None else {}
     lock = describe_run(
         loaded, recipe, gpus=gpus, inputs=inputs, trust_remote_code=trust_remote_code
     )
