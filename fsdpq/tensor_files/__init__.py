@@ -1,1 +1,1 @@
-"""Reads safetensors files and directories of them, without torch."""
+"""Safetensors files as both halves see them: headers and byte ranges, without torch."""
