@@ -6,14 +6,9 @@ matrices are counted as quantized, everything else in ``model.dtype``.
 
 from __future__ import annotations
 
-import json
 import math
 import re
-import struct
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from fsdpq.recipe.sections.quantization import (
     BnbOptions,
@@ -21,25 +16,10 @@ from fsdpq.recipe.sections.quantization import (
     NoQuantOptions,
     QuantizationOptions,
 )
+from fsdpq.tensor_files.header import check_header
 
 DTYPE_BYTES = {"bf16": 2, "fp16": 2, "fp32": 4}
-MAX_HEADER_BYTES = 100 << 20
-"""The format's own limit."""
-
 _IN_A_LAYER = re.compile(r"\.\d+\.")
-
-
-@dataclass(frozen=True)
-class TensorHeader:
-    """One tensor of a safetensors file.
-
-    Attributes:
-        name: as the file has it.
-        shape: its sizes.
-    """
-
-    name: str
-    shape: tuple[int, ...]
 
 
 def estimate_base_bytes(directory: Path, quantization: QuantizationOptions, *, dtype: str) -> int:
@@ -56,7 +36,8 @@ def estimate_base_bytes(directory: Path, quantization: QuantizationOptions, *, d
     kept = getattr(quantization, "modules_to_not_convert", ())
     total = 0.0
     for file in sorted(directory.glob("*.safetensors")):
-        for tensor in read_tensors(file):
+        header, _ = check_header(file)
+        for tensor in header.entries.values() if header else ():
             is_matrix = len(tensor.shape) >= 2 and _IN_A_LAYER.search(tensor.name) is not None
             stem = tensor.name.removesuffix(".weight")
             quantized = is_matrix and not any(stem.endswith(name) for name in kept)
@@ -74,21 +55,3 @@ def bits_per_weight(quantization: QuantizationOptions, *, dtype: str) -> float:
             return quantization.nbits + (32 / group if group else 0)
         case NoQuantOptions():
             return 8 * DTYPE_BYTES[dtype]
-
-
-def read_tensors(file: Path) -> Iterator[TensorHeader]:
-    """Yields the tensors that the header of a safetensors file lists; none where it is damaged."""
-    try:
-        with file.open("rb") as stream:
-            (length,) = struct.unpack("<Q", stream.read(8))
-            if length > MAX_HEADER_BYTES:
-                return
-            header: dict[str, dict[str, Any]] = json.loads(stream.read(length))
-        tensors = [
-            TensorHeader(name, tuple(int(size) for size in fields["shape"]))
-            for name, fields in header.items()
-            if name != "__metadata__"
-        ]
-    except (OSError, ValueError, struct.error, KeyError, TypeError, AttributeError):
-        return
-    yield from tensors
