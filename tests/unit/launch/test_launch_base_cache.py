@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.screens import Lines
 
 from fsdpq.errors import FetchError, FsdpqError, LaunchError, UsageError
 from fsdpq.fetch import cache
@@ -17,7 +18,6 @@ from fsdpq.launch import base_cache, quantize
 from fsdpq.launch.base_cache import find_base, remove_damaged_base
 from fsdpq.launch.quantize import QuantizeJob
 from fsdpq.launch.resolve import resolve_launch
-from fsdpq.launch.torchrun import Row
 from fsdpq.recipe.load import load_recipe
 from fsdpq.run_files import RunFiles
 from fsdpq.tensor_files.base_manifest import BaseManifest, is_base, read_manifest, write_manifest
@@ -30,22 +30,6 @@ quantization: {kind: bnb}
 data: {format: dummy}
 launch: {nproc_per_node: 1, device: cpu}
 """
-
-
-class Lines:
-    """A screen that keeps what it is told."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def report(self, message: str) -> None:
-        self.lines.append(message)
-
-    def open_run(self, files: RunFiles) -> None: ...
-
-    def show_row(self, row: Row) -> None: ...
-
-    def close(self) -> None: ...
 
 
 class Writer:

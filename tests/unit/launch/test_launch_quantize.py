@@ -13,11 +13,11 @@ from typing import Any
 
 import psutil
 import pytest
+from support.screens import Lines
 
 from fsdpq.errors import FsdpqError, UsageError
 from fsdpq.launch import quantize as launch_quantize
 from fsdpq.launch.quantize import quantize
-from fsdpq.launch.torchrun import Row
 from fsdpq.run_files import RunFiles
 
 ROOT = Path(__file__).parents[3]
@@ -37,22 +37,6 @@ from fsdpq.cli.screen import PlainScreen
 from fsdpq.launch.quantize import quantize
 quantize(Path("recipe.yaml"), [], out=Path("out"), screen=PlainScreen(sys.stderr), worker={WORKER})
 """
-
-
-class Lines:
-    """A screen that keeps what it is told."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def report(self, message: str) -> None:
-        self.lines.append(message)
-
-    def open_run(self, files: RunFiles) -> None: ...
-
-    def show_row(self, row: Row) -> None: ...
-
-    def close(self) -> None: ...
 
 
 @pytest.fixture(autouse=True)
