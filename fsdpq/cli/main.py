@@ -6,36 +6,25 @@ import gc
 import os
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
 
 import click
 
 import fsdpq
 from fsdpq.cli.answers import echo_json, error_fields, json_option
+from fsdpq.cli.cache import cache_group
 from fsdpq.cli.diff import diff_command
 from fsdpq.cli.importing import import_command
 from fsdpq.cli.migrate import migrate_command
+from fsdpq.cli.options import recipe_arguments, say, trust_option, warn_of_code
+from fsdpq.cli.quantize import quantize_command
 from fsdpq.cli.recipes import recipes_group
-from fsdpq.cli.render import render_error, render_notice, render_warning, wants_color
+from fsdpq.cli.render import render_error, render_notice
 from fsdpq.errors import ExitCode, FsdpqError, RunStoppedError, UsageError
-
-Function = TypeVar("Function", bound=Callable[..., Any])
 
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 _PATH = click.Path(path_type=Path)
-
-
-def recipe_arguments(function: Function) -> Function:
-    """Adds ``RECIPE [section.field=value ...]`` to a verb."""
-    function = click.argument("overrides", nargs=-1, metavar="[SECTION.FIELD=VALUE]...")(function)
-    return click.argument("recipe", type=_PATH)(function)
-
-
-_trust_option = click.option(
-    "--trust-remote-code", is_flag=True, help="Run the Python code that the model brings."
-)
 
 
 @click.group(context_settings=_CONTEXT)
@@ -56,7 +45,7 @@ def cli() -> None:
     "--smoke", is_flag=True,
     help="Try the recipe in a minute: tiny random model, made-up rows, a few steps on the CPU.",
 )  # fmt: skip
-@_trust_option
+@trust_option
 def train(
     recipe: Path,
     *,
@@ -73,7 +62,7 @@ def train(
     from fsdpq.launch.train import train as run_training
 
     screen = open_screen(sys.stderr)
-    _warn_of_code(trust_remote_code)
+    warn_of_code(trust_remote_code)
     files = run_training(
         recipe,
         overrides,
@@ -154,7 +143,7 @@ def kinds(section: str | None, *, as_json: bool) -> None:
     help="0 takes the likeliest token each time.",
 )  # fmt: skip
 @click.option("--base", is_flag=True, help="Answer as the model did before training.")
-@_trust_option
+@trust_option
 def generate(
     run: Path,
     *,
@@ -168,7 +157,7 @@ def generate(
     from fsdpq.launch.generate import Question
     from fsdpq.launch.generate import generate as ask
 
-    _warn_of_code(trust_remote_code)
+    warn_of_code(trust_remote_code)
     question = Question(prompt, max_new_tokens, temperature, base)
     click.echo(ask(run, question, trust_remote_code=trust_remote_code))
 
@@ -181,9 +170,11 @@ def schema() -> None:
     click.echo(recipe_schema_text(), nl=False)
 
 
+cli.add_command(cache_group)
 cli.add_command(diff_command)
 cli.add_command(import_command)
 cli.add_command(migrate_command)
+cli.add_command(quantize_command)
 cli.add_command(recipes_group)
 
 
@@ -204,7 +195,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _report(error, as_json="--json" in given)
         sys.exit(error.exit_code)
     except click.exceptions.NoArgsIsHelpError as error:
-        _say(error.format_message())
+        say(error.format_message())
         sys.exit(ExitCode.RECIPE)
     except click.ClickException as error:
         command = (
@@ -215,34 +206,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _report(usage, as_json="--json" in given)
         sys.exit(ExitCode.RECIPE)
     except (click.Abort, KeyboardInterrupt):
-        _say("stopped")
+        say("stopped")
         sys.exit(ExitCode.INTERRUPTED)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(ExitCode.RUN_FAILED)
     except Exception:
-        _say(traceback.format_exc().rstrip())
-        _say("this is a bug in fsdpq: please report it with the lines above")
+        say(traceback.format_exc().rstrip())
+        say("this is a bug in fsdpq: please report it with the lines above")
         sys.exit(ExitCode.RUN_FAILED)
-
-
-def _say(text: str) -> None:
-    click.echo(text, err=True, color=wants_color(sys.stderr))
 
 
 def _say_notices(notices: Sequence[str]) -> None:
     for notice in notices:
-        _say(render_notice(notice))
-
-
-def _warn_of_code(trust_remote_code: bool) -> None:
-    if trust_remote_code:
-        _say(render_warning("--trust-remote-code: Python code that came with the model will run"))
-        _say("with your rights, in every rank; use it only if you trust the model's authors")
+        say(render_notice(notice))
 
 
 def _report(error: FsdpqError, *, as_json: bool) -> None:
     if as_json:
         echo_json(error_fields(error))
     else:
-        _say(str(error) if isinstance(error, RunStoppedError) else render_error(error))
+        say(str(error) if isinstance(error, RunStoppedError) else render_error(error))

@@ -32,6 +32,7 @@ MAX_ANSWER = 400
 _PHASES = {
     "data": "preparing the data",
     "load": "loading the base",
+    "quantize": "quantizing the base",
     "eval": "evaluating",
     "train": "training",
     "export": "exporting",
@@ -75,7 +76,9 @@ class PlainScreen:
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
         self._files: RunFiles | None = None
-        self._clock = _StepClock()
+        self._clock = _Clock("step", "total_steps")
+        self._load_clock = _Clock("done_bytes", "total_bytes")
+        self._last_load_shown: float | None = None
         self._last_step_shown = 0.0
         self._samples: dict[str, dict[str, str]] = {}
         self._setup: Row = {}
@@ -127,7 +130,13 @@ class PlainScreen:
         self._print(_PHASES.get(name, name) + what)
 
     def _show_load(self, row: Row) -> None:
-        """Nothing in plain text: the phase line has said it."""
+        self._load_clock.take(row)
+        now, last = time.monotonic(), row["done_bytes"] == row["total_bytes"]
+        if self._last_load_shown is None:
+            self._last_load_shown = now  # a load of a few seconds needs no line
+        elif now - self._last_load_shown >= STEP_INTERVAL_S and not last:
+            self._last_load_shown = now
+            self._print(f"{load_text(row)}  eta {self._load_clock.eta(row)}")
 
     def _show_setup(self, row: Row) -> None:
         self._setup = row
@@ -189,7 +198,8 @@ class LiveScreen(PlainScreen):
         super()._show_phase(row)
 
     def _show_load(self, row: Row) -> None:
-        text = f"{format_bytes(row['done_bytes'])} of {format_bytes(row['total_bytes'])}"
+        self._load_clock.take(row)
+        text = f"{load_text(row)}  eta {self._load_clock.eta(row)}"
         self._move("load", row["done_bytes"], row["total_bytes"], text)
 
     def _show_step(self, row: Row) -> None:
@@ -222,24 +232,33 @@ class LiveScreen(PlainScreen):
         return bar
 
 
-class _StepClock:
-    """Measures steps by the times that rank 0 wrote."""
+class _Clock:
+    """Measures progress by the times that rank 0 wrote.
 
-    def __init__(self) -> None:
+    Args:
+        done: field of a row that says how far it is.
+        total: field that says how far it goes.
+    """
+
+    def __init__(self, done: str, total: str) -> None:
+        self._done = done
+        self._total = total
         self._first: tuple[int, float] | None = None
         self._last: tuple[int, float] | None = None
 
     def take(self, row: Row) -> None:
-        """Takes one row of a step."""
-        self._last = (row["step"], row["time"])
+        """Takes one row; one that is less far than the last begins anew."""
+        if self._last is not None and row[self._done] < self._last[0]:
+            self._first = None
+        self._last = (row[self._done], row["time"])
         self._first = self._first or self._last
 
     def eta(self, row: Row) -> str:
-        """Returns the time that the remaining steps take at the mean speed so far."""
+        """Returns the time that the rest takes at the mean speed so far."""
         if self._first is None or self._last is None or self._first[0] == self._last[0]:
             return "--:--"
         pace = (self._last[1] - self._first[1]) / (self._last[0] - self._first[0])
-        return format_seconds(pace * (row["total_steps"] - row["step"]))
+        return format_seconds(pace * (row[self._total] - row[self._done]))
 
 
 def setup_lines(row: Row) -> list[str]:
@@ -260,6 +279,11 @@ def setup_lines(row: Row) -> list[str]:
         ("steps", f"{row['total_steps']}"),
     ]
     return list(render_table(rows, indent="  "))
+
+
+def load_text(row: Row) -> str:
+    """Returns how much of the base was loaded or quantized."""
+    return f"{format_bytes(row['done_bytes'])} of {format_bytes(row['total_bytes'])}"
 
 
 def step_text(row: Row) -> str:

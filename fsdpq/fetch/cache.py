@@ -14,13 +14,13 @@ import json
 import os
 import shutil
 import sys
-import tempfile
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Collection, Generator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fsdpq.errors import EnvironmentProblemError, FetchError
+from fsdpq.fetch.drafts import draft_of, remove_drafts, remove_whole, sync
 from fsdpq.fetch.hashes import hash_file, hash_of_hashes
 
 MANIFEST = "fsdpq-cache.json"
@@ -36,7 +36,8 @@ class CacheEntry:
 
     Attributes:
         directory: where it lies.
-        files: name of each file, relative to ``directory`` -> its sha256.
+        files: name of each file, relative to ``directory`` -> its sha256, "" where another file
+            of the entry holds its checksums.
     """
 
     directory: Path
@@ -65,6 +66,7 @@ def cached_directory(
     *,
     needed_bytes: int = 0,
     converter: str = "",
+    self_checked: Collection[str] = (),
     report: Report,
 ) -> CacheEntry:
     """Returns the finished cache entry ``key``, building it first where it is not there.
@@ -77,6 +79,8 @@ def cached_directory(
         needed_bytes: most disk space in use at any time while building.
         converter: version of what ``build`` does, for the manifest; an entry made by another
             version is built again.
+        self_checked: files that ``build`` wrote with checksums of their own, in another file of
+            the entry: they are not read again to hash them, and have no sha256 here.
         report: told in one line what happens.
 
     Raises:
@@ -86,6 +90,7 @@ def cached_directory(
     final = cache_root() / key
     entry, _ = _read_entry(final, converter)
     if entry is not None:
+        _mark_used(final)
         return entry
     with _translated_errors(final, needed_bytes):
         final.parent.mkdir(parents=True, exist_ok=True)
@@ -95,7 +100,11 @@ def cached_directory(
                 return entry
             if damage:
                 report(f"`{final}` is damaged ({damage}), making it again")
-            return _replace_entry(final, build, needed_bytes=needed_bytes, converter=converter)
+            _make_place(final, needed_bytes)
+            with draft_of(final) as draft:
+                build(draft)
+                _write_manifest(draft, converter, self_checked)
+            return _check_new_entry(final, converter)
 
 
 def format_bytes(num_bytes: int) -> str:
@@ -126,72 +135,39 @@ def _read_entry(final: Path, converter: str) -> tuple[CacheEntry | None, str]:
         return None, f"`{MANIFEST}` cannot be read"
 
 
-def _replace_entry(
-    final: Path, build: Callable[[Path], None], *, needed_bytes: int, converter: str
-) -> CacheEntry:
-    """Builds the entry anew; the lock is held."""
-    _remove_leftovers(final)
+def _make_place(final: Path, needed_bytes: int) -> None:
+    """Removes a damaged entry and what killed builds left; the lock is held, so nobody builds."""
+    if final.exists():
+        remove_whole(final)
+    remove_drafts(final)
     _check_free_space(final.parent, needed_bytes)
-    _build_entry(final, build, converter)
+
+
+def _check_new_entry(final: Path, converter: str) -> CacheEntry:
     entry, damage = _read_entry(final, converter)
     if entry is None:
         raise FetchError(f"`{final}` is damaged right after it was made: {damage}", hint=WAY_OUT)
     return entry
 
 
-def _build_entry(final: Path, build: Callable[[Path], None], converter: str) -> None:
-    draft = Path(tempfile.mkdtemp(prefix=_draft_prefix(final), dir=final.parent))
-    try:
-        build(draft)
-        _write_manifest(draft, converter)
-        draft.chmod(0o755)
-        draft.rename(final)
-        _sync(final.parent)
-    except BaseException:
-        shutil.rmtree(draft, ignore_errors=True)
-        raise
-
-
-def _write_manifest(draft: Path, converter: str) -> None:
+def _write_manifest(draft: Path, converter: str, self_checked: Collection[str]) -> None:
     paths = sorted(path for path in draft.rglob("*") if path.is_file())
     files: list[dict[str, Any]] = []
     for path in paths:
-        _sync(path)
-        files.append(
-            {
-                "name": path.relative_to(draft).as_posix(),
-                "bytes": path.stat().st_size,
-                "sha256": hash_file(path),
-            }
-        )
+        name = path.relative_to(draft).as_posix()
+        sync(path)
+        sha256 = "" if name in self_checked else hash_file(path)
+        files.append({"name": name, "bytes": path.stat().st_size, "sha256": sha256})
     manifest = {"format": MANIFEST_FORMAT, "converter": converter, "files": files}
     target = draft / MANIFEST
     target.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-    _sync(target)
-    _sync(draft)
+    sync(target)
 
 
-def _sync(path: Path) -> None:
-    """Makes what was written to ``path`` survive a power cut."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _draft_prefix(final: Path) -> str:
-    return f".{final.name}.building-"
-
-
-def _remove_leftovers(final: Path) -> None:
-    """Removes a damaged entry and what killed builds left; the lock is held, so nobody builds."""
-    if final.exists():
-        doomed = final.parent / f"{_draft_prefix(final)}damaged"
-        shutil.rmtree(doomed, ignore_errors=True)
-        final.rename(doomed)
-    for draft in final.parent.glob(f"{_draft_prefix(final)}*"):
-        shutil.rmtree(draft, ignore_errors=True)
+def _mark_used(directory: Path) -> None:
+    """Notes the time of use, where the cache can be written."""
+    with contextlib.suppress(OSError):
+        os.utime(directory / MANIFEST)
 
 
 def _check_free_space(directory: Path, needed_bytes: int) -> None:

@@ -8,6 +8,7 @@ refused: loading them can run code.
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 from fsdpq.errors import FetchError
@@ -56,6 +57,20 @@ def checkpoint_files(directory: Path, *, with_code: bool = False) -> dict[str, P
             hint="complete the directory, or name a model of the hub (`org/name`)",
         )
     return files
+
+
+def copy_model_files(source: Path, target: Path, *, with_code: bool = False) -> None:
+    """Copies all that makes a model beside its weights: config, tokenizer, chat template.
+
+    Args:
+        source: directory of the checkpoint.
+        target: directory that holds other weights; files that it has already stay.
+        with_code: copy the Python files too.
+    """
+    for name, path in checkpoint_files(source, with_code=with_code).items():
+        is_weights = name.endswith(".safetensors") or name == _INDEX
+        if not is_weights and not (target / name).exists():
+            shutil.copyfile(path, target / name)
 
 
 def _indexed_shards(index: Path) -> list[str]:

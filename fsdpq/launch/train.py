@@ -3,44 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from fsdpq.errors import LaunchError, RunStoppedError
+from fsdpq.launch.base_cache import find_base, held_inputs, remove_damaged_base
 from fsdpq.launch.devices import check_bf16, list_gpus
 from fsdpq.launch.failure import count_oom_kills, explain_failure
+from fsdpq.launch.inputs import fetch_inputs, make_inputs, shrink
 from fsdpq.launch.lock_file import describe_run
 from fsdpq.launch.processes import TRUST_FLAG
+from fsdpq.launch.quantize import QUANTIZER, QuantizeJob
 from fsdpq.launch.resolve import resolve_launch
 from fsdpq.launch.run_dir import check_run_dir, create_run_dir
-from fsdpq.launch.shrink import shrink_recipe
+from fsdpq.launch.screen import Screen
 from fsdpq.launch.torchrun import WORKER, Row, check_endpoint, run_torchrun
 from fsdpq.recipe.checks.facts import told_dtype
-from fsdpq.recipe.load import LoadedRecipe, load_recipe
-from fsdpq.recipe.root import Recipe
+from fsdpq.recipe.load import load_recipe
+from fsdpq.recipe.sections.launch import LaunchOptions
 from fsdpq.registry import check_packages
 from fsdpq.run_files import RunFiles
-
-
-class Screen(Protocol):
-    """What shows a run to the user."""
-
-    def report(self, message: str) -> None:
-        """Shows one line about the preparations."""
-        ...
-
-    def open_run(self, files: RunFiles) -> None:
-        """Shows that the ranks are about to start."""
-        ...
-
-    def show_row(self, row: Row) -> None:
-        """Shows one row of metrics or events."""
-        ...
-
-    def close(self) -> None:
-        """Leaves the terminal as it was."""
-        ...
 
 
 def train(
@@ -52,6 +34,7 @@ def train(
     smoke: bool = False,
     trust_remote_code: bool = False,
     worker: Sequence[str] = WORKER,
+    quantizer: Sequence[str] = QUANTIZER,
 ) -> RunFiles:
     """Trains the recipe and returns its run directory.
 
@@ -64,6 +47,7 @@ def train(
         trust_remote_code: let the ranks run Python code that the model brings. It goes to the
             ranks as an argument, so neither a recipe nor a run directory can ask for it.
         worker: arguments of torchrun that name the worker.
+        quantizer: the same for the worker that makes the quantized base.
 
     Raises:
         FsdpqError: one message for whatever went wrong, with its exit code.
@@ -80,83 +64,62 @@ def train(
     if recipe.launch.device == "cuda":
         check_bf16(told_dtype(recipe), gpus)
     check_endpoint(recipe.launch)
-    if smoke:
-        inputs = make_inputs(loaded, screen=screen)
-    else:
-        inputs = fetch_inputs(loaded, screen=screen, trust_remote_code=trust_remote_code)
+    inputs = (
+        make_inputs(loaded, screen=screen)
+        if smoke
+        else fetch_inputs(loaded, screen=screen, trust_remote_code=trust_remote_code)
+    )
+    if not smoke:
+        job = QuantizeJob(loaded, recipe, gpus, inputs["model"], trust_remote_code, quantizer)
+        base = find_base(job, screen=screen)
+        inputs |= {"base": base} if base is not None else {}
     lock = describe_run(
         loaded, recipe, gpus=gpus, inputs=inputs, trust_remote_code=trust_remote_code
     )
     worker = (*worker, TRUST_FLAG) if trust_remote_code else worker
-    files = create_run_dir(recipe, raw=loaded.raw, lock=lock, run_dir=run_dir)
+    with held_inputs(inputs):
+        files = create_run_dir(recipe, raw=loaded.raw, lock=lock, run_dir=run_dir)
+        run_ranks(files, recipe.launch, inputs=inputs, screen=screen, worker=worker)
+    return files
+
+
+def run_ranks(
+    files: RunFiles,
+    launch: LaunchOptions,
+    *,
+    inputs: dict[str, Any],
+    screen: Screen,
+    worker: Sequence[str],
+) -> None:
+    """Runs the ranks of a training run to their end.
+
+    Args:
+        files: the run directory.
+        launch: resolved options.
+        inputs: those of the lock.
+        screen: shows what happens.
+        worker: arguments of torchrun that name the worker.
+
+    Raises:
+        RunStoppedError: a signal stopped them.
+        FsdpqError: what the first of them to fail reports.
+    """
     screen.open_run(files)
     progress = _Progress(screen)
     oom_kills = count_oom_kills()
     try:
-        code, stopped_by = run_torchrun(files, recipe.launch, on_row=progress.take, worker=worker)
+        code, stopped_by = run_torchrun(files, launch, on_row=progress.take, worker=worker)
     finally:
         screen.close()
     if stopped_by:
         raise progress.stopped(stopped_by, files)
     if code != 0:
-        raise explain_failure(files, exit_code=code, oom_kills_before=oom_kills)
+        error = explain_failure(files, exit_code=code, oom_kills_before=oom_kills)
+        remove_damaged_base(files, inputs, error)
+        raise error
     if not progress.done:
         message = "the ranks ended without a result"
         raise LaunchError(message, hint=f"the logs are in `{files.logs}`")
-    return files
-
-
-def fetch_inputs(
-    loaded: LoadedRecipe, *, screen: Screen, trust_remote_code: bool = False
-) -> dict[str, Any]:
-    """Fetches the base model and the data, and returns where they are as plain JSON data.
-
-    Raises:
-        FetchError, UsageError: one of them cannot be had.
-        RecipeError: the data has bad rows.
-    """
-    from fsdpq.fetch.data import fetch_data
-    from fsdpq.fetch.resolve import fetch_model
-
-    recipe: Recipe = loaded.recipe
-    # The data first: its mistakes are cheap to find, a model takes long to download.
-    data = fetch_data(recipe.data, base_dir=loaded.base_dir, report=screen.report)
-    model = fetch_model(
-        recipe.model.name_or_path,
-        revision=recipe.model.revision,
-        base_dir=loaded.base_dir,
-        report=screen.report,
-        with_code=trust_remote_code,
-    )
-    return {"model": _plain(asdict(model)), "data": _plain(asdict(data))}
-
-
-def shrink(loaded: LoadedRecipe, *, screen: Screen) -> Recipe:
-    """Returns the recipe of a smoke run; says what could not stay as it is."""
-    shrunk = shrink_recipe(loaded.recipe)
-    for line in shrunk.replaced:
-        screen.report(f"smoke: {line}")
-    return shrunk.recipe
-
-
-def make_inputs(loaded: LoadedRecipe, *, screen: Screen) -> dict[str, Any]:
-    """Makes a tiny random model and rows for a smoke run; see `fetch_inputs`.
-
-    Raises:
-        UsageError: the architecture of the recipe's model is not known.
-    """
-    from fsdpq.launch.smoke import make_smoke_model, make_smoke_rows
-
-    model = make_smoke_model(loaded.recipe, base_dir=loaded.base_dir, report=screen.report)
-    data = make_smoke_rows(loaded.recipe.data, report=screen.report)
-    return {"model": _plain(asdict(model)), "data": _plain(asdict(data))}
-
-
-def _plain(fields: dict[str, Any]) -> dict[str, Any]:
-    return {
-        name: str(value.absolute()) if isinstance(value, Path) else value
-        for name, value in fields.items()
-    }
 
 
 class _Progress:

@@ -22,7 +22,6 @@ from fsdpq.errors import EnvironmentProblemError
 from fsdpq.fsdp.precision import autocast_dtype, build_policy
 from fsdpq.fsdp.wrap import apply_fsdp
 from fsdpq.model.causal_lm import CausalLM
-from fsdpq.model.loading.source import CheckpointSource
 from fsdpq.model.loading.stream import load_base
 from fsdpq.model.loading.targets import checkpoint_name
 from fsdpq.model.meta import (
@@ -37,6 +36,7 @@ from fsdpq.protocols import BASE, AdaptedLayer, Adapter
 from fsdpq.recipe.root import Recipe
 from fsdpq.registry import resolve_builder
 from fsdpq.run_files import RunFiles
+from fsdpq.worker.base import QuantizedBase, open_source, read_base_input
 
 
 @dataclass(frozen=True)
@@ -48,12 +48,14 @@ class Inputs:
         model_revision: commit of a hub repository, None elsewhere.
         data_path: the data file, None where rows are made up.
         trust_remote_code: run Python code that the model brings; from the command line only.
+        base: the base model quantized already, None where it is quantized while it loads.
     """
 
     model_dir: Path
     model_revision: str | None
     data_path: Path | None
     trust_remote_code: bool = False
+    base: QuantizedBase | None = None
 
 
 @dataclass(frozen=True)
@@ -65,14 +67,14 @@ class Assembled:
         num_parameters: weights of the base, tied ones once.
         num_quantized: those stored quantized.
         num_groups: FSDP groups.
-        notice: what the user should know about how it is held, may be empty.
+        notices: what the user should know about how it is held and where it came from.
     """
 
     model: CausalLM
     num_parameters: int
     num_quantized: int
     num_groups: int
-    notice: str = ""
+    notices: tuple[str, ...] = ()
 
     @property
     def trainable(self) -> list[nn.Parameter]:
@@ -100,10 +102,10 @@ class Assembled:
 def read_inputs(files: RunFiles, *, trust_remote_code: bool = False) -> Inputs:
     """Reads from the lock where model and data lie."""
     inputs = json.loads(files.lock.read_text(encoding="utf-8"))["inputs"]
-    model, data = inputs["model"], inputs["data"]
+    model, data = inputs["model"], inputs.get("data", {"path": None})
     directory, revision = Path(model["directory"]), model["revision"]
     data_path = Path(data["path"]) if data["path"] is not None else None
-    return Inputs(directory, revision, data_path, trust_remote_code)
+    return Inputs(directory, revision, data_path, trust_remote_code, read_base_input(inputs))
 
 
 def resolve_dtype(recipe: Recipe, device: torch.device) -> torch.dtype:
@@ -128,6 +130,7 @@ def assemble_model(
     *,
     device: torch.device,
     report_load: Callable[[int, int], Any],
+    base: QuantizedBase | None = None,
     trust_remote_code: bool = False,
     on_phase: Callable[[str], Any] = lambda _phase: None,
 ) -> Assembled:
@@ -142,16 +145,17 @@ def assemble_model(
     )
     num_parameters, num_quantized = count_parameters(model)
     adapter.apply_adapter(model.decoder_layers, is_linear=is_linear)
-    num_groups, notice = shard_model(
+    num_groups, about_offload = shard_model(
         model,
         recipe,
         device,
         casts=build_policy(recipe.fsdp.precision, trains_base=adapter.trains_base, dtype=dtype),
     )
     on_phase("shard")
+    source, about_base = open_source(model, model_dir, base, dtype=dtype, device=device)
     load_base(
         model,
-        CheckpointSource(model, model_dir, dtype=dtype, device=device),
+        source,
         dtype=dtype,
         device=device,
         shards_on_host=recipe.fsdp.offload == "cpu",
@@ -160,7 +164,8 @@ def assemble_model(
     on_phase("load")
     digest = adapter.init_adapter(model, seed=recipe.training.seed, dtype=dtype, device=device)
     check_same_on_all_ranks("the initial values of what is trained", digest)
-    return Assembled(model, num_parameters, num_quantized, num_groups, notice)
+    notices = tuple(notice for notice in (about_offload, about_base) if notice)
+    return Assembled(model, num_parameters, num_quantized, num_groups, notices)
 
 
 def build_model(

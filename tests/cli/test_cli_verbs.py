@@ -29,6 +29,7 @@ for arguments in (
     ["validate", {QUICKSTART!r}, "adapter.rank=8"], ["show", {QUICKSTART!r}],
     ["show", {QUICKSTART!r}, "--explain", "adapter"], ["diff", {QUICKSTART!r}, {QUICKSTART!r}],
     ["recipes", "ls"], ["migrate", {QUICKSTART!r}], ["kinds", "--json"],
+    ["cache", "ls"], ["quantize", "--help"],
 ):
     cli.main(args=arguments, standalone_mode=False)
 import fsdpq.cli.screen, fsdpq.launch.train, fsdpq.launch.generate, fsdpq.fetch.resolve
@@ -110,7 +111,19 @@ def test_kinds_of_a_section_explains_its_keys(capsys: pytest.CaptureFixture[str]
 
 @pytest.mark.parametrize(
     "verb",
-    ["train", "validate", "show", "diff", "kinds", "generate", "schema", "recipes", "migrate"],
+    [
+        "train",
+        "validate",
+        "show",
+        "diff",
+        "kinds",
+        "generate",
+        "schema",
+        "recipes",
+        "migrate",
+        "quantize",
+        "cache",
+    ],
 )
 def test_every_verb_has_help(capsys: pytest.CaptureFixture[str], verb: str) -> None:
     assert f" {verb} " in run(capsys, verb, "--help")

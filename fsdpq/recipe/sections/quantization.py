@@ -31,6 +31,10 @@ class BnbOptions(Options):
     """Linear layers that stay in ``model.dtype``, by the last parts of their names (``o_proj``,
     ``mlp.down_proj``). The output head always stays."""
 
+    cache: bool = True
+    """Keep a large quantized base in the cache, so that later runs load it instead of quantizing
+    again. The result is the same."""
+
 
 class HqqOptions(Options):
     """Half-quadratic quantization by hqq, calibration-free (https://mobiusml.github.io/hqq_blog)."""
@@ -50,6 +54,10 @@ class HqqOptions(Options):
     modules_to_not_convert: ModuleNames = ()
     """Linear layers that stay in ``model.dtype``, by the last parts of their names (``o_proj``,
     ``mlp.down_proj``). The output head always stays."""
+
+    cache: bool = True
+    """Keep a large quantized base in the cache, so that later runs load it instead of quantizing
+    again. The result is the same."""
 
 
 class NoQuantOptions(Options):

@@ -6,10 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
+from support.screens import Lines
 
-from fsdpq.launch.torchrun import Row
 from fsdpq.launch.train import train
-from fsdpq.run_files import RunFiles
 
 TOKEN = "hf_secretSecretSecretSecretSecretSecret"
 RANK = """\
@@ -31,22 +30,6 @@ model: {name_or_path: model}
 data: {path: rows.jsonl}
 launch: {nproc_per_node: 1, device: cpu}
 """
-
-
-class Lines:
-    """A screen that keeps what it is told."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def report(self, message: str) -> None:
-        self.lines.append(message)
-
-    def open_run(self, files: RunFiles) -> None: ...
-
-    def show_row(self, row: Row) -> None: ...
-
-    def close(self) -> None: ...
 
 
 @pytest.fixture
