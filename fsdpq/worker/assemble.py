@@ -18,11 +18,12 @@ from torch.distributed.fsdp import MixedPrecisionPolicy
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
 from fsdpq.dist import check_same_on_all_ranks, own_shard
-from fsdpq.errors import EnvironmentProblemError
+from fsdpq.errors import CheckpointError, EnvironmentProblemError
 from fsdpq.fsdp.precision import autocast_dtype, build_policy
 from fsdpq.fsdp.wrap import apply_fsdp
 from fsdpq.model.causal_lm import CausalLM
-from fsdpq.model.loading.source import CheckpointSource
+from fsdpq.model.loading.bnb_checkpoint import BnbCheckpointSource
+from fsdpq.model.loading.source import BaseSource, CheckpointSource
 from fsdpq.model.loading.stream import load_base
 from fsdpq.model.loading.targets import checkpoint_name
 from fsdpq.model.meta import (
@@ -35,6 +36,8 @@ from fsdpq.model.packing import check_packing_isolates
 from fsdpq.model.quantized_linear import QuantizedLinear
 from fsdpq.protocols import BASE, AdaptedLayer, Adapter
 from fsdpq.recipe.root import Recipe
+from fsdpq.recipe.sections.quantization import BnbOptions
+from fsdpq.recipe.stored_quantization import find_disagreements, read_stored_quantization
 from fsdpq.registry import resolve_builder
 from fsdpq.run_files import RunFiles
 
@@ -149,9 +152,10 @@ def assemble_model(
         casts=build_policy(recipe.fsdp.precision, trains_base=adapter.trains_base, dtype=dtype),
     )
     on_phase("shard")
+    source = open_source(model, recipe, model_dir, dtype=dtype, device=device)
     load_base(
         model,
-        CheckpointSource(model, model_dir, dtype=dtype, device=device),
+        source,
         dtype=dtype,
         device=device,
         shards_on_host=recipe.fsdp.offload == "cpu",
@@ -160,7 +164,36 @@ def assemble_model(
     on_phase("load")
     digest = adapter.init_adapter(model, seed=recipe.training.seed, dtype=dtype, device=device)
     check_same_on_all_ranks("the initial values of what is trained", digest)
+    if isinstance(source, BnbCheckpointSource) and source.notice:
+        notice = "; ".join(filter(None, (notice, source.notice)))
     return Assembled(model, num_parameters, num_quantized, num_groups, notice)
+
+
+def open_source(
+    model: CausalLM, recipe: Recipe, model_dir: Path, *, dtype: torch.dtype, device: torch.device
+) -> BaseSource:
+    """Returns where the base of a meta model comes from.
+
+    Raises:
+        CheckpointError: names, shapes or the quantization do not fit, or a file is damaged.
+    """
+    options = recipe.quantization
+    if read_stored_quantization(model_dir) is None or not isinstance(options, BnbOptions):
+        return CheckpointSource(model, model_dir, dtype=dtype, device=device)
+    tables = resolve_builder("quantization", options)(options).library_tables()
+    return BnbCheckpointSource(model, model_dir, options=options, tables=tables, device=device)
+
+
+def check_stored_quantization(recipe: Recipe, model_dir: Path) -> None:
+    """Checks that the recipe fits weights that are quantized already.
+
+    Raises:
+        CheckpointError: it does not; says what differs.
+    """
+    stored = read_stored_quantization(model_dir)
+    problems = [] if stored is None else list(find_disagreements(stored, recipe.quantization))
+    if problems:
+        raise CheckpointError("; ".join(p.message for p in problems), hint=problems[0].hint)
 
 
 def build_model(
@@ -172,6 +205,7 @@ def build_model(
     trust_remote_code: bool,
 ) -> CausalLM:
     """Returns the base on meta, quantized where it is frozen, with the layers of the adapter."""
+    check_stored_quantization(recipe, model_dir)
     quantizer = resolve_builder("quantization", recipe.quantization)(recipe.quantization)
     model = build_meta_model(
         model_dir,
