@@ -9,17 +9,22 @@ import pytest
 import torch
 from transformers.cache_utils import DynamicCache
 
+from fsdpq.data.tokenize import Row
+from fsdpq.errors import CheckpointError
 from fsdpq.model.loading.targets import checkpoint_name
 from fsdpq.model.quantized_linear import PackedMatrix
+from support import reference
 from support.bnb_repository import (
     EXPERTS,
+    change_tensors,
     dequantized,
     load_stock,
     save_quantized,
     stored_tensors,
 )
 from support.ranks import RankPool
-from support.sharded import assemble
+from support.sharded import assemble, train
+from support.tiny import random_rows
 
 MIXTURES = ("mixtral", "qwen2_moe")
 PROMPT = [5, 17, 230, 44, 9, 101, 77, 300]
@@ -91,3 +96,63 @@ def test_loaded_bits_and_logits_equal_stock_transformers(
             skips = "o_proj" in stored.get("llm_int8_skip_modules", ())
             assert ("3 linear layers" in answer["notice"]) == skips
             assert ("6 stacks of experts" in answer["notice"]) == bool(family in MIXTURES)
+
+
+def train_quantized(directory: Path) -> dict[str, Any]:
+    """Trains on this rank; returns losses, gradient norms and the initial adapter."""
+    assembled = assemble(directory, quantization={"kind": "bnb", "double_quant": True})
+    layers: dict[str, Any] = dict(assembled.adapted_layers)
+    initial = {n: layer.lora_A.detach().full_tensor().clone() for n, layer in layers.items()}
+    losses, norms = train(assembled, batches(), micro_batch_size=2, lr=1e-3, max_norm=1.0)
+    return {"initial": initial, "losses": losses, "norms": norms}
+
+
+def batches() -> list[list[Row]]:
+    """Returns the rows of every step."""
+    rows = random_rows(24)
+    return [rows[start : start + 8] for start in range(0, 24, 8)]
+
+
+def test_training_equals_peft_on_the_stock_4bit_model(ranks: RankPool, tmp_path: Path) -> None:
+    directory = save_quantized(tmp_path, bnb_4bit_use_double_quant=True)
+    answers = ranks.run(2, train_quantized, directory)
+    model = reference.with_peft_lora(load_stock(directory), answers[0]["initial"], rank=4)
+    losses, norms = reference.train(model, batches(), lr=1e-3, max_norm=1.0)
+    for answer in answers:
+        # fp32 sums in another order.
+        assert answer["losses"] == pytest.approx(losses, rel=1e-5)
+        assert answer["norms"] == pytest.approx(norms, rel=1e-5)
+
+
+def refusal(directory: Path, quantization: dict[str, Any]) -> str:
+    """Returns what this rank says of a checkpoint."""
+    try:
+        assemble(directory, quantization=quantization)
+    except CheckpointError as error:
+        return f"{error.message} | {error.hint}"
+    return ""
+
+
+def test_damaged_or_foreign_checkpoints_are_refused(ranks: RankPool, tmp_path: Path) -> None:
+    directory = save_quantized(tmp_path, bnb_4bit_use_double_quant=True)
+    told = {"kind": "bnb", "double_quant": True}
+
+    def refused(**changes: Any) -> str:
+        [message] = ranks.run(1, refusal, directory, told | changes)
+        return message
+
+    assert refused() == ""
+    assert "has block_size 64, the recipe says 128" in refused(block_size=128)
+    assert "quantized already with `quant_type: nf4`" in refused(quant_type="fp4")
+    assert "names `0.self_attn.o_proj`" in refused(modules_to_not_convert=["o_proj"])
+    up, down = "model.layers.0.mlp.up_proj.weight", "model.layers.1.mlp.down_proj.weight"
+    table = stored_tensors(directory)[f"{down}.quant_map"]
+    change_tensors(directory, **{f"{down}.quant_map": table.flip(0).contiguous()})
+    assert f"`{down}.quant_map` is not the table of bitsandbytes" in refused()
+    change_tensors(
+        directory,
+        **{f"{up}.absmax": None, f"{down}.nested_absmax": torch.zeros(7), f"{up}.odd": table},
+    )
+    message = refused()
+    assert f"missing `{up}.absmax`" in message
+    assert f"`{down}.nested_absmax` has shape [7], its matrix needs [4]" in message
