@@ -80,7 +80,7 @@ def export_model(
         return
     with whole_directory(directory, what="the model") as partial:
         files = list(_split_into_files(tensors, dtype.itemsize))
-        names = _file_names(len(files))
+        names = file_names(len(files))
         for name, group in zip(names, files, strict=True):
             save_tensors({t.name: _whole(t, dtype) for t in group}, partial / name)
         if len(files) > 1:
@@ -117,7 +117,8 @@ def _split_into_files(tensors: Sequence[ModelTensor], itemsize: int) -> Iterator
     yield group
 
 
-def _file_names(num_files: int) -> list[str]:
+def file_names(num_files: int) -> list[str]:
+    """Returns what transformers calls the weight files of a model."""
     if num_files == 1:
         return [SINGLE_NAME]
     return [f"model-{i + 1:05d}-of-{num_files:05d}.safetensors" for i in range(num_files)]

@@ -17,10 +17,12 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 from fsdpq.errors import CheckpointError
 from fsdpq.model.causal_lm import CausalLM
 from fsdpq.model.expansion import expand_config
+from fsdpq.model.loading.bnb_checkpoint import swap_stored_linears
 from fsdpq.model.quantized_experts import QuantizedExperts, named_experts
 from fsdpq.model.quantized_linear import PackedMatrix, QuantizedLinear, packed_parameter_ids
 from fsdpq.model.structure import find_decoder_layers, matches_suffix, named_linears
 from fsdpq.protocols import Quantizer
+from fsdpq.recipe.stored_quantization import is_bnb_4bit, method_of
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 """Names in recipes, and what torch calls them."""
@@ -42,7 +44,8 @@ def build_meta_model(
         directory: holds the checkpoint's ``config.json``.
         dtype: of the weights that stay unquantized.
         attn_implementation: attention code path of transformers.
-        quantizer: packs the linear layers inside the decoder layers; the head stays.
+        quantizer: packs the linear layers inside the decoder layers; the head stays. Of a
+            checkpoint with 4-bit weights of bitsandbytes, those layers that it holds quantized.
         trust_remote_code: run the model class that the checkpoint brings as Python code.
         layer_sources: returns the checkpoint's layer of every layer that the model is to have, from
             the checkpoint's number of layers.
@@ -54,7 +57,7 @@ def build_meta_model(
     """
     try:
         config = read_config(directory, trust_remote_code=trust_remote_code)
-        _check_not_quantized(config, directory)
+        stored = _check_not_foreign(config, directory)
         sources = layer_sources(config.get_text_config().num_hidden_layers)
         expand_config(config, sources)
         with torch.device("meta"), explained_remote_code(directory):
@@ -76,7 +79,10 @@ def build_meta_model(
     if unfreeze is not None:
         unfreeze(hf, find_decoder_layers(hf), sources)
     model = CausalLM(hf, sources)
-    swap_weights(hf, quantizer)
+    if stored:
+        swap_stored_linears(model, quantizer, directory)
+    else:
+        swap_weights(hf, quantizer)
     return model.train()
 
 
@@ -109,14 +115,18 @@ def explained_remote_code(directory: Path) -> Iterator[None]:
         ) from error
 
 
-def _check_not_quantized(config: PreTrainedConfig, directory: Path) -> None:
+def _check_not_foreign(config: PreTrainedConfig, directory: Path) -> bool:
+    """Returns whether the weights are quantized already, by bitsandbytes in 4 bits."""
     quantized = getattr(config, "quantization_config", None)
     if quantized is None:
-        return
-    method = quantized.get("quant_method", "some method") if isinstance(quantized, dict) else ""
+        return False
+    stored = quantized if isinstance(quantized, dict) else quantized.to_dict()
+    if is_bnb_4bit(stored):
+        return True
     raise CheckpointError(
         f"the weights of {directory} are quantized already (`quantization_config` in its "
-        f"config.json: {method or quantized})",
+        f"config.json: {method_of(stored)}), and only 4-bit weights of bitsandbytes can be read "
+        "as they are",
         hint="name the unquantized repository in `model.name_or_path`: fsdpq quantizes while it "
         "loads",
     )

@@ -147,6 +147,49 @@ class BnbQuantizer:
         )
         return bnb.dequantize_4bit(packed["codes"][start:stop].reshape(-1, 1), state)
 
+    def library_tables(self) -> dict[str, Tensor]:
+        """Returns the values of the 4-bit and of the 8-bit codes, by their names in checkpoints.
+
+        Both fp32 on the host, with shapes ``(16,)`` and ``(256,)``.
+        """
+        host = torch.device("cpu")
+        quant_map = bnb.get_4bit_type(self.quant_type, device=host)
+        return {"quant_map": quant_map, "nested_quant_map": _dynamic_map(host)}
+
+    def library_parts(
+        self, packed: Mapping[str, Tensor], shape: tuple[int, int], dtype: torch.dtype
+    ) -> dict[str, Tensor]:
+        """Returns a whole packed matrix as the tensors that bitsandbytes saves.
+
+        Args:
+            packed: the byte tensors, whole, on the host.
+            shape: ``(out_features, in_features)``.
+            dtype: of the weight that was quantized.
+
+        Returns:
+            ``""`` for the codes, and what follows ``weight.`` for the others.
+        """
+        tables = self.library_tables()
+        absmax = packed["absmax"].reshape(-1)
+        state = bnb.QuantState(
+            absmax=absmax if self.double_quant else absmax.view(torch.float32),
+            shape=torch.Size(shape),
+            code=tables["quant_map"],
+            dtype=dtype,
+            blocksize=self.block_size,
+            quant_type=self.quant_type,
+        )
+        if self.double_quant:
+            state.nested = True
+            state.offset = packed["nested_offset"].view(torch.float32).reshape(())
+            state.state2 = bnb.QuantState(
+                absmax=packed["nested_absmax"].view(torch.float32).reshape(-1),
+                code=tables["nested_quant_map"],
+                blocksize=NESTED_BLOCK_SIZE,
+                dtype=torch.float32,
+            )
+        return {"": packed["codes"].reshape(-1, 1)} | state.as_dict(packed=True)
+
     def _scales(self, packed: Mapping[str, Tensor], start: int, stop: int) -> Tensor:
         """Returns scales ``[start, stop)`` of the matrix, fp32."""
         if not self.double_quant:

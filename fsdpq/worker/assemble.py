@@ -36,7 +36,12 @@ from fsdpq.protocols import BASE, AdaptedLayer, Adapter
 from fsdpq.recipe.root import Recipe
 from fsdpq.registry import resolve_builder
 from fsdpq.run_files import RunFiles
-from fsdpq.worker.base import QuantizedBase, open_source, read_base_input
+from fsdpq.worker.base import (
+    QuantizedBase,
+    check_stored_quantization,
+    open_source,
+    read_base_input,
+)
 
 
 @dataclass(frozen=True)
@@ -152,7 +157,7 @@ def assemble_model(
         casts=build_policy(recipe.fsdp.precision, trains_base=adapter.trains_base, dtype=dtype),
     )
     on_phase("shard")
-    source, about_base = open_source(model, model_dir, base, dtype=dtype, device=device)
+    source, about_base = open_source(model, recipe, model_dir, base, dtype=dtype, device=device)
     load_base(
         model,
         source,
@@ -177,6 +182,7 @@ def build_model(
     trust_remote_code: bool,
 ) -> CausalLM:
     """Returns the base on meta, quantized where it is frozen, with the layers of the adapter."""
+    check_stored_quantization(recipe, model_dir)
     quantizer = resolve_builder("quantization", recipe.quantization)(recipe.quantization)
     model = build_meta_model(
         model_dir,

@@ -10,10 +10,15 @@ from typing import Any
 
 import torch
 
+from fsdpq.errors import CheckpointError
 from fsdpq.model.causal_lm import CausalLM
 from fsdpq.model.loading.base_source import QuantizedBaseSource, check_is_original
+from fsdpq.model.loading.bnb_checkpoint import BnbCheckpointSource
 from fsdpq.model.loading.source import BaseSource, CheckpointSource
 from fsdpq.recipe.root import Recipe
+from fsdpq.recipe.sections.quantization import BnbOptions
+from fsdpq.recipe.stored_quantization import find_disagreements, read_stored_quantization
+from fsdpq.registry import resolve_builder
 from fsdpq.run_files import RunFiles
 from fsdpq.tensor_files.base_manifest import Key, base_key, is_base
 
@@ -50,6 +55,7 @@ def key_of_run(files: RunFiles, recipe: Recipe) -> Key:
 
 def open_source(
     model: CausalLM,
+    recipe: Recipe,
     model_dir: Path,
     base: QuantizedBase | None,
     *,
@@ -60,6 +66,7 @@ def open_source(
 
     Args:
         model: sharded, on meta.
+        recipe: says how the base is quantized.
         model_dir: the checkpoint.
         base: made from it; None, or one that is gone, is made from the checkpoint while it loads.
         dtype: of the model.
@@ -71,14 +78,32 @@ def open_source(
         DamagedBaseError: a base is not what was written.
     """
 
-    def open_checkpoint() -> BaseSource:
+    def open_original() -> BaseSource:
         check_is_original(model_dir)
         return CheckpointSource(model, model_dir, dtype=dtype, device=device)
 
-    if base is None:
-        return open_checkpoint(), ""
-    if not is_base(base.directory):
-        notice = f"the quantized base {base.directory} is gone: quantizing {model_dir} again"
-        return open_checkpoint(), notice
-    source = QuantizedBaseSource(model, base.directory, key=base.key, open_original=open_checkpoint)
-    return source, ""
+    if base is not None and is_base(base.directory):
+        return QuantizedBaseSource(
+            model, base.directory, key=base.key, open_original=open_original
+        ), ""
+    options = recipe.quantization
+    if read_stored_quantization(model_dir) is not None and isinstance(options, BnbOptions):
+        tables = resolve_builder("quantization", options)(options).library_tables()
+        stored = BnbCheckpointSource(
+            model, model_dir, options=options, tables=tables, device=device
+        )
+        return stored, stored.notice
+    gone = f"the quantized base {base.directory} is gone: quantizing {model_dir}" if base else ""
+    return open_original(), gone
+
+
+def check_stored_quantization(recipe: Recipe, model_dir: Path) -> None:
+    """Checks that the recipe fits weights that are quantized already.
+
+    Raises:
+        CheckpointError: it does not; says what differs.
+    """
+    stored = read_stored_quantization(model_dir)
+    problems = [] if stored is None else list(find_disagreements(stored, recipe.quantization))
+    if problems:
+        raise CheckpointError("; ".join(p.message for p in problems), hint=problems[0].hint)

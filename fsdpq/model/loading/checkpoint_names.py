@@ -58,7 +58,7 @@ class ModelTensors:
         self._files = files
         self._shapes = dict(expected)
         known = dict.fromkeys([*expected, *ignored], True)
-        self._sources, unexpected = _map_names(hf, files.names, known)
+        self._sources, unexpected = map_names(hf, files.names, known)
         obsolete = [re.compile(p) for p in hf._keys_to_ignore_on_load_unexpected or ()]
         found = {
             name: merged_shape([[files.shape(s) for s in group] for group in groups])
@@ -70,6 +70,10 @@ class ModelTensors:
             if not any(pattern.search(name) for pattern in obsolete)
         }
         check_tensors(files.directory, found, expected, ignored=ignored)
+
+    def sources(self, name: str) -> list[str]:
+        """Returns the checkpoint's tensors that make up one of the model, in order."""
+        return [source for group in self._sources[name] for source in group]
 
     def read_rows(self, name: str, start: int, stop: int) -> Tensor:
         """Returns rows ``[start, stop)`` of the first dimension, in the file's dtype."""
@@ -85,7 +89,7 @@ class ModelTensors:
         """Returns rows ``[start, stop)`` with all but the last dimension flattened to one."""
         pieces: list[Tensor] = []
         offset = 0
-        for source in (source for group in self._sources[name] for source in group):
+        for source in self.sources(name):
             shape = self._files.shape(source)
             num_rows = torch.Size(shape[:-1]).numel()
             first, last = max(start - offset, 0), min(stop - offset, num_rows)
@@ -122,10 +126,20 @@ def merged_shape(groups: list[list[Shape]]) -> Shape:
     return joined.pop() if len(groups) == 1 else (len(groups), *joined.pop())
 
 
-def _map_names(
+def map_names(
     hf: PreTrainedModel, names: set[str], known: dict[str, bool]
 ) -> tuple[dict[str, Groups], set[str]]:
-    """Returns what each of the model's tensors is made of, and the names that nothing needs."""
+    """Returns what each of the model's tensors is made of, and the names that nothing needs.
+
+    Args:
+        hf: the transformers model, whose tables count.
+        names: of the checkpoint's tensors.
+        known: the model's names, as keys.
+
+    Raises:
+        CheckpointError: a family whose weights transformers converts in another way than by
+            stacking rows.
+    """
     mapping = get_model_conversion_mapping(hf)
     renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
     converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]

@@ -89,10 +89,15 @@ def open_checkpoint(model: CausalLM, directory: Path) -> ModelTensors:
     Raises:
         CheckpointError: names or shapes do not fit, or a file is damaged.
     """
+    return open_tensors(model, CheckpointFiles(directory))
+
+
+def open_tensors(model: CausalLM, files: CheckpointFiles) -> ModelTensors:
+    """As `open_checkpoint`, of files that are open."""
     targets = loading_targets(model)
     shapes = {source_name(model, n): full_shape(target) for n, target in targets.items()}
     ignored = {source_name(model, name) for name in tied_names(model, targets)}
-    return ModelTensors(CheckpointFiles(directory), model.hf, shapes, ignored=ignored)
+    return ModelTensors(files, model.hf, shapes, ignored=ignored)
 
 
 def row_reader(

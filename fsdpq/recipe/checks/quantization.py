@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from fsdpq.errors import Problem
-from fsdpq.recipe.checks.facts import card_of, layer_linears, matches
+from fsdpq.recipe.checks.facts import card_of, layer_linears, matches, model_directory
 from fsdpq.recipe.describe import list_words
 from fsdpq.recipe.root import Recipe
 from fsdpq.recipe.sections.quantization import HqqOptions, NoQuantOptions
+from fsdpq.recipe.stored_quantization import find_disagreements, read_stored_quantization
 
 HEADS = ("lm_head", "embed_out")
 """What the output head is called."""
@@ -67,6 +68,20 @@ def check_unconverted_modules_differ(recipe: Recipe, _base_dir: Path) -> Iterato
         yield from repeated(names, f"quantization.{key}")
 
 
+def check_stored_quantization_agrees(recipe: Recipe, base_dir: Path) -> Iterator[Problem]:
+    """A model directory that is quantized already, in another way than the recipe says."""
+    directory = model_directory(recipe, base_dir)
+    stored = None if directory is None else read_stored_quantization(directory)
+    if stored is None:
+        return
+    problems = list(find_disagreements(stored, recipe.quantization))
+    yield from problems
+    if not problems and recipe.adapter.kind == "llama_pro":
+        message = "`adapter.kind: llama_pro` trains copies of layers, and the model's are quantized"
+        hint = "name the unquantized repository, or use `adapter: {kind: lora}`"
+        yield Problem(f"{message} already", "adapter.kind", hint=hint)
+
+
 def repeated(names: tuple[str, ...], key: str) -> Iterator[Problem]:
     """Yields a Problem for every name that the list at ``key`` holds twice."""
     for name in sorted({name for name in names if names.count(name) > 1}):
@@ -78,4 +93,5 @@ CHECKS = (
     check_hqq_groups_fit,
     check_unconverted_modules_exist,
     check_unconverted_modules_differ,
+    check_stored_quantization_agrees,
 )

@@ -91,12 +91,12 @@ def test_a_directory_without_a_model_is_explained(tmp_path: Path) -> None:
         _build(tmp_path)
 
 
-def test_a_quantized_checkpoint_is_refused(tmp_path: Path) -> None:
+def test_a_checkpoint_quantized_by_another_library_is_refused(tmp_path: Path) -> None:
     save_tiny_llama(tmp_path)
     path = tmp_path / "config.json"
-    method = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    method = {"quant_method": "gptq", "bits": 4}
     path.write_text(json.dumps(json.loads(path.read_text()) | {"quantization_config": method}))
-    with pytest.raises(CheckpointError, match=r"quantized already .*bitsandbytes") as caught:
+    with pytest.raises(CheckpointError, match=r"quantized already .*gptq") as caught:
         _build(tmp_path)
     assert "name the unquantized repository" in caught.value.hint
 

@@ -295,7 +295,11 @@ def test_rule_lets_through(rule: str, edits: dict[str, Any]) -> None:
 
 def test_every_rule_has_a_case() -> None:
     tested = {case[0] for case in CASES}
-    elsewhere = {"check_flash_attention_installed", "check_dataset_name"}
+    elsewhere = {
+        "check_flash_attention_installed",
+        "check_dataset_name",
+        "check_stored_quantization_agrees",
+    }
     assert set(RULES) - tested == elsewhere & set(RULES)
     assert len(RULES) >= 30
 
@@ -334,6 +338,45 @@ def test_the_config_of_a_local_model_bounds_seq_len(tmp_path: Path) -> None:
     assert ask("check_seq_len_fits", tmp_path, **local, data__seq_len=256) == []
     [problem] = ask("check_model_revision_used", tmp_path, **local, model__revision="main")
     assert "on a model directory" in problem.message
+
+
+BNB_4BIT = {
+    "quant_method": "bitsandbytes",
+    "load_in_4bit": True,
+    "bnb_4bit_quant_type": "nf4",
+    "bnb_4bit_use_double_quant": True,
+}
+
+
+@pytest.mark.parametrize(
+    ("stored", "edits", "key", "words"),
+    [
+        ({"quant_method": "gptq"}, {}, "model.name_or_path", "quantized already, by gptq"),
+        (
+            {"quant_method": "bitsandbytes", "load_in_8bit": True},
+            {},
+            "model.name_or_path",
+            "8 bits",
+        ),
+        (BNB_4BIT, {"quantization__kind": "hqq"}, "quantization.kind", "is `hqq`"),
+        (BNB_4BIT, {"quantization__quant_type": "fp4"}, "quantization.quant_type", "says `fp4`"),
+        (BNB_4BIT, {"quantization__double_quant": False}, "quantization.double_quant", "`false`"),
+        (BNB_4BIT, PRO, "adapter.kind", "are quantized already"),
+    ],
+)
+def test_a_quantized_model_directory_must_be_what_the_recipe_says(
+    tmp_path: Path, stored: dict[str, Any], edits: dict[str, Any], key: str, words: str
+) -> None:
+    rule, model = "check_stored_quantization_agrees", {"model__name_or_path": str(tmp_path)}
+    assert ask(rule, **model, **edits) == []
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps({"quantization_config": stored}))
+    [problem] = ask(rule, **model, **edits)
+    assert problem.key == key
+    assert words in problem.message
+    assert problem.hint
+    config.write_text(json.dumps({"quantization_config": BNB_4BIT}))
+    assert ask(rule, **model) == []
 
 
 def test_no_rule_minds_the_smallest_recipe() -> None:

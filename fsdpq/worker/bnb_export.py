@@ -1,0 +1,157 @@
+"""Quantizes a checkpoint and writes it as bitsandbytes' own 4-bit format, for transformers.
+
+Every rank quantizes its own rows of one matrix at a time and rank 0 writes it: no rank holds the
+model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from fsdpq.checkpoint.bnb_format import (
+    MAX_FILE_BYTES,
+    TensorGroup,
+    quantization_config,
+    write_bnb_directory,
+)
+from fsdpq.dist import Shard, all_gather_rows, rank, shard_range, world_size
+from fsdpq.errors import ExportError
+from fsdpq.model.causal_lm import CausalLM
+from fsdpq.model.loading.checkpoint_names import ModelTensors
+from fsdpq.model.loading.source import open_checkpoint, row_reader
+from fsdpq.model.loading.targets import (
+    checkpoint_name,
+    full_shape,
+    loading_targets,
+)
+from fsdpq.model.quantized_experts import PackedExperts
+from fsdpq.model.quantized_linear import PackedMatrix
+from fsdpq.quantization.bnb import BnbQuantizer
+
+
+def save_bnb_checkpoint(
+    model: CausalLM,
+    directory: Path,
+    out: Path,
+    *,
+    quantizer: BnbQuantizer,
+    dtype: torch.dtype,
+    device: torch.device,
+    max_file_bytes: int = MAX_FILE_BYTES,
+) -> None:
+    """Writes a model directory that ``AutoModelForCausalLM.from_pretrained`` reads.
+
+    The tensors are those that transformers saves of the same checkpoint with ``load_in_4bit``, bit
+    for bit, where it quantizes the same layers with blocks of 64.
+
+    Ranks: all (collective); rank 0 writes.
+    Memory: one matrix, packed, and the rank's rows of it; on rank 0 one unquantized tensor.
+
+    Args:
+        model: on meta, neither sharded nor adapted; made with ``quantizer``.
+        directory: its checkpoint, unquantized.
+        out: where to; replaced if it is there.
+        quantizer: of all packed matrices.
+        dtype: of the weights before they are quantized, and of those that stay.
+        device: this rank's; rows are quantized there.
+        max_file_bytes: a file is full at this size.
+
+    Raises:
+        CheckpointError: the checkpoint does not fit the model, or is damaged.
+        ExportError: experts are quantized, which transformers cannot read, or ``out`` cannot be
+            written.
+    """
+    targets = loading_targets(model)
+    stacks = [name for name, target in targets.items() if isinstance(target, PackedExperts)]
+    if stacks:
+        raise ExportError(
+            f"transformers cannot read quantized experts, and {len(stacks)} stacks of them are "
+            f"(`{stacks[0]}`)",
+            hint="add `experts` to `quantization.modules_to_not_convert`, or write fsdpq's own "
+            "format",
+        )
+    tensors = open_checkpoint(model, directory)
+    groups = [
+        _packed_group(name, target, tensors, quantizer, dtype=dtype, device=device)
+        if isinstance(target, PackedMatrix)
+        else _plain_group(name, target, tensors)
+        for name, target in targets.items()
+    ]
+    config = model.hf.config
+    config.dtype = dtype
+    config.quantization_config = quantization_config(
+        quant_type=quantizer.quant_type,
+        double_quant=quantizer.double_quant,
+        dtype=dtype,
+        unquantized=_plain_linears(model),
+    )
+    write_bnb_directory(
+        groups, out, config=config, original=directory, max_file_bytes=max_file_bytes
+    )
+
+
+def _plain_linears(model: CausalLM) -> Sequence[str]:
+    """Returns what transformers must not replace: plain linears, and the output head.
+
+    All are named, since naming any takes away transformers' own default, the head.
+    """
+    return [
+        checkpoint_name(name)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) or module is model.head
+    ]
+
+
+def _plain_group(name: str, target: nn.Parameter, tensors: ModelTensors) -> TensorGroup:
+    def gather() -> Mapping[str, Tensor]:
+        if rank() != 0:
+            return {}
+        rows = target.shape[0] if target.dim() else 1
+        whole = row_reader(tensors, name, target, dtype=target.dtype, device=torch.device("cpu"))(
+            0, rows
+        )
+        return {name: whole}
+
+    return TensorGroup([name], target.nbytes, gather)
+
+
+def _packed_group(
+    name: str,
+    target: PackedMatrix,
+    tensors: ModelTensors,
+    quantizer: BnbQuantizer,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> TensorGroup:
+    rows, columns = full_shape(target)
+    shapes = quantizer.packed_shapes(rows, columns)
+    parts = ["absmax", "quant_map", f"quant_state.bitsandbytes__{quantizer.quant_type}"]
+    parts += ["nested_absmax", "nested_quant_map"] * quantizer.double_quant
+
+    def gather() -> Mapping[str, Tensor]:
+        shards = {part: _own_rows(shape, device) for part, shape in shapes.items()}
+        read = row_reader(tensors, name, target, dtype=dtype, device=device)
+        quantizer.quantize_shards(read, (rows, columns), shards)
+        whole = {
+            part: all_gather_rows(shard.rows, shapes[part][0]).cpu()
+            for part, shard in shards.items()
+        }
+        if rank() != 0:
+            return {}
+        found = quantizer.library_parts(whole, (rows, columns), dtype)
+        return {f"{name}.{part}" if part else name: tensor for part, tensor in found.items()}
+
+    num_bytes = sum(height * width for height, width in shapes.values())
+    return TensorGroup([name, *(f"{name}.{part}" for part in parts)], num_bytes, gather)
+
+
+def _own_rows(shape: tuple[int, int], device: torch.device) -> Shard:
+    start, stop = shard_range(shape[0], rank(), world_size())
+    rows = torch.empty((stop - start, shape[1]), dtype=torch.uint8, device=device)
+    return Shard(rows, start, stop, dist.group.WORLD if world_size() > 1 else None)
