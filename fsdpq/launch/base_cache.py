@@ -9,7 +9,6 @@ without a cache.
 from __future__ import annotations
 
 import contextlib
-import json
 import re
 from collections.abc import Generator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -26,6 +25,7 @@ from fsdpq.launch.failure import read_rank_errors
 from fsdpq.launch.quantize import QuantizeJob, run_quantizer
 from fsdpq.launch.screen import Screen
 from fsdpq.recipe.root import Recipe
+from fsdpq.recipe.stored_quantization import read_stored_quantization
 from fsdpq.run_files import RunFiles
 from fsdpq.tensor_files.base_manifest import (
     WEIGHTS_NAME,
@@ -82,7 +82,7 @@ def is_wanted(recipe: Recipe, directory: Path, num_bytes: int) -> bool:
     """
     if recipe.quantization.kind == "none" or not recipe.quantization.cache:
         return False
-    return num_bytes >= MIN_BASE_BYTES and not _is_quantized(directory)
+    return num_bytes >= MIN_BASE_BYTES and read_stored_quantization(directory) is None
 
 
 def use_given_base(directory: Path, job: QuantizeJob) -> dict[str, Any]:
@@ -187,12 +187,3 @@ def _why_missing(name: str, key: Key) -> str:
 def _slug(name_or_path: str) -> str:
     last = name_or_path.rstrip("/").rpartition("/")[2].rpartition(":")[2]
     return re.sub(r"[^\w.-]+", "-", last).strip(".-").lower() or "model"
-
-
-def _is_quantized(directory: Path) -> bool:
-    """Whether the checkpoint holds quantized weights, which nobody quantizes again."""
-    try:
-        config: Any = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(config, dict) and "quantization_config" in config
