@@ -152,7 +152,7 @@ def swap_weights(hf: PreTrainedModel, quantizer: Quantizer) -> None:
         down = module.get_parameter("down_proj")
         if down.requires_grad or matches_suffix(name, kept):
             continue
-        if quantizer.packed_shapes(*down.shape[-2:]):
+        if quantizer.packed_shapes(*down.flatten(0, 1).shape):
             setattr(parent, attribute, QuantizedExperts(module, quantizer=quantizer))
     _check_some_frozen([linear for *_, linear in linears], quantizer)
     check_all_quantized(hf, quantizer)
