@@ -135,6 +135,34 @@ def named_experts(layers: nn.ModuleList) -> Iterator[tuple[str, nn.Module, str, 
                 yield f"{parent_name}.{attribute}".lstrip("."), parent, attribute, child
 
 
+def router_ids(layers: nn.ModuleList) -> set[int]:
+    """Returns ``id()`` of every linear that chooses among experts.
+
+    That is one beside an experts module, with as many outputs as there are experts. It is tiny and
+    decides everything, families look into it (its dtype), and some inherit from ``nn.Linear`` to
+    return several things (Phi-3.5-MoE), so it stays as it is. Most routers are no ``nn.Linear``.
+    """
+    return {
+        id(linear)
+        for block in layers.modules()
+        for count in _numbers_of_experts(block)
+        for linear in block.modules()
+        if isinstance(linear, nn.Linear) and linear.out_features == count
+    }
+
+
+def _numbers_of_experts(block: nn.Module) -> set[int]:
+    """Returns how many experts the experts modules right below ``block`` have."""
+    counts: set[int] = set()
+    for child in block.children():
+        weights = (child._parameters.get(name) for name in EXPERT_WEIGHTS)
+        counts |= {
+            weight.shape[0] for weight in weights if weight is not None and weight.dim() == 3
+        }
+        counts |= {child.num_experts} if isinstance(child, QuantizedExperts) else set()
+    return counts
+
+
 def _is_replaceable(module: nn.Module) -> bool:
     weights = [module._parameters.get(name) for name in EXPERT_WEIGHTS]
     stacked = all(weight is not None and weight.dim() == 3 for weight in weights)

@@ -7,7 +7,6 @@ input embedding and the output embedding as transformers' own accessors give the
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TypeGuard
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -39,7 +38,7 @@ def find_decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
 
 
 def named_linears(layers: nn.ModuleList) -> Iterator[tuple[str, nn.Module, str, nn.Linear]]:
-    """Yields every `is_plain_linear` inside the decoder layers.
+    """Yields every ``nn.Linear`` inside the decoder layers.
 
     Yields:
         Its name below ``layers`` (``0.self_attn.q_proj``), its parent module, its attribute name
@@ -47,16 +46,8 @@ def named_linears(layers: nn.ModuleList) -> Iterator[tuple[str, nn.Module, str, 
     """
     for parent_name, parent in list(layers.named_modules()):
         for attribute, child in list(parent.named_children()):
-            if is_plain_linear(child):
+            if isinstance(child, nn.Linear):
                 yield f"{parent_name}.{attribute}".lstrip("."), parent, attribute, child
-
-
-def is_plain_linear(module: nn.Module) -> TypeGuard[nn.Linear]:
-    """Whether a module is an ``nn.Linear`` and computes as one.
-
-    Some routers inherit from it and return several things (Phi-3.5-MoE).
-    """
-    return isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward
 
 
 def matches_suffix(name: str, suffixes: tuple[str, ...]) -> bool:

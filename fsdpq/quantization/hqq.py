@@ -3,9 +3,10 @@
 The only module that imports hqq. The library's optimizer stops early by the mean error of all that
 it is given, so its result for a row depends on the rows beside it. To make that independent of the
 ranks, a matrix is quantized in blocks of whole rows whose borders depend on its shape only. The
-reference, equal bit for bit for any number of ranks, is ``hqq.core.quantize.Quantizer.quantize(
-axis=axis, bitpack=False)`` of each block (`HqqQuantizer.rows_per_block`), scales and zeros rounded
-to fp16. A rank whose rows cut a block quantizes all of it and keeps its rows.
+reference, equal bit for bit for any number of ranks, is ``hqq.core.quantize.Quantizer.quantize``
+of each block (`HqqQuantizer.rows_per_block`) with the parameters of ``BaseQuantizeConfig``, which
+is what ``HQQLinear`` makes of it, scales and zeros rounded to fp16. A rank whose rows cut a block
+quantizes all of it and keeps its rows.
 
 With ``axis: 0`` groups run down the columns: hqq reshapes the ``(out_features, in_features)``
 weight to ``(group_size, -1)``, so that a group holds rows ``r, r + R, r + 2R, ...`` of one column,
@@ -200,6 +201,7 @@ class HqqQuantizer:
             nbits=self.nbits,
             group_size=self.group_size,  # pyright: ignore[reportArgumentType]
             axis=self.axis,
+            round_zero=self.nbits == 4,  # before the optimizer starts, as `BaseQuantizeConfig` says
             bitpack=False,
             device=str(weight.device),
         )

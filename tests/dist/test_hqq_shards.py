@@ -9,7 +9,10 @@ from typing import Any
 import pytest
 import torch
 from hqq.core.bitpack import BitPack
+from hqq.core.quantize import BaseQuantizeConfig
 from hqq.core.quantize import Quantizer as HqqLibrary
+from support.imports import ROOT
+from support.ranks import RankPool
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -19,8 +22,6 @@ from fsdpq.errors import CheckpointError
 from fsdpq.model.quantized_linear import QuantizedLinear
 from fsdpq.quantization.hqq import HqqQuantizer, pack_rows, packed_row_bytes, unpack_rows
 from fsdpq.recipe.sections.quantization import HqqOptions
-from support.imports import ROOT
-from support.ranks import RankPool
 
 # Rows that divide by nothing, an odd number of groups, a row that is no multiple of 8 codes; fewer
 # rows than ranks.
@@ -72,12 +73,17 @@ def _reference(weight: Tensor, options: HqqOptions) -> dict[str, Tensor]:
     fold = options.group_size or 1 if options.axis == 0 else 1
     in_features = weight.shape[1]
     parts = weight.view(fold, -1, in_features)
+    config: dict[str, Any] = BaseQuantizeConfig(
+        nbits=options.nbits, group_size=options.group_size, axis=options.axis
+    )
     answers: dict[str, list[Tensor]] = {"codes": [], "scale": [], "zero": [], "weight": []}
     for block in parts.split(max(1, BLOCK_WEIGHTS // (fold * in_features)), dim=1):
         codes, meta = HqqLibrary.quantize(
-            block.reshape(-1, in_features), nbits=options.nbits, group_size=options.group_size,
-            axis=options.axis, bitpack=False, device="cpu",
-        )  # fmt: skip
+            block.reshape(-1, in_features),
+            **config["weight_quant_params"],
+            bitpack=False,
+            device="cpu",
+        )
         meta["compute_dtype"] = weight.dtype
         for name in ("scale", "zero"):
             answers[name].append(meta[name].half().reshape(1, block.shape[1], -1))
