@@ -18,14 +18,21 @@ from fsdpq.errors import CheckpointError
 from fsdpq.model.causal_lm import CausalLM
 from fsdpq.model.expansion import expand_config
 from fsdpq.model.loading.bnb_checkpoint import swap_stored_linears
-from fsdpq.model.quantized_experts import QuantizedExperts, named_experts
+from fsdpq.model.quantized_experts import QuantizedExperts, named_experts, router_ids
 from fsdpq.model.quantized_linear import PackedMatrix, QuantizedLinear, packed_parameter_ids
-from fsdpq.model.structure import find_decoder_layers, matches_suffix, named_linears
+from fsdpq.model.structure import (
+    find_decoder_layers,
+    matches_suffix,
+    named_linears,
+)
 from fsdpq.protocols import Quantizer
 from fsdpq.recipe.stored_quantization import is_bnb_4bit, method_of
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 """Names in recipes, and what torch calls them."""
+
+PROBE = (4096, 4096)
+"""A shape that every quantizer packs, if it packs any."""
 
 
 def build_meta_model(
@@ -140,7 +147,9 @@ def swap_weights(hf: PreTrainedModel, quantizer: Quantizer) -> None:
             weight would silently stay unquantized, or all are trained.
     """
     layers = find_decoder_layers(hf)
-    linears, experts = list(named_linears(layers)), list(named_experts(layers))
+    routers = router_ids(layers)
+    linears = [found for found in named_linears(layers) if id(found[-1]) not in routers]
+    experts = list(named_experts(layers))
     names = [name for name, *_ in (*linears, *experts)]
     kept = quantizer.modules_to_not_convert
     unknown = [s for s in kept if not any(matches_suffix(name, (s,)) for name in names)]
@@ -162,19 +171,24 @@ def swap_weights(hf: PreTrainedModel, quantizer: Quantizer) -> None:
         down = module.get_parameter("down_proj")
         if down.requires_grad or matches_suffix(name, kept):
             continue
-        if quantizer.packed_shapes(*down.shape[-2:]):
+        if quantizer.packed_shapes(*down.flatten(0, 1).shape):
             setattr(parent, attribute, QuantizedExperts(module, quantizer=quantizer))
     _check_some_frozen([linear for *_, linear in linears], quantizer)
     check_all_quantized(hf, quantizer)
 
 
 def _check_some_frozen(linears: Sequence[nn.Linear], quantizer: Quantizer) -> None:
-    packs = any(quantizer.packed_shapes(each.out_features, each.in_features) for each in linears)
-    if packs and all(each.weight.requires_grad for each in linears):
+    if quantizer.packed_shapes(*PROBE) and all(each.weight.requires_grad for each in linears):
         raise CheckpointError(
             "every linear layer is trained, so nothing is left to quantize",
             hint="full finetuning needs `quantization: {kind: none}`",
         )
+
+
+def _stays_plain(module: nn.Module) -> bool:
+    """Whether it is a linear that was told to stay, or a filter of few weights for each channel."""
+    is_filter = isinstance(module, nn.Conv1d) and module.groups == module.in_channels
+    return is_filter or isinstance(module, nn.Linear)
 
 
 def check_all_quantized(hf: PreTrainedModel, quantizer: Quantizer) -> None:
@@ -187,16 +201,16 @@ def check_all_quantized(hf: PreTrainedModel, quantizer: Quantizer) -> None:
         CheckpointError: there is such a weight; names some.
     """
     layers = find_decoder_layers(hf)
-    linears = {id(module.weight) for module in layers.modules() if isinstance(module, nn.Linear)}
+    others = {id(module.weight) for module in layers.modules() if _stays_plain(module)}
     big = sum(parameter.numel() for parameter in layers.parameters()) // len(layers) // 100
     left = [
         name
         for name, parameter in layers.named_parameters()
-        if parameter.is_floating_point() and id(parameter) not in linears
+        if parameter.is_floating_point() and id(parameter) not in others
         if not parameter.requires_grad
         if not matches_suffix(name.rpartition(".")[0], quantizer.modules_to_not_convert)
         if parameter.dim() >= 3 or (parameter.dim() == 2 and parameter.numel() > big)
-        if quantizer.packed_shapes(*parameter.shape[-2:])
+        if quantizer.packed_shapes(*PROBE)
     ]
     if left:
         raise CheckpointError(

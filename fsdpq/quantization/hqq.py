@@ -3,9 +3,15 @@
 The only module that imports hqq. The library's optimizer stops early by the mean error of all that
 it is given, so its result for a row depends on the rows beside it. To make that independent of the
 ranks, a matrix is quantized in blocks of whole rows whose borders depend on its shape only. The
-reference, equal bit for bit for any number of ranks, is ``hqq.core.quantize.Quantizer.quantize(
-axis=1, bitpack=False)`` of each block (`HqqQuantizer.rows_per_block`), scales and zeros rounded to
-fp16. A rank whose rows cut a block quantizes all of it and keeps its rows.
+reference, equal bit for bit for any number of ranks, is ``hqq.core.quantize.Quantizer.quantize``
+of each block (`HqqQuantizer.rows_per_block`) with the parameters of ``BaseQuantizeConfig``, which
+is what ``HQQLinear`` makes of it, scales and zeros rounded to fp16. A rank whose rows cut a block
+quantizes all of it and keeps its rows.
+
+With ``axis: 0`` groups run down the columns: hqq reshapes the ``(out_features, in_features)``
+weight to ``(group_size, -1)``, so that a group holds rows ``r, r + R, r + 2R, ...`` of one column,
+``R = out_features / group_size``. Such rows cannot be told apart by shards of the weight. Here they
+are stored side by side, as one of ``R`` stored rows, and those are what ranks and blocks share.
 
 Scales and zeros are stored in fp16: on a GPU the optimizer works in fp16 itself, so nothing is
 lost. (On a CPU it works in fp32: the two devices give slightly different codes.)
@@ -38,42 +44,71 @@ BLOCK_WEIGHTS = 1 << 22
 class HqqQuantizer:
     """Packs matrices as hqq quantizes them, into byte tensors that FSDP2 can shard.
 
-    The byte tensors of a ``(out_features, in_features)`` matrix:
+    The byte tensors of a ``(out_features, in_features)`` matrix with ``axis: 1``:
 
     - ``codes``: each row packed by itself, ``(out_features, bytes a row)``;
     - ``scale``, ``zero``: fp16 bytes, ``(out_features, groups a row * 2)``; a weight is
       ``(code - zero) * scale``.
+
+    With ``axis: 0``, and ``R = out_features / group_size``:
+
+    - ``codes``: packed rows ``r, r + R, r + 2R, ...`` of the weight side by side in stored row
+      ``r``, ``(R, group_size * bytes a row)``;
+    - ``scale``, ``zero``: fp16 bytes, ``(R, in_features * 2)``.
     """
 
     def __init__(self, options: HqqOptions) -> None:
         self.nbits = options.nbits
         self.group_size = options.group_size
+        self.axis = options.axis
         self.modules_to_not_convert = options.modules_to_not_convert
         self.block_weights = BLOCK_WEIGHTS
+
+    @property
+    def _fold(self) -> int:
+        """Rows of the weight in one stored row."""
+        return self.group_size or 1 if self.axis == 0 else 1
 
     def packed_shapes(self, out_features: int, in_features: int) -> dict[str, tuple[int, int]]:
         """Names and shapes of the byte tensors of one matrix.
 
         Raises:
-            CheckpointError: the group size does not divide ``in_features``: groups would cross
-                rows, and a shard could not be dequantized by itself.
+            CheckpointError: the group size does not divide the side of the matrix that groups run
+                along: a shard could not be dequantized by itself.
         """
-        group_size = self.group_size or in_features
-        if in_features % group_size:
-            fitting = [str(size) for size in (16, 32, 64, 128, 256) if in_features % size == 0]
+        self._check_groups(out_features, in_features)
+        stored_rows = out_features // self._fold
+        groups = in_features if self.axis == 0 else in_features // (self.group_size or in_features)
+        row_bytes = self._fold * packed_row_bytes(in_features, self.nbits)
+        scales = (stored_rows, groups * 2)
+        return {"codes": (stored_rows, row_bytes), "scale": scales, "zero": scales}
+
+    def _check_groups(self, out_features: int, in_features: int) -> None:
+        side, word = (in_features, "input") if self.axis == 1 else (out_features, "output")
+        if self.group_size is None and self.axis == 0:
             raise CheckpointError(
-                f"`quantization.group_size: {group_size}` does not divide the {in_features} input "
-                f"features of a {out_features} x {in_features} weight",
-                hint=f"use {' or '.join([*fitting, 'null'])}, or name the layer in "
-                "`quantization.modules_to_not_convert`",
+                "`quantization.axis: 0` needs a `quantization.group_size`: a group of a whole "
+                f"column of a {out_features} x {in_features} weight cannot be cut over ranks",
+                hint="use `quantization.group_size: 64`, or `quantization.axis: 1`",
             )
-        scales = (out_features, in_features // group_size * 2)
-        codes = (out_features, packed_row_bytes(in_features, self.nbits))
-        return {"codes": codes, "scale": scales, "zero": scales}
+        if self.group_size is None or side % self.group_size == 0:
+            return
+        fitting = [str(size) for size in (16, 32, 64, 128, 256) if side % size == 0]
+        fitting += ["null"] if self.axis == 1 else []
+        sizes = f"use {' or '.join(fitting)}, " if fitting else ""
+        raise CheckpointError(
+            f"`quantization.group_size: {self.group_size}` does not divide the {side} {word} "
+            f"features of a {out_features} x {in_features} weight",
+            hint=f"{sizes or 'use `quantization.axis: 1`, '}or name the layer in "
+            "`quantization.modules_to_not_convert`",
+        )
 
     def rows_per_block(self, in_features: int) -> int:
-        """Rows that the optimizer sees together; block ``b`` starts at row ``b`` times that."""
-        return max(1, self.block_weights // in_features)
+        """Stored rows that the optimizer sees together; block ``b`` starts at row ``b`` times that.
+
+        With ``axis: 1`` these are rows of the weight.
+        """
+        return max(1, self.block_weights // (self._fold * in_features))
 
     def quantize_shards(
         self, read: RowReader, shape: tuple[int, int], shards: Mapping[str, Shard]
@@ -85,13 +120,18 @@ class HqqQuantizer:
         Raises:
             CheckpointError: a scale or zero is too large for fp16.
         """
-        own = shards["codes"]
-        for start, stop in self._blocks(own, shape):
-            codes, scale, zero = self._quantize(read(start, stop))
+        own, stored_rows = shards["codes"], shape[0] // self._fold
+        for start, stop in self._blocks(own, (stored_rows, shape[1])):
+            pieces = [
+                read(first + start, first + stop) for first in range(0, shape[0], stored_rows)
+            ]
+            weight = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+            codes, scale, zero = self._quantize(weight)
             first, last = max(start, own.start), min(stop, own.stop)
             cut = slice(first - start, last - start)
             kept = slice(first - own.start, last - own.start)
-            own.rows[kept] = pack_rows(codes[cut], self.nbits)
+            packed = pack_rows(codes[cut].reshape(-1, shape[1]), self.nbits)
+            own.rows[kept] = packed.view(last - first, -1)
             shards["scale"].rows[kept] = scale[cut].contiguous().view(torch.uint8)
             shards["zero"].rows[kept] = zero[cut].contiguous().view(torch.uint8)
 
@@ -110,17 +150,39 @@ class HqqQuantizer:
         dtype: torch.dtype,
     ) -> Tensor:
         """Returns rows ``[start, stop)`` of the matrix, computed in ``dtype``."""
-        group_size = self.group_size or shape[1]
-        codes = unpack_rows(packed["codes"][start:stop], self.nbits, shape[1])
-        weight = codes.to(dtype).reshape(-1, group_size)
+        if self.axis == 0:
+            codes, zero, scale = self._strided_rows(packed, start, stop)
+        else:
+            codes, zero, scale = (packed[name][start:stop] for name in ("codes", "zero", "scale"))
+        num_groups = zero.shape[1] // 2
+        weight = unpack_rows(codes, self.nbits, shape[1]).to(dtype)
+        # Rows and groups of a row; with `axis: 0` a row has as many groups as columns, and whole
+        # runs of rows share their scales.
+        runs = weight.reshape(-1, zero.shape[0], num_groups, shape[1] // num_groups)
         zero, scale = (
-            packed[name][start:stop].view(torch.float16).reshape(-1, 1).to(dtype)
-            for name in ("zero", "scale")
+            each.contiguous().view(torch.float16).to(dtype).unsqueeze(-1) for each in (zero, scale)
         )
-        return weight.sub_(zero).mul_(scale).reshape(stop - start, shape[1])
+        return runs.sub_(zero).mul_(scale).view(stop - start, shape[1])
+
+    def _strided_rows(
+        self, packed: Mapping[str, Tensor], start: int, stop: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns what `dequantize_rows` needs of an ``axis: 0`` matrix, in order of its rows.
+
+        Returns:
+            Packed codes, ``(stop - start, bytes a row)``; bytes of zeros and scales, as many rows
+            or, of the whole matrix, the stored rows that repeat ``group_size`` times.
+        """
+        stored_rows = packed["codes"].shape[0]
+        by_run = packed["codes"].view(stored_rows, self._fold, -1)
+        if stop - start == stored_rows * self._fold:
+            return by_run.transpose(0, 1).flatten(0, 1), packed["zero"], packed["scale"]
+        rows = torch.arange(start, stop, device=by_run.device)
+        stored = rows % stored_rows
+        return by_run[stored, rows // stored_rows], packed["zero"][stored], packed["scale"][stored]
 
     def _blocks(self, own: Shard, shape: tuple[int, int]) -> Iterator[tuple[int, int]]:
-        """Yields the blocks ``[start, stop)`` that hold rows of ``own``."""
+        """Yields the blocks ``[start, stop)`` of stored rows that hold rows of ``own``."""
         step = self.rows_per_block(shape[1])
         if own.start == own.stop:
             return
@@ -128,16 +190,22 @@ class HqqQuantizer:
             yield start, min(start + step, shape[0])
 
     def _quantize(self, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Returns codes, uint8 ``weight.shape``; scales and zeros, fp16 ``(rows, groups)``."""
+        """Quantizes the rows of one block.
+
+        Returns:
+            By stored row: codes, uint8 ``(rows, rows of the weight in each, in_features)``; scales
+            and zeros, fp16 ``(rows, groups)``.
+        """
         codes, meta = HqqLibrary.quantize(
             weight,
             nbits=self.nbits,
             group_size=self.group_size,  # pyright: ignore[reportArgumentType]
-            axis=1,
+            axis=self.axis,
+            round_zero=self.nbits == 4,  # before the optimizer starts, as `BaseQuantizeConfig` says
             bitpack=False,
             device=str(weight.device),
         )
-        rows = weight.shape[0]
+        rows = weight.shape[0] // self._fold
         scale = meta["scale"].reshape(rows, -1).half()
         zero = meta["zero"].reshape(rows, -1).half()
         if not (scale.isfinite().all() and zero.isfinite().all()):
@@ -147,7 +215,8 @@ class HqqQuantizer:
                 hint="use `quantization: {kind: bnb}`, or name the layer in "
                 "`quantization.modules_to_not_convert`",
             )
-        return codes.to(torch.uint8).reshape(weight.shape), scale, zero
+        by_run = codes.to(torch.uint8).reshape(self._fold, rows, weight.shape[1])
+        return by_run.transpose(0, 1), scale, zero
 
 
 def packed_row_bytes(in_features: int, nbits: int) -> int:

@@ -31,6 +31,7 @@ from fsdpq.model.meta import (
     explained_remote_code,
 )
 from fsdpq.model.packing import check_packing_isolates
+from fsdpq.model.quantized_experts import router_ids
 from fsdpq.model.quantized_linear import QuantizedLinear
 from fsdpq.protocols import BASE, AdaptedLayer, Adapter
 from fsdpq.recipe.root import Recipe
@@ -149,7 +150,10 @@ def assemble_model(
         recipe, model_dir, adapter, dtype=dtype, trust_remote_code=trust_remote_code
     )
     num_parameters, num_quantized = count_parameters(model)
-    adapter.apply_adapter(model.decoder_layers, is_linear=is_linear)
+    routers = router_ids(model.decoder_layers)
+    adapter.apply_adapter(
+        model.decoder_layers, is_linear=lambda each: is_linear(each) and id(each) not in routers
+    )
     num_groups, about_offload = shard_model(
         model,
         recipe,

@@ -9,22 +9,26 @@ from typing import Any
 import pytest
 import torch
 from hqq.core.bitpack import BitPack
+from hqq.core.quantize import BaseQuantizeConfig
 from hqq.core.quantize import Quantizer as HqqLibrary
+from support.imports import ROOT
+from support.ranks import RankPool
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
-from fsdpq.dist import own_shard, world_size
+from fsdpq.dist import Shard, own_shard, shard_range, world_size
 from fsdpq.errors import CheckpointError
 from fsdpq.model.quantized_linear import QuantizedLinear
 from fsdpq.quantization.hqq import HqqQuantizer, pack_rows, packed_row_bytes, unpack_rows
 from fsdpq.recipe.sections.quantization import HqqOptions
-from support.imports import ROOT
-from support.ranks import RankPool
 
 # Rows that divide by nothing, an odd number of groups, a row that is no multiple of 8 codes; fewer
 # rows than ranks.
 SHAPES = [(37, 192), (50, 80), (3, 64)]
+# With `axis: 0` and groups of 16: rows that divide by nothing, five stored rows in blocks of two
+# and one, a single stored row for all ranks.
+COLUMN_SHAPES = [(48, 37), (80, 30), (16, 9)]
 BLOCK_WEIGHTS = 192 * 5
 """So few that blocks of rows are cut by the ranks' borders, and the last one is short."""
 
@@ -34,8 +38,8 @@ def _weight(shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
     return torch.randn(shape, generator=generator).to(dtype)
 
 
-def _options(nbits: int, group_size: int | None) -> HqqOptions:
-    document = {"kind": "hqq", "nbits": nbits, "group_size": group_size}
+def _options(nbits: int, group_size: int | None, axis: int = 1) -> HqqOptions:
+    document = {"kind": "hqq", "nbits": nbits, "group_size": group_size, "axis": axis}
     return HqqOptions.model_validate(document)
 
 
@@ -61,40 +65,124 @@ def gather_quantized(
 
 
 def _reference(weight: Tensor, options: HqqOptions) -> dict[str, Tensor]:
-    """hqq on each block of rows, and hqq's own dequantization of its codes, scales in fp16."""
-    step = BLOCK_WEIGHTS // weight.shape[1]
+    """hqq on each block of rows, and hqq's own dequantization of its codes, scales in fp16.
+
+    Rows of a block are, with ``axis: 0``, the same run of each of ``group_size`` equal parts of the
+    weight; by part, so that blocks can be put side by side again.
+    """
+    fold = options.group_size or 1 if options.axis == 0 else 1
+    in_features = weight.shape[1]
+    parts = weight.view(fold, -1, in_features)
+    config: dict[str, Any] = BaseQuantizeConfig(
+        nbits=options.nbits, group_size=options.group_size, axis=options.axis
+    )
     answers: dict[str, list[Tensor]] = {"codes": [], "scale": [], "zero": [], "weight": []}
-    for block in weight.split(step):
+    for block in parts.split(max(1, BLOCK_WEIGHTS // (fold * in_features)), dim=1):
         codes, meta = HqqLibrary.quantize(
-            block, nbits=options.nbits, group_size=options.group_size,
-            axis=1, bitpack=False, device="cpu",
-        )  # fmt: skip
+            block.reshape(-1, in_features),
+            **config["weight_quant_params"],
+            bitpack=False,
+            device="cpu",
+        )
         meta["compute_dtype"] = weight.dtype
         for name in ("scale", "zero"):
-            answers[name].append(meta[name].half().reshape(block.shape[0], -1))
+            answers[name].append(meta[name].half().reshape(1, block.shape[1], -1))
             meta[name] = meta[name].half().to(weight.dtype)
         answers["codes"].append(codes.to(torch.uint8).reshape(block.shape))
-        answers["weight"].append(HqqLibrary.dequantize(codes, meta))
-    return {name: torch.cat(parts) for name, parts in answers.items()}
+        answers["weight"].append(HqqLibrary.dequantize(codes, meta).reshape(block.shape))
+    return {name: torch.cat(parts, dim=1).flatten(0, 1) for name, parts in answers.items()}
 
 
-@pytest.mark.parametrize("nbits", [8, 4, 3, 2, 1])
-@pytest.mark.parametrize("group_size", [16, None])
-def test_gathered_shards_equal_hqq_on_blocks_of_rows(
-    ranks: RankPool, nbits: int, group_size: int | None
+def _unpacked(codes: Tensor, shape: tuple[int, int], options: HqqOptions) -> Tensor:
+    """Codes by row of the weight: with ``axis: 0`` a stored row holds every R-th of them."""
+    stored_rows = codes.shape[0]
+    rows = codes.view(stored_rows, shape[0] // stored_rows, -1).transpose(0, 1).flatten(0, 1)
+    return unpack_rows(rows, options.nbits, shape[1])
+
+
+def _check_equal(
+    answer: dict[str, Tensor], expected: dict[str, Tensor], options: HqqOptions
 ) -> None:
-    options = _options(nbits, group_size)
+    shape = (expected["weight"].shape[0], expected["weight"].shape[1])
+    assert torch.equal(_unpacked(answer["codes"], shape, options), expected["codes"])
+    for name in ("scale", "zero"):
+        assert torch.equal(answer[name].view(torch.float16), expected[name])
+    assert torch.equal(answer["product"], expected["weight"])
+    assert torch.equal(answer["some"], expected["weight"][1:3])
+
+
+@pytest.mark.parametrize(
+    ("nbits", "group_size", "axis"),
+    [(4, 16, 1), (3, None, 1), (2, 16, 0)],
+)
+def test_gathered_shards_equal_hqq_on_blocks_of_rows(
+    ranks: RankPool, nbits: int, group_size: int | None, axis: int
+) -> None:
+    options = _options(nbits, group_size, axis)
     dtype = torch.bfloat16 if nbits == 4 else torch.float32
-    for shape in SHAPES:
+    for shape in SHAPES if axis == 1 else COLUMN_SHAPES:
         expected = _reference(_weight(shape, dtype), options)
         for num_ranks in (1, 2, 3, 4):
             for answer in ranks.run(num_ranks, gather_quantized, shape, dtype, options):
-                codes = unpack_rows(answer["codes"], nbits, shape[1])
-                assert torch.equal(codes, expected["codes"]), (shape, num_ranks)
-                for name in ("scale", "zero"):
-                    assert torch.equal(answer[name].view(torch.float16), expected[name])
-                assert torch.equal(answer["product"], expected["weight"]), (shape, num_ranks)
-                assert torch.equal(answer["some"], expected["weight"][1:3])
+                _check_equal(answer, expected, options)
+
+
+def quantize_in_parts(
+    weight: Tensor, options: HqqOptions, num_parts: int, block_weights: int = BLOCK_WEIGHTS
+) -> dict[str, Tensor]:
+    """Quantizes as many ranks would, one after the other: hqq needs nothing of another rank."""
+    quantizer, shape = HqqQuantizer(options), (weight.shape[0], weight.shape[1])
+    quantizer.block_weights = block_weights
+    shapes = quantizer.packed_shapes(*shape)
+    packed = {name: torch.empty(size, dtype=torch.uint8) for name, size in shapes.items()}
+    for rank in range(num_parts):
+        start, stop = shard_range(packed["codes"].shape[0], rank, num_parts)
+        shards = {n: Shard(whole[start:stop], start, stop) for n, whole in packed.items()}
+        quantizer.quantize_shards(lambda first, last: weight[first:last], shape, shards)
+    product = quantizer.dequantize(packed, shape, weight.dtype)
+    some = quantizer.dequantize_rows(packed, shape, 1, 3, weight.dtype)
+    return packed | {"product": product, "some": some}
+
+
+@pytest.mark.parametrize("nbits", [8, 4, 3, 2, 1])
+@pytest.mark.parametrize(
+    ("group_size", "axis", "shapes"),
+    [
+        (16, 1, SHAPES),
+        (None, 1, SHAPES),
+        (16, 0, COLUMN_SHAPES),
+        (32, 0, [(96, 5)]),
+        (32, 1, [(5, 96)]),
+        (64, 0, [(192, 5)]),
+        (64, 1, [(5, 192)]),
+        (128, 0, [(384, 5)]),
+        (128, 1, [(5, 384)]),
+        (256, 0, [(768, 5)]),
+        (256, 1, [(5, 768)]),
+    ],
+)
+def test_parts_of_any_number_of_ranks_equal_hqq_on_blocks_of_rows(
+    nbits: int, group_size: int | None, axis: int, shapes: list[tuple[int, int]]
+) -> None:
+    options = _options(nbits, group_size, axis)
+    for shape in shapes:
+        weight = _weight(shape, torch.bfloat16 if nbits == 8 else torch.float32)
+        expected = _reference(weight, options)
+        for num_parts in (1, 2, 3, 4):
+            _check_equal(quantize_in_parts(weight, options, num_parts), expected, options)
+
+
+def test_a_small_matrix_of_column_groups_is_hqqs_whole_tensor() -> None:
+    weight, options = _weight((96, 40), torch.float32), _options(3, 32, axis=0)
+    packed = quantize_in_parts(weight, options, 2, block_weights=weight.numel())
+    codes, meta = HqqLibrary.quantize(weight, nbits=3, group_size=32, axis=0, device="cpu")
+    meta |= {name: meta[name].half().float() for name in ("scale", "zero")}
+    meta["compute_dtype"] = torch.float32
+    expected = HqqLibrary.dequantize(codes, meta)
+    assert torch.equal(packed["product"], expected)
+    # 3 bits a weight, 32 bits of scale and zero a group, and no padding.
+    stored_bytes = sum(packed[name].nbytes for name in ("codes", "scale", "zero"))
+    assert stored_bytes * 8 == 96 * 40 * (3 + 32 / 32)
 
 
 def test_hqq_depends_on_the_rows_beside_a_row_so_blocks_are_needed() -> None:
@@ -141,3 +229,11 @@ def test_groups_that_would_cross_rows_are_refused() -> None:
     with pytest.raises(CheckpointError, match="does not divide the 80 input features") as caught:
         HqqQuantizer(_options(4, 64)).packed_shapes(50, 80)
     assert caught.value.hint.startswith("use 16 or null")
+
+
+def test_column_groups_that_do_not_divide_the_rows_are_refused() -> None:
+    with pytest.raises(CheckpointError, match="does not divide the 80 output features") as caught:
+        HqqQuantizer(_options(4, 64, axis=0)).packed_shapes(80, 64)
+    assert caught.value.hint.startswith("use 16, or name")
+    with pytest.raises(CheckpointError, match=r"needs a `quantization\.group_size`"):
+        HqqQuantizer(_options(4, None, axis=0)).packed_shapes(64, 64)

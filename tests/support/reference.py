@@ -14,6 +14,9 @@ from transformers import AutoModelForCausalLM
 
 from fsdpq.data.tokenize import Row
 
+NUM_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+"""What configs call the number of experts."""
+
 
 def load_dequantized(
     directory: Path,
@@ -25,15 +28,17 @@ def load_dequantized(
     """Returns the model with every linear inside its layers rounded to 4 bits and back.
 
     Experts, which transformers keeps as parameters of three dimensions, are rounded as one matrix,
-    stacked on top of each other. Linears of a single row, gates, stay as they are.
+    stacked on top of each other. Linears of a single row, gates, and of as many rows as there are
+    experts, routers, stay as they are.
     """
     model = load_plain(directory, dtype, attn_implementation=attn_implementation)
-    head = model.get_output_embeddings()  # pyright: ignore[reportCallIssue]
-    for module in model.modules():
-        if isinstance(module, nn.Linear) and module is not head and module.out_features > 1:
+    kept = {1, *(getattr(model.config, name, 1) for name in NUM_EXPERTS)}
+    for name, module in model.named_modules():
+        in_layer = any(part.isdigit() for part in name.split("."))
+        if in_layer and isinstance(module, nn.Linear) and module.out_features not in kept:
             module.weight.data = round_weight(module.weight.data, quant_type)
     for parameter in model.parameters():
-        if parameter.dim() == 3:
+        if parameter.dim() == 3 and parameter.shape[1] > 1:
             rounded = round_weight(parameter.data.flatten(0, 1), quant_type)
             parameter.data = rounded.view_as(parameter)
     return model

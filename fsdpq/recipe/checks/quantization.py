@@ -24,24 +24,33 @@ def check_base_can_be_trained(recipe: Recipe, _base_dir: Path) -> Iterator[Probl
         yield Problem(message, "adapter.kind", hint=hint)
 
 
+def check_hqq_columns_have_groups(recipe: Recipe, _base_dir: Path) -> Iterator[Problem]:
+    """``axis: 0`` without a group size: a group of a whole column cannot be cut over ranks."""
+    options = recipe.quantization
+    if isinstance(options, HqqOptions) and options.axis == 0 and options.group_size is None:
+        message = "`quantization.axis: 0` needs a group size: a group of a whole column cannot be"
+        message += " cut over ranks"
+        hint = "use `group_size: 64`, or `axis: 1`, where null is one group a row"
+        yield Problem(message, "quantization.axis", hint=hint)
+
+
 def check_hqq_groups_fit(recipe: Recipe, base_dir: Path) -> Iterator[Problem]:
-    """Hqq groups that would cross the rows of a weight."""
+    """Hqq groups that do not divide the side of a weight that they run along."""
     options, card = recipe.quantization, card_of(recipe, base_dir)
     if not isinstance(options, HqqOptions) or options.group_size is None or card is None:
         return
     size, kept = options.group_size, options.modules_to_not_convert
     shapes = [s for s in layer_linears(card) if not any(matches(s.name, name) for name in kept)]
-    crossed = [shape for shape in shapes if shape.in_features % size]
+    word = "inputs" if options.axis == 1 else "outputs"
+    sides = {s.name: s.in_features if options.axis == 1 else s.out_features for s in shapes}
+    crossed = {name: side for name, side in sides.items() if side % size}
     if crossed:
-        names = list_words((shape.name for shape in crossed), "and")
-        message = f"`quantization.group_size: {size}` does not divide the"
-        message += f" {crossed[0].in_features} inputs of {names}"
-        sizes = [
-            str(n)
-            for n in (16, 32, 64, 128, 256)
-            if not any(shape.in_features % n for shape in crossed)
-        ]
-        hint = f"use {list_words([*sizes, 'null'])}, or add them to `modules_to_not_convert`"
+        names, first = list_words(crossed, "and"), next(iter(crossed.values()))
+        message = f"`quantization.group_size: {size}` does not divide the {first} {word} of {names}"
+        fitting = [n for n in (16, 32, 64, 128, 256) if not any(s % n for s in crossed.values())]
+        other = "null" if options.axis == 1 else "axis: 1"
+        hint = f"use {list_words([*map(str, fitting), other])}, or add them to"
+        hint += " `modules_to_not_convert`"
         yield Problem(message, "quantization.group_size", hint=hint)
 
 
@@ -90,6 +99,7 @@ def repeated(names: tuple[str, ...], key: str) -> Iterator[Problem]:
 
 CHECKS = (
     check_base_can_be_trained,
+    check_hqq_columns_have_groups,
     check_hqq_groups_fit,
     check_unconverted_modules_exist,
     check_unconverted_modules_differ,

@@ -46,10 +46,13 @@ class HqqOptions(Options):
     """Bits of a code."""
 
     group_size: Literal[16, 32, 64, 128, 256] | None = 64
-    """Weights that share one scale and one zero point; null is one group per output channel."""
+    """Weights that share one scale and one zero point; null is one group per output channel
+    (``axis: 1`` only)."""
 
-    axis: Literal[1] = 1
-    """Groups run along the input dimension, so that a row of the weight stands on its own."""
+    axis: Literal[0, 1] = 1
+    """1: groups run along the inputs of a row. 0: they run down a column, over every
+    ``out_features / group_size``-th row, as in hqq's own default; the group size must then divide
+    ``out_features``."""
 
     modules_to_not_convert: ModuleNames = ()
     """Linear layers that stay in ``model.dtype``, by the last parts of their names (``o_proj``,
