@@ -77,8 +77,9 @@ def render_findings(findings: Sequence[Finding]) -> Iterator[str]:
             yield from [""] * bool(subject)
             subject = finding.subject
             yield click.style(subject, bold=True)
-        yield _line(finding.status, finding.name, finding.value, width)
-        if finding.remedy:
+        inline = f": {finding.remedy}" if finding.remedy and finding.status == "ok" else ""
+        yield _line(finding.status, finding.name, finding.value + inline, width)
+        if finding.remedy and not inline:
             yield _remedy(finding.remedy, width)
     yield ""
     failed = sum(finding.status == "fail" for finding in findings)

@@ -41,7 +41,8 @@ class Finding:
         name: the thing itself, unique within the subject.
         status: ``ok``, ``warn`` (training works, something does not) or ``fail`` (it cannot work).
         value: what was found.
-        remedy: one action that the user can take; empty where nothing needs one.
+        remedy: one action that the user can take; empty where there is none. With ``ok`` it is
+            what a package that is not needed would be installed with.
     """
 
     subject: str
@@ -107,7 +108,7 @@ def find_python() -> Iterator[Finding]:
 
 
 def find_torch() -> Iterator[Finding]:
-    """torch, and whether its build fits the GPUs."""
+    """The version of torch, and what its build is for."""
     version = installed_version("torch")
     if version is None:
         yield Finding("software", "torch", FAIL, "missing", TORCH.command)
@@ -117,9 +118,6 @@ def find_torch() -> Iterator[Finding]:
     if is_older(version, TORCH.minimum):
         value += f": fsdpq needs {TORCH.minimum}, which shards frozen bytes"
         yield Finding("software", "torch", FAIL, value, TORCH.command)
-    elif list_gpus() and not cuda:
-        remedy = "install a CUDA build of torch: https://pytorch.org/get-started/locally"
-        yield Finding("software", "torch", FAIL, f"{value}, and there are GPUs", remedy)
     else:
         yield Finding("software", "torch", OK, value)
 
@@ -129,7 +127,7 @@ def find_packages() -> Iterator[Finding]:
     for package in PACKAGES:
         version = installed_version(package.name)
         if version is None and package.extra:
-            value = f"missing, needed for {package.extra}"
+            value = f"missing, for {package.extra} only"
             yield Finding("software", package.name, OK, value, package.command)
         elif version is None:
             yield Finding("software", package.name, FAIL, "missing", package.command)
@@ -154,6 +152,10 @@ def find_gpus() -> Iterator[Finding]:
             yield Finding("hardware", number, WARN, f"{name or gpu}, without bf16", remedy)
         else:
             yield Finding("hardware", number, OK, name or gpu)
+    if gpus and installed_version("torch") is not None and not torch_cuda():
+        value = "the installed torch is a CPU build: it sees none of these GPUs"
+        remedy = "install a CUDA build of torch: https://pytorch.org/get-started/locally"
+        yield Finding("hardware", "CUDA", FAIL, value, remedy)
 
 
 def find_cpu() -> Iterator[Finding]:

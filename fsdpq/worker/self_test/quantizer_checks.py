@@ -98,7 +98,7 @@ def _bnb_whole(weight: Tensor, options: BnbOptions) -> WholeResult:
         compress_statistics=options.double_quant,
     )
     stored = {"codes": codes, "absmax": state.absmax}
-    if options.double_quant:
+    if state.state2 is not None:
         stored |= {"nested_absmax": state.state2.absmax, "nested_offset": state.offset}
 
     def dequantize(dtype: torch.dtype) -> Tensor:

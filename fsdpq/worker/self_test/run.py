@@ -14,6 +14,7 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch.distributed as torch_dist
 from torch.distributed.device_mesh import init_device_mesh
@@ -35,6 +36,9 @@ CHECKS: tuple[Check, ...] = (
 LIMIT_S = 60.0
 """A check takes a second at most; the first on a GPU also starts its libraries."""
 
+SPEAK_LATER_S = 2.0
+"""A rank that knows more than that it waits speaks first."""
+
 HUNG_REMEDY = (
     "on GPUs try `NCCL_P2P_DISABLE=1` in the environment (peer-to-peer copies of some cards hang)"
 )
@@ -53,7 +57,7 @@ def run_self_test(events: Path, device_type: str, checks: Sequence[Check] = CHEC
     """
     device = dist.start_process_group(device_type)
     bench = Bench(device, init_device_mesh(device_type, (dist.world_size(),)))
-    verdicts = torch_dist.new_group(backend="gloo", timeout=GROUP_TIMEOUT)
+    verdicts: Any = torch_dist.new_group(backend="gloo", timeout=GROUP_TIMEOUT)
     names = [(check.group, check.name) for check in checks]
     if dist.rank() == 0:
         append_json_line(events, {"event": "checks", "names": names, "time": time.time()})
@@ -143,7 +147,7 @@ class Watchdog:
         if check is None:
             return
         if own is None or own.status != "failed":
-            time.sleep(2.0)  # a rank that knows more than that it waits speaks first
+            time.sleep(SPEAK_LATER_S)
             text = f"rank {dist.rank()} waited {self._limit_s:.0f} s for the other ranks"
             own = CheckResult(check.group, check.name, "failed", text, HUNG_REMEDY, self._limit_s)
         else:
