@@ -28,12 +28,18 @@ and at the end one row of its own to events.jsonl:
 run.lock.json, ``inputs.base``, where the ranks are to load from such a base:
     directory   of the base
     key         of its manifest (`fsdpq.tensor_files.base_manifest`): another base is not used
+
+events.jsonl of ``fsdpq doctor --self-test`` has two of its own:
+    ``checks``  names (pairs of group and name, in order), time
+    ``check``   the fields of `CheckResult`, time
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -215,6 +221,35 @@ class RunSummary:
     eval_loss_after: float | None
     peak_memory_bytes: list[int]
     adapter: str
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    """How one check of the self-test ended.
+
+    Attributes:
+        group: heading that it stands under.
+        name: unique within the group.
+        status: ``passed``, ``failed`` or ``skipped``.
+        detail: what was compared, what differs, or why it was skipped.
+        remedy: one action that the user can take; empty unless it failed.
+        seconds: how long it took.
+    """
+
+    group: str
+    name: str
+    status: str
+    detail: str
+    remedy: str
+    seconds: float
+
+    def with_detail(self, detail: str) -> CheckResult:
+        """Returns the same result in other words."""
+        return dataclasses.replace(self, detail=detail)
+
+    def row(self) -> dict[str, Any]:
+        """Returns it as a row of events.jsonl."""
+        return {"event": "check", **dataclasses.asdict(self), "time": time.time()}
 
 
 def write_whole(path: Path, content: bytes) -> None:

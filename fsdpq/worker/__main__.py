@@ -1,4 +1,4 @@
-"""``python -m fsdpq.worker VERB ...``: ``train``, ``quantize``, ``generate`` or ``smoke-model``.
+"""``python -m fsdpq.worker VERB ...``: what a rank does; `parse_arguments` lists the verbs.
 
 Starts the guard before anything heavy is imported, so that every error of a rank, a missing
 package included, ends in its log and its error file.
@@ -42,6 +42,10 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     smoke_model.add_argument("directory", type=Path)
     smoke_model.add_argument("--error", type=Path, required=True)
     smoke_model.set_defaults(run=_smoke_model)
+    self_test = verbs.add_parser("self-test")
+    self_test.add_argument("run_dir", type=Path)
+    self_test.add_argument("--device", choices=("cuda", "cpu"), required=True)
+    self_test.set_defaults(run=_self_test)
     return parser.parse_args(arguments)
 
 
@@ -92,6 +96,15 @@ def _smoke_model(parsed: argparse.Namespace, rank: int) -> None:
         from fsdpq.worker.smoke_model import build_smoke_model
 
         build_smoke_model(parsed.spec, parsed.directory)
+
+
+def _self_test(parsed: argparse.Namespace, rank: int) -> None:
+    files = RunFiles(parsed.run_dir)
+    with recorded_errors(files.rank_error(rank), rank):
+        redirect_output(files.rank_log(rank))
+        from fsdpq.worker.self_test.run import run_self_test
+
+        run_self_test(files.events, parsed.device)
 
 
 if __name__ == "__main__":
