@@ -8,6 +8,11 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from bitsandbytes.optim import AdamW8bit
+from support import reference
+from support.ranks import RankPool
+from support.sharded import CPU, assemble, train
+from support.tiny import random_rows, save_tiny_llama, tiny_recipe
 from torch import Tensor, nn
 
 from fsdpq.data.loader import build_step
@@ -16,10 +21,6 @@ from fsdpq.dist import assign_own_rows, check_same_on_all_ranks
 from fsdpq.errors import TrainingError
 from fsdpq.registry import resolve_builder
 from fsdpq.training.step import train_step
-from support import reference
-from support.ranks import RankPool
-from support.sharded import CPU, assemble, train
-from support.tiny import random_rows, save_tiny_llama, tiny_recipe
 
 NUM_STEPS = 5
 BATCH = 8
@@ -158,7 +159,7 @@ def train_with_optimizer(directory: Path, options: dict[str, Any]) -> list[Tenso
     assembled = assemble(directory, optimizer=options)
     recipe = tiny_recipe(optimizer=options)
     optimizer = resolve_builder("optimizer", recipe.optimizer)(
-        recipe.optimizer, assembled.trainable
+        recipe.optimizer, assembled.named_trainable
     )
     for batch in batches()[:3]:
         step = build_step(
@@ -182,8 +183,14 @@ def train_with_optimizer(directory: Path, options: dict[str, Any]) -> list[Tenso
             {"momentum": 0.9, "nesterov": True},
         ),
         ({"kind": "adadelta", "lr": 1.0, "weight_decay": 0.1}, torch.optim.Adadelta, {}),
+        ({"kind": "adamw_8bit", "lr": 1e-2, "weight_decay": 0.1}, AdamW8bit, {}),
+        (
+            {"kind": "muon", "lr": 1e-2, "weight_decay": 0.1},
+            torch.optim.Muon,
+            {"adjust_lr_fn": "match_rms_adamw"},
+        ),
     ],
-    ids=["adamw", "adam", "sgd", "adadelta"],
+    ids=["adamw", "adam", "sgd", "adadelta", "adamw_8bit", "muon"],
 )
 def test_every_optimizer_on_two_ranks_is_torchs_own(
     ranks: RankPool,
@@ -205,5 +212,6 @@ def test_every_optimizer_on_two_ranks_is_torchs_own(
     assert len(trained) == len(parameters)
     for ours, theirs in zip(trained, parameters, strict=True):
         # Where a gradient is near zero, Adam divides rounding by rounding: relative to the largest.
-        bound = 1e-3 * theirs.detach().abs().max().item()
+        # Muon iterates in bf16, where another order of sums moves the third digit.
+        bound = (1e-2 if options["kind"] == "muon" else 1e-3) * theirs.detach().abs().max().item()
         assert torch.allclose(ours, theirs.detach(), rtol=0, atol=bound)
