@@ -27,11 +27,14 @@ from fsdpq.recipe.sections.lr_scheduler import (
     ConstantScheduleOptions,
     CosineScheduleOptions,
     LinearScheduleOptions,
+    WsdScheduleOptions,
 )
 from fsdpq.recipe.sections.optimizer import (
     AdadeltaOptions,
     AdamOptions,
+    AdamW8bitOptions,
     AdamWOptions,
+    MuonOptions,
     SgdOptions,
 )
 from fsdpq.recipe.sections.quantization import BnbOptions, HqqOptions, NoQuantOptions
@@ -96,6 +99,14 @@ ROWS: tuple[Row, ...] = (
         (), "Adam, weight decay added to the gradient",
     ),
     Row(
+        "optimizer", "adamw_8bit", AdamW8bitOptions, "fsdpq.optimizer.adamw_8bit:build_adamw_8bit",
+        ("bitsandbytes",), "AdamW with running means in 8 bits, by bitsandbytes",
+    ),
+    Row(
+        "optimizer", "muon", MuonOptions, "fsdpq.optimizer.muon:build_muon",
+        (), "momentum made orthogonal, matrix by matrix",
+    ),
+    Row(
         "optimizer", "sgd", SgdOptions, "fsdpq.optimizer.build:build_sgd",
         (), "stochastic gradient descent, with momentum",
     ),
@@ -117,6 +128,10 @@ ROWS: tuple[Row, ...] = (
         "lr_scheduler", "cosine", CosineScheduleOptions,
         "fsdpq.optimizer.build:build_cosine_schedule",
         (), "warmup, then half a cosine down",
+    ),
+    Row(
+        "lr_scheduler", "wsd", WsdScheduleOptions, "fsdpq.optimizer.build:build_wsd_schedule",
+        (), "warmup, a stable phase, a short decay",
     ),
 )  # fmt: skip
 

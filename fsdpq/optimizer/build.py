@@ -7,15 +7,17 @@ tested and resumed by the step alone.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import nn
 
+from fsdpq.optimizer.groups import lora_plus_groups
 from fsdpq.recipe.sections.lr_scheduler import (
     ConstantScheduleOptions,
     CosineScheduleOptions,
     LinearScheduleOptions,
+    WsdScheduleOptions,
 )
 from fsdpq.recipe.sections.optimizer import AdadeltaOptions, AdamOptions, AdamWOptions, SgdOptions
 
@@ -23,11 +25,12 @@ Schedule = Callable[[int], float]
 """Maps the 0-based step to the factor on the peak learning rate."""
 
 
-def build_adamw(options: AdamWOptions, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+def build_adamw(
+    options: AdamWOptions, parameters: Mapping[str, nn.Parameter]
+) -> torch.optim.Optimizer:
     """Returns torch's fused AdamW over ``parameters``; states live on the shards' devices."""
     return torch.optim.AdamW(
-        list(parameters),
-        lr=options.lr,
+        lora_plus_groups(parameters, lr=options.lr, ratio=options.lora_plus_ratio),
         betas=options.betas,
         eps=options.eps,
         weight_decay=options.weight_decay,
@@ -35,11 +38,12 @@ def build_adamw(options: AdamWOptions, parameters: Iterable[nn.Parameter]) -> to
     )
 
 
-def build_adam(options: AdamOptions, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+def build_adam(
+    options: AdamOptions, parameters: Mapping[str, nn.Parameter]
+) -> torch.optim.Optimizer:
     """Returns torch's fused Adam over ``parameters``."""
     return torch.optim.Adam(
-        list(parameters),
-        lr=options.lr,
+        lora_plus_groups(parameters, lr=options.lr, ratio=options.lora_plus_ratio),
         betas=options.betas,
         eps=options.eps,
         weight_decay=options.weight_decay,
@@ -47,11 +51,10 @@ def build_adam(options: AdamOptions, parameters: Iterable[nn.Parameter]) -> torc
     )
 
 
-def build_sgd(options: SgdOptions, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+def build_sgd(options: SgdOptions, parameters: Mapping[str, nn.Parameter]) -> torch.optim.Optimizer:
     """Returns torch's SGD over ``parameters``; its fused one knows no DTensors (torch 2.13)."""
     return torch.optim.SGD(
-        list(parameters),
-        lr=options.lr,
+        lora_plus_groups(parameters, lr=options.lr, ratio=options.lora_plus_ratio),
         momentum=options.momentum,
         nesterov=options.nesterov,
         weight_decay=options.weight_decay,
@@ -60,11 +63,11 @@ def build_sgd(options: SgdOptions, parameters: Iterable[nn.Parameter]) -> torch.
 
 
 def build_adadelta(
-    options: AdadeltaOptions, parameters: Iterable[nn.Parameter]
+    options: AdadeltaOptions, parameters: Mapping[str, nn.Parameter]
 ) -> torch.optim.Optimizer:
     """Returns torch's Adadelta over ``parameters``; torch has no fused one."""
     return torch.optim.Adadelta(
-        list(parameters),
+        list(parameters.values()),
         lr=options.lr,
         rho=options.rho,
         eps=options.eps,
@@ -92,6 +95,32 @@ def build_cosine_schedule(options: CosineScheduleOptions, *, total_steps: int) -
         total_steps,
         lambda progress: options.min_lr_ratio + span * (1.0 + math.cos(math.pi * progress)) / 2.0,
     )
+
+
+DECAYS: dict[str, Callable[[float], float]] = {
+    "linear": lambda progress: 1.0 - progress,
+    "cosine": lambda progress: (1.0 + math.cos(math.pi * progress)) / 2.0,
+    "1-sqrt": lambda progress: 1.0 - math.sqrt(progress),
+}
+"""Values of ``lr_scheduler.decay_type`` -> factor by progress, from 1 to 0."""
+
+
+def build_wsd_schedule(options: WsdScheduleOptions, *, total_steps: int) -> Schedule:
+    """Returns warmup, then 1, then a decay to ``min_lr_ratio`` over the last steps.
+
+    As transformers' ``get_wsd_schedule`` after the warmup.
+    """
+    start = total_steps - options.num_decay_steps(total_steps)
+    plain = _with_warmup(options, total_steps, lambda _: 1.0)
+    floor, shape = options.min_lr_ratio, DECAYS[options.decay_type]
+
+    def factor(step: int) -> float:
+        if step < start:
+            return plain(step)
+        progress = min(1.0, (step - start) / max(1, total_steps - start))
+        return floor + (1.0 - floor) * shape(progress)
+
+    return factor
 
 
 def _with_warmup(

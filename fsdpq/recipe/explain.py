@@ -46,6 +46,9 @@ UNITS = {
     "num_new_layers": "decoder layers",
     "expansion_rate": "share of the layers",
     "min_lr_ratio": "share of the peak",
+    "decay_steps": "optimizer steps",
+    "decay_ratio": "share of all steps",
+    "lora_plus_ratio": "times `lr`",
 }
 """Field -> unit of its number, where it has one."""
 

@@ -85,7 +85,12 @@ class Assembled:
     @property
     def trainable(self) -> list[nn.Parameter]:
         """The trained Parameters."""
-        return [p for p in self.model.parameters() if p.requires_grad]
+        return list(self.named_trainable.values())
+
+    @property
+    def named_trainable(self) -> dict[str, nn.Parameter]:
+        """The trained Parameters by their names in the model."""
+        return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
 
     @property
     def adapted_layers(self) -> dict[str, AdaptedLayer]:

@@ -129,7 +129,7 @@ def build_trainer(
     return Trainer(
         model=assembled.model,
         parameters=parameters,
-        optimizer=build_optimizer(recipe.optimizer, parameters),
+        optimizer=build_optimizer(recipe.optimizer, assembled.named_trainable),
         schedule=build_schedule(recipe.lr_scheduler, total_steps=total_steps),
         options=recipe.training,
         total_steps=total_steps,
@@ -148,7 +148,7 @@ def count_steps(recipe: Recipe, num_train_rows: int) -> int:
     """Returns the optimizer steps of the run.
 
     Raises:
-        RecipeError: the warmup does not end before the training does.
+        RecipeError: warmup and decay take more steps than that.
     """
     if recipe.training.steps is not None:
         return recipe.training.steps
@@ -160,6 +160,12 @@ def count_steps(recipe: Recipe, num_train_rows: int) -> int:
         message += f"{steps} steps"
         hint = "lower `lr_scheduler.warmup_steps`, or raise `training.epochs`"
         raise RecipeError([Problem(message, "lr_scheduler.warmup_steps", None, hint)])
+    decay = recipe.lr_scheduler.num_decay_steps(steps)
+    if warmup + decay > steps:
+        message = f"`lr_scheduler` warms up for {warmup} steps and decays for {decay}, and "
+        message += f"{num_train_rows} rows make {steps} steps"
+        hint = "lower `lr_scheduler.decay_steps` or the warmup, or raise `training.epochs`"
+        raise RecipeError([Problem(message, "lr_scheduler", None, hint)])
     return steps
 
 

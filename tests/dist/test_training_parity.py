@@ -8,6 +8,11 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from bitsandbytes.optim import AdamW8bit
+from support import reference
+from support.ranks import RankPool
+from support.sharded import CPU, assemble, train
+from support.tiny import random_rows, save_tiny_llama, tiny_recipe
 from torch import Tensor, nn
 
 from fsdpq.data.loader import build_step
@@ -17,10 +22,6 @@ from fsdpq.errors import TrainingError
 from fsdpq.registry import resolve_builder
 from fsdpq.training.step import train_step
 from fsdpq.worker.assemble import Assembled
-from support import reference
-from support.ranks import RankPool
-from support.sharded import CPU, assemble, train
-from support.tiny import random_rows, save_tiny_llama, tiny_recipe
 
 NUM_STEPS = 3
 BATCH = 8
@@ -154,7 +155,7 @@ def train_with_optimizer(
     initial = initial_adapter(assembled)
     recipe = tiny_recipe(optimizer=options)
     optimizer = resolve_builder("optimizer", recipe.optimizer)(
-        recipe.optimizer, assembled.trainable
+        recipe.optimizer, assembled.named_trainable
     )
     for batch in batches():
         step = build_step(
@@ -178,8 +179,14 @@ def train_with_optimizer(
             {"momentum": 0.9, "nesterov": True},
         ),
         ({"kind": "adadelta", "lr": 1.0, "weight_decay": 0.1}, torch.optim.Adadelta, {}),
+        ({"kind": "adamw_8bit", "lr": 1e-2, "weight_decay": 0.1}, AdamW8bit, {}),
+        (
+            {"kind": "muon", "lr": 1e-2, "weight_decay": 0.1},
+            torch.optim.Muon,
+            {"adjust_lr_fn": "match_rms_adamw"},
+        ),
     ],
-    ids=["adamw", "adam", "sgd", "adadelta"],
+    ids=["adamw", "adam", "sgd", "adadelta", "adamw_8bit", "muon"],
 )
 def test_every_optimizer_on_two_ranks_is_torchs_own(
     ranks: RankPool,
@@ -200,5 +207,6 @@ def test_every_optimizer_on_two_ranks_is_torchs_own(
     assert len(trained) == len(parameters)
     for ours, theirs in zip(trained, parameters, strict=True):
         # Where a gradient is near zero, Adam divides rounding by rounding: relative to the largest.
-        bound = 1e-3 * theirs.detach().abs().max().item()
+        # Muon iterates in bf16, where another order of sums moves the third digit.
+        bound = (1e-2 if options["kind"] == "muon" else 1e-3) * theirs.detach().abs().max().item()
         assert torch.allclose(ours, theirs.detach(), rtol=0, atol=bound)

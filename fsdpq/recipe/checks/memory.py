@@ -8,7 +8,7 @@ from pathlib import Path
 from fsdpq.errors import Problem
 from fsdpq.recipe.checks.facts import card_of, num_ranks
 from fsdpq.recipe.root import Recipe
-from fsdpq.recipe.sections.optimizer import SgdOptions
+from fsdpq.recipe.sections.optimizer import AdamW8bitOptions, MuonOptions, SgdOptions
 
 GPU_BYTES = 80e9
 """Memory of a large GPU; full finetuning that needs more a rank is refused."""
@@ -53,8 +53,11 @@ def _bytes_per_weight(recipe: Recipe) -> int:
     """Returns the bytes of a trained weight, its gradient and its optimizer state."""
     element = 2 if recipe.fsdp.precision in ("bf16", "bf16_buffers_autocast") else 4
     optimizer = recipe.optimizer
-    states = (1 if optimizer.momentum else 0) if isinstance(optimizer, SgdOptions) else 2
-    return element * (2 + states)
+    if isinstance(optimizer, AdamW8bitOptions):
+        return element * 2 + 2
+    if isinstance(optimizer, SgdOptions | MuonOptions):
+        return element * (3 if optimizer.momentum else 2)
+    return element * 4
 
 
 def _at_least(num_bytes: float) -> int:

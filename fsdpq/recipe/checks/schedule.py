@@ -8,8 +8,9 @@ from pathlib import Path
 from fsdpq.errors import Problem
 from fsdpq.recipe.checks.facts import has_no_effect
 from fsdpq.recipe.root import Recipe
-from fsdpq.recipe.sections.lr_scheduler import LinearScheduleOptions
-from fsdpq.recipe.sections.optimizer import SgdOptions
+from fsdpq.recipe.sections.adapter import LoraOptions
+from fsdpq.recipe.sections.lr_scheduler import LinearScheduleOptions, WsdScheduleOptions
+from fsdpq.recipe.sections.optimizer import AdamWOptions, SgdOptions
 
 
 def check_one_duration(recipe: Recipe, _base_dir: Path) -> Iterator[Problem]:
@@ -43,10 +44,37 @@ def check_warmup_fits(recipe: Recipe, _base_dir: Path) -> Iterator[Problem]:
         yield Problem(f"{message} steps", "lr_scheduler.warmup_ratio", hint=hint)
 
 
+def check_one_decay(recipe: Recipe, _base_dir: Path) -> Iterator[Problem]:
+    """The schedule wsd with both ``decay_steps`` and ``decay_ratio``."""
+    schedule = recipe.lr_scheduler
+    if isinstance(schedule, WsdScheduleOptions) and None not in (
+        schedule.decay_steps,
+        schedule.decay_ratio,
+    ):
+        message = "`lr_scheduler` has both `decay_steps` and `decay_ratio`"
+        hint = "delete one of them (on the command line: `lr_scheduler.decay_ratio=null`)"
+        yield Problem(message, "lr_scheduler.decay_ratio", hint=hint)
+
+
+def check_decay_fits(recipe: Recipe, _base_dir: Path) -> Iterator[Problem]:
+    """The schedule wsd whose warmup and decay take more steps than the training has."""
+    steps, schedule = recipe.training.steps, recipe.lr_scheduler
+    if steps is None or not isinstance(schedule, WsdScheduleOptions):
+        return
+    warmup, decay = schedule.num_warmup_steps(steps), schedule.num_decay_steps(steps)
+    if warmup < steps < warmup + decay:
+        key = "decay_ratio" if schedule.decay_steps is None else "decay_steps"
+        message = f"`lr_scheduler` warms up for {warmup} steps and decays for {decay}, and "
+        message += f"`training.steps` is {steps}"
+        hint = f"the decay has room for {steps - warmup} steps: lower `{key}` or the warmup"
+        yield Problem(message, f"lr_scheduler.{key}", hint=hint)
+
+
 def check_schedule_moves(recipe: Recipe, _base_dir: Path) -> Iterator[Problem]:
     """A decrease to ``min_lr_ratio: 1``, which is none."""
     schedule = recipe.lr_scheduler
-    if isinstance(schedule, LinearScheduleOptions) and schedule.min_lr_ratio == 1:
+    decays = isinstance(schedule, LinearScheduleOptions | WsdScheduleOptions)
+    if decays and schedule.min_lr_ratio == 1:
         message = f"`lr_scheduler.kind: {schedule.kind}` has no effect with `min_lr_ratio: 1`"
         hint = "use `kind: constant`, or a smaller `min_lr_ratio`"
         yield Problem(message, "lr_scheduler.min_lr_ratio", hint=hint)
@@ -57,6 +85,14 @@ def check_nesterov_has_momentum(recipe: Recipe, _base_dir: Path) -> Iterator[Pro
     if isinstance(recipe.optimizer, SgdOptions) and recipe.optimizer.momentum == 0:
         hint = "add `momentum: 0.9`, or delete `nesterov`"
         yield from has_no_effect(recipe, "optimizer", "nesterov", "without `momentum`", hint)
+
+
+def check_lora_plus_used(recipe: Recipe, _base_dir: Path) -> Iterator[Problem]:
+    """``lora_plus_ratio`` where no low-rank matrices are trained."""
+    has_ratio = isinstance(recipe.optimizer, AdamWOptions | SgdOptions)
+    if has_ratio and not isinstance(recipe.adapter, LoraOptions):
+        reason = f"with `adapter.kind: {recipe.adapter.kind}`"
+        yield from has_no_effect(recipe, "optimizer", "lora_plus_ratio", reason)
 
 
 def check_eval_has_rows(recipe: Recipe, _base_dir: Path) -> Iterator[Problem]:
@@ -84,8 +120,11 @@ CHECKS = (
     check_one_duration,
     check_one_warmup,
     check_warmup_fits,
+    check_one_decay,
+    check_decay_fits,
     check_schedule_moves,
     check_nesterov_has_momentum,
+    check_lora_plus_used,
     check_eval_has_rows,
     check_intervals_end,
 )

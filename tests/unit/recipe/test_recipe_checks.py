@@ -45,6 +45,7 @@ FLASH = {"model__attn_implementation": "flash_attention_2"}
 SMOLLM = {"model__name_or_path": "pypi:smollm2-135m-instruct"}
 GEMMA2 = {"model__name_or_path": "google/gemma-2-9b"}
 FALCON = {"model__name_or_path": "tiiuae/falcon-7b"}
+WSD = {"lr_scheduler__kind": "wsd"}
 WANDB = {"metrics__sinks": ["wandb"]}
 
 CASES: list[tuple[str, dict[str, Any], str, str, str]] = [
@@ -135,6 +136,14 @@ CASES: list[tuple[str, dict[str, Any], str, str, str]] = [
      "adapter.kind", "needs 138 GB a rank (69.0 billion weights x 16 bytes, sharded over 8)",
      "at least 14 ranks"),
     ("check_full_finetuning_fits",
+     {**FULL, "model__name_or_path": "meta-llama/Llama-2-70b-hf", "launch__nproc_per_node": 8,
+      "optimizer__kind": "adamw_8bit"},
+     "adapter.kind", "needs 86 GB a rank (69.0 billion weights x 10 bytes, sharded over 8)",
+     "at least 9 ranks"),
+    ("check_full_finetuning_fits",
+     {**FULL, "launch__nproc_per_node": 1, "optimizer__kind": "muon"},
+     "adapter.kind", "(6.7 billion weights x 12 bytes, sharded over 1)", "at least 2 ranks"),
+    ("check_full_finetuning_fits",
      {**FULL, "fsdp__strategy": "ddp", "launch__nproc_per_node": 8},
      "adapter.kind", "needs 108 GB a rank (6.7 billion weights x 16 bytes, sharded over 1)",
      "at least 2 ranks"),
@@ -185,6 +194,21 @@ CASES: list[tuple[str, dict[str, Any], str, str, str]] = [
      "lr_scheduler.warmup_ratio", "is all of 10 steps", "lower it"),
     ("check_schedule_moves", {"lr_scheduler__min_lr_ratio": 1},
      "lr_scheduler.min_lr_ratio", "`lr_scheduler.kind: cosine` has no effect", "constant"),
+    ("check_schedule_moves", {**WSD, "lr_scheduler__min_lr_ratio": 1},
+     "lr_scheduler.min_lr_ratio", "`lr_scheduler.kind: wsd` has no effect", "constant"),
+    ("check_one_decay",
+     {**WSD, "lr_scheduler__decay_steps": 5, "lr_scheduler__decay_ratio": 0.1},
+     "lr_scheduler.decay_ratio", "has both", "null"),
+    ("check_decay_fits",
+     {**WSD, "lr_scheduler__decay_steps": 35, "lr_scheduler__warmup_steps": 10,
+      "training__steps": 40},
+     "lr_scheduler.decay_steps", "warms up for 10 steps and decays for 35", "room for 30 steps"),
+    ("check_decay_fits",
+     {**WSD, "lr_scheduler__decay_ratio": 0.9, "lr_scheduler__warmup_steps": 10,
+      "training__steps": 40},
+     "lr_scheduler.decay_ratio", "`training.steps` is 40", "lower `decay_ratio`"),
+    ("check_lora_plus_used", {**PRO, "optimizer__lora_plus_ratio": 16},
+     "optimizer.lora_plus_ratio", "with `adapter.kind: llama_pro`", "delete"),
     ("check_nesterov_has_momentum", {"optimizer__kind": "sgd", "optimizer__nesterov": True},
      "optimizer.nesterov", "without `momentum`", "momentum: 0.9"),
     ("check_eval_has_rows", {"training__eval_interval": 5},
@@ -277,6 +301,9 @@ FINE: list[tuple[str, dict[str, Any]]] = [
     ("check_no_sync_used", {"fsdp__no_sync": True, "training__gradient_accumulation_steps": 2}),
     ("check_warmup_fits", {"training__steps": 1, "lr_scheduler__warmup_ratio": 0}),
     ("check_warmup_fits", {"lr_scheduler__warmup_steps": 10**6}),
+    ("check_decay_fits", {**WSD, "training__steps": 1}),
+    ("check_decay_fits", {**WSD, "lr_scheduler__decay_ratio": 1, "training__steps": 10}),
+    ("check_lora_plus_used", {"optimizer__lora_plus_ratio": 16}),
     ("check_intervals_end", {"training__steps": 10, "checkpoint__interval": 10}),
     ("check_nesterov_has_momentum",
      {"optimizer__kind": "sgd", "optimizer__nesterov": True, "optimizer__momentum": 0.9}),
