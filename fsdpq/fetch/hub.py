@@ -17,7 +17,8 @@ from typing import Any
 
 from fsdpq.errors import FetchError
 from fsdpq.fetch.cache import Report, disk_full, format_bytes
-from fsdpq.fetch.local import ALLOW_PATTERNS, CODE_PATTERNS, PICKLE_HINT
+from fsdpq.fetch.local import ALLOW_PATTERNS, CODE_PATTERNS
+from fsdpq.tensor_files.directory import PICKLE_HINT
 
 REPOSITORY_PATTERN = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 """``org/name``."""

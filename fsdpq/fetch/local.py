@@ -1,17 +1,24 @@
 """Checks a model directory on disk before any rank reads it.
 
-A directory must hold what transformers and the streaming loader need: a config, safetensors weights
-(every shard that the index names), and a tokenizer. Pickle checkpoints (``*.bin``, ``*.pt``) are
-refused: loading them can run code.
+A directory must hold what transformers and the streaming loader need: a config, whole safetensors
+weights (every file that the index names, and every tensor in it), and a tokenizer. Pickles
+(``*.bin``, ``*.pt``) are refused: loading them can run code.
 """
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 
 from fsdpq.errors import FetchError
+from fsdpq.tensor_files.directory import (
+    INDEX_NAME,
+    PICKLE_HINT,
+    check_directory,
+    holds_pickles_only,
+    pickles_only,
+)
+from fsdpq.tensor_files.header import join_problems
 
 ALLOW_PATTERNS = ("*.safetensors", "*.json", "*.model", "*.jinja", "merges.txt", "vocab.txt")
 """The files of a checkpoint that count, as glob patterns; never pickles or Python code."""
@@ -19,13 +26,7 @@ ALLOW_PATTERNS = ("*.safetensors", "*.json", "*.model", "*.jinja", "merges.txt",
 CODE_PATTERNS = ("*.py",)
 """Those that count too under ``--trust-remote-code``."""
 
-PICKLE_PATTERNS = ("*.bin", "*.pt", "*.pth", "*.ckpt")
-PICKLE_HINT = (
-    "pickle files can run code; convert them once on a machine where you trust them: "
-    "`AutoModelForCausalLM.from_pretrained(DIR).save_pretrained(NEW_DIR)`"
-)
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
-_INDEX = "model.safetensors.index.json"
 
 
 def checkpoint_files(directory: Path, *, with_code: bool = False) -> dict[str, Path]:
@@ -36,24 +37,20 @@ def checkpoint_files(directory: Path, *, with_code: bool = False) -> dict[str, P
         with_code: its Python files are part of it.
 
     Raises:
-        FetchError: something is missing, or the weights are pickles only; names all of it.
+        FetchError: something is missing or damaged, or the weights are pickles only; names all of
+            it.
     """
     patterns = (*ALLOW_PATTERNS, *(CODE_PATTERNS if with_code else ()))
     files = {path.name: path for pattern in patterns for path in directory.glob(pattern)}
-    missing = [] if "config.json" in files else ["`config.json`"]
+    if holds_pickles_only(directory):
+        raise FetchError(pickles_only(directory), hint=PICKLE_HINT)
+    problems = [] if "config.json" in files else ["`config.json` is missing"]
     if not any(name in files for name in _TOKENIZERS):
-        missing.append("a tokenizer (`tokenizer.json`)")
-    if _INDEX in files:
-        missing += [f"`{name}`" for name in _indexed_shards(files[_INDEX]) if name not in files]
-    elif not any(name.endswith(".safetensors") for name in files):
-        if any(any(directory.glob(pattern)) for pattern in PICKLE_PATTERNS):
-            raise FetchError(
-                f"`{directory}` holds pickle weights only, no safetensors", hint=PICKLE_HINT
-            )
-        missing.append("weights (`*.safetensors`)")
-    if missing:
+        problems.append("a tokenizer (`tokenizer.json`) is missing")
+    problems += check_directory(directory)[1]
+    if problems:
         raise FetchError(
-            f"`{directory}` is not a whole model, it lacks {', '.join(missing)}",
+            join_problems(f"`{directory}` is not a whole model", problems),
             hint="complete the directory, or name a model of the hub (`org/name`)",
         )
     return files
@@ -68,16 +65,6 @@ def copy_model_files(source: Path, target: Path, *, with_code: bool = False) -> 
         with_code: copy the Python files too.
     """
     for name, path in checkpoint_files(source, with_code=with_code).items():
-        is_weights = name.endswith(".safetensors") or name == _INDEX
+        is_weights = name.endswith(".safetensors") or name == INDEX_NAME
         if not is_weights and not (target / name).exists():
             shutil.copyfile(path, target / name)
-
-
-def _indexed_shards(index: Path) -> list[str]:
-    try:
-        weight_map: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        return sorted(set(weight_map.values()))
-    except (ValueError, KeyError, AttributeError) as error:
-        raise FetchError(
-            f"`{index}` cannot be read: {error}", hint="fetch the checkpoint again"
-        ) from error

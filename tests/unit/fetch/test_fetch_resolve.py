@@ -27,8 +27,17 @@ def cache(tmp_path, monkeypatch):
 def write_model(directory: Path, *names: str) -> Path:
     directory.mkdir(parents=True, exist_ok=True)
     for name in names or ("config.json", "tokenizer.json", "model.safetensors"):
-        (directory / name).write_text(f"content of {name}")
+        if name.endswith(".safetensors"):
+            write_tensor(directory / name, b"weights")
+        else:
+            (directory / name).write_text(f"content of {name}")
     return directory
+
+
+def write_tensor(path: Path, content: bytes) -> None:
+    entry = {"dtype": "U8", "shape": [len(content)], "data_offsets": [0, len(content)]}
+    header = json.dumps({"a": entry}).encode()
+    path.write_bytes(len(header).to_bytes(8, "little") + header + content)
 
 
 def model(name, base_dir, *, revision=None, lines=None):
@@ -50,7 +59,7 @@ def test_hash_of_a_directory_follows_its_content(tmp_path):
     assert model("./mine", tmp_path).sha256 == first
     (directory / "notes.md").write_text("not part of the model")
     assert model("mine", tmp_path).sha256 == first
-    (directory / "model.safetensors").write_text("other weights")
+    write_tensor(directory / "model.safetensors", b"other weights")
     assert model("mine", tmp_path).sha256 != first
 
 
@@ -66,8 +75,20 @@ def test_missing_shards_are_named(tmp_path):
     directory = write_model(tmp_path / "mine", "config.json", "tokenizer.json")
     index = {"weight_map": {"a": "model-1-of-2.safetensors", "b": "model-2-of-2.safetensors"}}
     (directory / "model.safetensors.index.json").write_text(json.dumps(index))
-    (directory / "model-1-of-2.safetensors").write_text("x")
-    with pytest.raises(FetchError, match=r"it lacks `model-2-of-2\.safetensors`"):
+    write_tensor(directory / "model-1-of-2.safetensors", b"x")
+    with pytest.raises(
+        FetchError, match=r"`model-2-of-2\.safetensors` is missing, the index names"
+    ):
+        model("mine", tmp_path)
+
+
+def test_a_truncated_download_is_found_before_any_rank_starts(tmp_path):
+    directory = write_model(tmp_path / "mine")
+    path = directory / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-3])
+    with pytest.raises(
+        FetchError, match=r"`model\.safetensors` ends at byte \d+, tensor `a` needs"
+    ):
         model("mine", tmp_path)
 
 

@@ -39,8 +39,9 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
         monkeypatch.setenv(name, TOKEN)
     (tmp_path / "model").mkdir()
-    for name in ("config.json", "tokenizer.json", "model.safetensors", "modeling_x.py"):
+    for name in ("config.json", "tokenizer.json", "modeling_x.py"):
         (tmp_path / "model" / name).write_text("{}")
+    (tmp_path / "model" / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
     (tmp_path / "rows.jsonl").write_text('{"messages": [{"role": "user", "content": "x"}]}\n')
     (tmp_path / "recipe.yaml").write_text(RECIPE)
     (tmp_path / "rank.py").write_text(RANK)

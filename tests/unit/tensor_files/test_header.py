@@ -102,17 +102,17 @@ def test_everything_wrong_is_said_with_tensor_and_offset(tmp_path: Path) -> None
         "  `m.safetensors`: tensor `dtype` has the dtype `F33`, which the format does not have",
         "  `m.safetensors`: tensor `no` has no `shape` and no `data_offsets`",
         (
-            "  `m.safetensors`: tensor `short` of shape [3] in F32 takes 12 bytes, its range is bytes "
-            f"{start} to {start + 8}"
+            "  `m.safetensors`: tensor `short` of shape [3] in F32 takes 12 bytes, its range is "
+            f"bytes {start} to {start + 8}"
         ),
         "  `m.safetensors`: tensor `turned` has `data_offsets` that are no beginning and end",
         (
-            f"  `m.safetensors`: tensor `late` needs bytes {start + 16} to {start + 24}, `over` has "
-            f"bytes up to {start + 18}"
+            f"  `m.safetensors`: tensor `late` needs bytes {start + 16} to {start + 24}, `over` "
+            f"has bytes up to {start + 18}"
         ),
         (
-            f"  `m.safetensors` ends at byte {start + 30}, tensor `cut` needs bytes {start + 24} to "
-            f"{start + 40}"
+            f"  `m.safetensors` ends at byte {start + 30}, tensor `cut` needs bytes {start + 24} "
+            f"to {start + 40}"
         ),
     ]
 
