@@ -66,7 +66,7 @@ def export_adapter(
         return
     with whole_directory(directory, what="the adapter") as partial:
         save_tensors(weights, partial / WEIGHTS_NAME)
-        config = _config(options, list(layers), list(saved), base_model, revision)
+        config = _config(options, list(layers), saved, base_model, revision)
         config.save_pretrained(str(partial))
 
 
@@ -148,7 +148,11 @@ def _file_shape(layer: AdaptedLayer, attribute: str) -> tuple[int, ...]:
 
 
 def _config(
-    options: LoraOptions, names: list[str], saved: list[str], base_model: str, revision: str | None
+    options: LoraOptions,
+    names: list[str],
+    saved: Mapping[str, nn.Parameter],
+    base_model: str,
+    revision: str | None,
 ) -> Any:
     from peft import LoraConfig, TaskType
 
@@ -170,5 +174,6 @@ def _config(
         use_dora=options.kind == "dora",
         target_modules=list(targets),
         modules_to_save=sorted({name.rpartition(".")[0] for name in saved}) or None,
+        ensure_weight_tying=len({id(parameter) for parameter in saved.values()}) < len(saved),
         inference_mode=True,
     )
