@@ -211,6 +211,15 @@ def all_gather_rows(
     return whole[:num_rows]
 
 
+def broadcast_from_first(tensor: Tensor) -> None:
+    """Gives all ranks the values of rank 0, in place.
+
+    Ranks: all (collective).
+    """
+    if world_size() > 1:
+        dist.broadcast(tensor, src=0)
+
+
 def gather_numbers(value: float) -> list[float]:
     """Returns ``value`` of every rank, in order of ranks.
 

@@ -107,13 +107,14 @@ class Adapter(Protocol):
         del hf, layers, sources, master_dtype
 
     def apply_adapter(
-        self, layers: nn.ModuleList, *, is_linear: Callable[[nn.Module], bool]
+        self, layers: nn.ModuleList, *, is_linear: Callable[[nn.Module], bool], prefix: str
     ) -> None:
         """Wraps linear layers inside the decoder layers in place, on meta.
 
-        A wrapper is an `AdaptedLayer`.
+        A wrapper is an `AdaptedLayer`. ``prefix`` stands before a layer's number in the names of
+        transformers (``model.layers.``).
         """
-        del layers, is_linear
+        del layers, is_linear, prefix
 
     def init_adapter(
         self, model: nn.Module, *, seed: int, dtype: torch.dtype, device: torch.device
@@ -148,6 +149,10 @@ class AdaptedLayer(Protocol):
 
     peft_names: Mapping[str, str]
     """The wrapper's trained Parameters -> what PEFT's files call them after the layer's name."""
+
+    initial: Mapping[str, Tensor]
+    """Where the base was changed by the wrapper's first values: this rank's rows of those, by the
+    names of its Parameters; else empty."""
 
 
 class MetricSink(Protocol):

@@ -16,7 +16,7 @@ The base is dequantized as often as LoRA dequantizes it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import torch
@@ -24,7 +24,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fsdpq.adapter.lora import LoraAdapter, LoraLinear
+from fsdpq.adapter.saved_modules import KEY
 from fsdpq.dist import gather_whole, own_shard
+from fsdpq.errors import Problem, RecipeError
 from fsdpq.recipe.sections.adapter import LoraOptions
 
 NORM_CHUNK_WEIGHTS = 1 << 22
@@ -115,6 +117,26 @@ class DoraAdapter(LoraAdapter):
     """Puts `DoraLinear` around the target layers; see `fsdpq.protocols.Adapter`."""
 
     layer_class = DoraLinear
+
+    def unfreeze_base(
+        self,
+        hf: nn.Module,
+        layers: nn.ModuleList,
+        *,
+        sources: Sequence[int],
+        master_dtype: torch.dtype,
+    ) -> None:
+        """Makes ``modules_to_save`` trainable, in place.
+
+        Raises:
+            RecipeError: one is inside the decoder layers. Its weight would be cast where it is
+                gathered, and the magnitudes of its layer with it.
+        """
+        super().unfreeze_base(hf, layers, sources=sources, master_dtype=master_dtype)
+        if any(parameter.requires_grad for parameter in layers.parameters()):
+            message = f"`{KEY}` names modules of the decoder layers, which hold the magnitudes"
+            hint = "name modules outside of them (`lm_head`, `embed_tokens`), or use `kind: lora`"
+            raise RecipeError([Problem(f"{message} of dora", KEY, hint=hint)])
 
     def init_adapter(
         self, model: nn.Module, *, seed: int, dtype: torch.dtype, device: torch.device

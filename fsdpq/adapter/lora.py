@@ -9,15 +9,16 @@ the recipe's seed and the parameter's name: the same for any rank and any world 
 from __future__ import annotations
 
 import hashlib
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fsdpq.dist import assign_own_rows
+from fsdpq.adapter.saved_modules import unfreeze_modules
+from fsdpq.adapter.starts import draw_a, factor_base
+from fsdpq.dist import assign_own_rows, broadcast_from_first, gather_whole, own_shard, rank
 from fsdpq.errors import CheckpointError
 from fsdpq.protocols import Adapter
 from fsdpq.recipe.sections.adapter import LoraOptions
@@ -34,6 +35,8 @@ class LoraLinear(nn.Module):
         base: the frozen layer (`fsdpq.protocols.BASE`).
         lora_A: ``(rank, in_features)``, fp32.
         lora_B: ``(out_features, rank)``, fp32.
+        initial: where the base was left ``W - s B A``, this rank's rows of that A and B by the
+            names of the Parameters; else empty.
     """
 
     peft_names: ClassVar[Mapping[str, str]] = {
@@ -44,8 +47,10 @@ class LoraLinear(nn.Module):
     def __init__(self, base: nn.Module, options: LoraOptions) -> None:
         super().__init__()
         self.base = base
+        self.options = options
         self.scaling = options.scaling
         self.dropout = options.dropout
+        self.initial: dict[str, Tensor] = {}
         device = next(base.parameters()).device
         out_features, in_features = int(base.out_features), int(base.in_features)  # pyright: ignore[reportArgumentType]
         self.lora_A = nn.Parameter(torch.empty(options.rank, in_features, device=device))
@@ -58,16 +63,45 @@ class LoraLinear(nn.Module):
         addition = functional.linear(low_rank, self.lora_B.to(x.dtype))
         return self.base(x) + addition * self.scaling
 
-    def init_weights(self, name: str, *, seed: int) -> Tensor:
-        """Fills this rank's rows: A uniform as PEFT has it, B zero.
+    def init_weights(self, name: str, *, seed: int, device: torch.device) -> Tensor:
+        """Fills this rank's rows as PEFT does, and takes from the base what ``init`` says.
+
+        Ranks: all (collective).
+        Memory: one adapter matrix; about four base matrices in fp32 for ``pissa`` and ``olora``.
 
         Returns:
-            The whole A.
+            The whole A, on the host.
         """
-        whole = _initial_matrix(f"{name}.lora_A", tuple(self.lora_A.shape), seed)
+        init = self.options.init
+        if init in ("pissa", "olora"):
+            return self._split_base(device)
+        whole = draw_a(f"{name}.lora_A", tuple(self.lora_A.shape), seed=seed, init=init)
         assign_own_rows(self.lora_A, whole)
         assign_own_rows(self.lora_B, torch.zeros(self.lora_B.shape))
         return whole
+
+    def _split_base(self, device: torch.device) -> Tensor:
+        """Moves a part of the base into A and B; returns the whole A, on the host."""
+        weight: Tensor = self.base.weight  # pyright: ignore[reportAssignmentType]
+        whole = gather_whole(weight).to(device=device, dtype=torch.float32)
+        a, b = (torch.empty(p.shape, device=device) for p in (self.lora_A, self.lora_B))
+        if rank() == 0:
+            factors = factor_base(
+                whole, rank=a.shape[0], scaling=self.scaling, init=self.options.init
+            )
+            for target, factor in zip((a, b), factors, strict=True):
+                target.copy_(factor)
+        # Two devices need not round a decomposition alike.
+        broadcast_from_first(a)
+        broadcast_from_first(b)
+        shard = own_shard(weight)
+        own = slice(shard.start, shard.stop)
+        shard.rows.copy_(whole[own] - (self.scaling * b[own]) @ a)
+        for name, value in (("lora_A", a), ("lora_B", b)):
+            parameter: nn.Parameter = getattr(self, name)
+            assign_own_rows(parameter, value)
+            self.initial[name] = own_shard(parameter).rows.clone()
+        return a.cpu()
 
 
 class LoraAdapter(Adapter):
@@ -78,19 +112,32 @@ class LoraAdapter(Adapter):
     def __init__(self, options: LoraOptions) -> None:
         self.options = options
 
-    def apply_adapter(
-        self, layers: nn.ModuleList, *, is_linear: Callable[[nn.Module], bool]
+    def unfreeze_base(
+        self,
+        hf: nn.Module,
+        layers: nn.ModuleList,  # noqa: ARG002
+        *,
+        sources: Sequence[int],  # noqa: ARG002
+        master_dtype: torch.dtype,
     ) -> None:
-        """Wraps the target layers in place.
+        """Makes ``modules_to_save`` trainable, in place."""
+        unfreeze_modules(hf, self.options.modules_to_save, master_dtype=master_dtype)
+
+    def apply_adapter(
+        self, layers: nn.ModuleList, *, is_linear: Callable[[nn.Module], bool], prefix: str
+    ) -> None:
+        """Wraps the target layers in place; those of ``modules_to_save`` are none.
 
         Raises:
-            CheckpointError: no layer is a target.
+            CheckpointError: no layer is a target, or one is smaller than the rank.
         """
         targets = [
             (parent, attribute, child)
             for parent_name, parent in list(layers.named_modules())
             for attribute, child in list(parent.named_children())
-            if is_linear(child) and self.options.is_target(f"{parent_name}.{attribute}")
+            if is_linear(child)
+            and not any(parameter.requires_grad for parameter in child.parameters())
+            and self.options.is_target(f"{prefix}{parent_name}.{attribute}")
         ]
         if not targets:
             raise CheckpointError(
@@ -99,7 +146,17 @@ class LoraAdapter(Adapter):
                 hint="`adapter.target_modules=all-linear` takes every linear layer",
             )
         for parent, attribute, child in targets:
+            self._check_rank(attribute, child)
             setattr(parent, attribute, self.layer_class(child, self.options))
+
+    def _check_rank(self, name: str, linear: nn.Module) -> None:
+        smaller = min(int(linear.out_features), int(linear.in_features))  # pyright: ignore[reportArgumentType]
+        if self.options.init in ("pissa", "olora") and self.options.rank > smaller:
+            raise CheckpointError(
+                f"adapter.init={self.options.init} takes {self.options.rank} directions from "
+                f"`{name}`, which has {smaller}",
+                hint=f"`adapter.rank={smaller}` or less",
+            )
 
     def init_adapter(
         self,
@@ -107,22 +164,16 @@ class LoraAdapter(Adapter):
         *,
         seed: int,
         dtype: torch.dtype,  # noqa: ARG002
-        device: torch.device,  # noqa: ARG002
+        device: torch.device,
     ) -> str:
-        """Fills this rank's rows; returns a hash of the whole adapter.
+        """Fills this rank's rows; returns a hash of the matrices A.
 
-        Memory: peak is one whole adapter matrix.
+        Ranks: all (collective).
+        Memory: peak is one whole adapter matrix; see `LoraLinear.init_weights` for others.
         """
         digest = hashlib.sha256()
         for name, module in model.named_modules():
             if isinstance(module, LoraLinear):
-                whole = module.init_weights(name, seed=seed)
+                whole = module.init_weights(name, seed=seed, device=device)
                 digest.update(name.encode() + whole.numpy().tobytes())
         return digest.hexdigest()
-
-
-def _initial_matrix(name: str, shape: tuple[int, ...], seed: int) -> Tensor:
-    """Kaiming uniform with a = sqrt(5), as ``peft.tuners.lora.layer.reset_lora_parameters``."""
-    own = hashlib.sha256(f"{seed}:{name}".encode()).digest()[:8]
-    generator = torch.Generator().manual_seed(int.from_bytes(own, "big") >> 1)
-    return nn.init.kaiming_uniform_(torch.empty(shape), a=math.sqrt(5), generator=generator)

@@ -9,6 +9,7 @@ gathered; tied weights must share one group (torch >= 2.13 raises otherwise).
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import cast
 
@@ -27,6 +28,7 @@ from fsdpq.fsdp.layers import apply_layer_runs
 from fsdpq.fsdp.mesh import build_mesh
 from fsdpq.fsdp.offload import HostActivations, offload_policy
 from fsdpq.fsdp.precision import apply_trained_dtype
+from fsdpq.protocols import BASE
 from fsdpq.recipe.sections.fsdp import FsdpOptions
 
 
@@ -107,19 +109,38 @@ def apply_groups(
             layer,
             mesh=mesh,
             reshard_after_forward=reshard,
-            mp_policy=casts,
+            mp_policy=_policy_of([layer], casts),
             offload_policy=policy,
         )
     for group in embedding_groups:
         trained = any(parameter.requires_grad for m in group for parameter in m.parameters())
         fully_shard(
-            group, mesh=mesh, reshard_after_forward=True, mp_policy=casts, offload_policy=policy
+            group,
+            mesh=mesh,
+            reshard_after_forward=True,
+            mp_policy=_policy_of(group, casts),
+            offload_policy=policy,
         )
         if not trained:
             # The loss computes the gradient of the head's input in forward: no gather in backward.
             cast("FSDPModule", group[0]).set_unshard_in_backward(False)
     fully_shard(model, mesh=mesh, mp_policy=casts, offload_policy=policy)
     return len(layers) + len(embedding_groups) + 1
+
+
+def _policy_of(group: Sequence[nn.Module], casts: MixedPrecisionPolicy) -> MixedPrecisionPolicy:
+    """Returns ``casts`` for a group that holds trained weights of the base.
+
+    Elsewhere nothing is cast: adapters cast their own weights, and magnitudes of DoRA stay fp32.
+    """
+    trains_base = any(
+        parameter.requires_grad
+        for root in group
+        for module in root.modules()
+        if not hasattr(module, BASE)
+        for parameter in module.parameters(recurse=False)
+    )
+    return casts if trains_base else dataclasses.replace(casts, param_dtype=None)
 
 
 def apply_forward_methods(model: nn.Module, names: Sequence[str]) -> None:

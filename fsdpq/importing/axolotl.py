@@ -160,6 +160,8 @@ RULES: Mapping[str, Rule] = {
     "lora_dropout": To("adapter.dropout", number),
     "lora_target_linear": Part("adapter.target_modules"),
     "lora_target_modules": Part("adapter.target_modules"),
+    "lora_modules_to_save": To("adapter.modules_to_save", names),
+    "loraplus_lr_ratio": To("optimizer.lora_plus_ratio", number),
     "peft_use_dora": Part("adapter.kind"),
     "peft_use_rslora": To("adapter.use_rslora", boolean),
     "lora_model_dir": Lost("a new adapter is trained: its weights start anew"),

@@ -18,14 +18,14 @@ from fsdpq.importing.values import (
 BY_ITSELF = "fsdpq loads, wraps and saves in one way, which needs no setting"
 DATA_LOADING = "rows are tokenized ahead and dealt out by fsdpq's own loader"
 STEPS_ONLY = "it counts steps: set `{}`"
-_STATES = "its states are kept in {} there and in fp32 here: they are those of the adapter only"
+_STATES = "its states are kept in {} there and not here: they are those of the adapter only"
 
 OPTIMIZERS: dict[str, Any] = {
     **dict.fromkeys(("adamw_torch", "adamw_torch_fused", "adamw_hf", "adamw_apex_fused"), "adamw"),
-    **dict.fromkeys(
-        ("adamw_bnb_8bit", "adamw_8bit", "paged_adamw_8bit", "adamw_torch_8bit", "ademamix_8bit"),
-        ("adamw", _STATES.format("8 bits")),
-    ),
+    **dict.fromkeys(("adamw_bnb_8bit", "adamw_8bit", "adamw_torch_8bit"), "adamw_8bit"),
+    "paged_adamw_8bit": ("adamw_8bit", _STATES.format("pageable memory")),
+    "ademamix_8bit": ("adamw_8bit", "AdamW has one mean of gradients, not two"),
+    "muon": ("muon", "its learning rates are scaled to AdamW's"),
     **dict.fromkeys(
         ("paged_adamw", "paged_adamw_32bit"), ("adamw", _STATES.format("pageable memory"))
     ),
@@ -40,6 +40,10 @@ SCHEDULES: dict[str, Any] = {
     "linear": "linear",
     "cosine": "cosine",
     "cosine_with_min_lr": "cosine",
+    "warmup_stable_decay": (
+        "wsd",
+        "set `lr_scheduler.decay_steps`: a tenth of the steps by default",
+    ),
     "cosine_with_restarts": ("cosine", "one half cosine, without restarts"),
 }
 NO_SCHEDULE = "choose one of `fsdpq kinds lr_scheduler`; without it the rate stays constant"
@@ -215,7 +219,6 @@ REASONS: Mapping[str, str] = {
     "group_by_length": "rows are dealt out in a shuffled order: pack them with `data.packing`",
     "neftune": "no noise is added to embeddings",
     "early_stopping": "a run has its length from the recipe: `training.steps`",
-    "lora_modules_to_save": "the adapter trains its own matrices only",
     "tf32": "matrix products in fp32 stay in fp32",
 }
 """Prefix of a key without a rule -> why there is no counterpart."""

@@ -85,8 +85,8 @@ OPTIMIZERS: dict[str, Any] = {
     "torch.optim.sgd": "sgd",
     "torch.optim.adadelta": "adadelta",
     "bitsandbytes.optim.pagedadamw": ("adamw", _STATES.format("pageable memory")),
-    "bitsandbytes.optim.pagedadamw8bit": ("adamw", _STATES.format("8 bits")),
-    "bitsandbytes.optim.adamw8bit": ("adamw", _STATES.format("8 bits")),
-    "torchao.prototype.low_bit_optim.adamw8bit": ("adamw", _STATES.format("8 bits")),
+    "bitsandbytes.optim.pagedadamw8bit": ("adamw_8bit", _STATES.format("pageable memory")),
+    "bitsandbytes.optim.adamw8bit": "adamw_8bit",
+    "torchao.prototype.low_bit_optim.adamw8bit": "adamw_8bit",
 }
 """Optimizer class, in lower case -> kind."""

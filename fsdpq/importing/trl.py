@@ -81,6 +81,7 @@ RULES: Mapping[str, Rule] = {
     "lora_alpha": To("adapter.alpha", number),
     "lora_dropout": To("adapter.dropout", number),
     "lora_target_modules": With("adapter.target_modules", _read_targets),
+    "lora_modules_to_save": To("adapter.modules_to_save", names),
     "lora_task_type": Always("a recipe trains a causal language model"),
     "use_rslora": To("adapter.use_rslora", boolean),
     "use_dora": Part("adapter.kind"),

@@ -101,6 +101,16 @@ class Assembled:
             if hasattr(module, BASE)
         }
 
+    @property
+    def trained_base(self) -> dict[str, nn.Parameter]:
+        """Trained Parameters of the base by their names in transformers, tied ones by each name."""
+        return {
+            checkpoint_name(name): parameter
+            for name, parameter in self.model.named_parameters(remove_duplicate=False)
+            if parameter.requires_grad
+            and not hasattr(self.model.get_submodule(name.rpartition(".")[0]), BASE)
+        }
+
     def own_bytes(self, *, trainable: bool) -> int:
         """Resident bytes of this rank's shards of what is trained, or of what is frozen."""
         return sum(
@@ -155,15 +165,18 @@ def assemble_model(
         recipe, model_dir, adapter, dtype=dtype, trust_remote_code=trust_remote_code
     )
     num_parameters, num_quantized = count_parameters(model)
+    trains_base = any(parameter.requires_grad for parameter in model.parameters())
     routers = router_ids(model.decoder_layers)
     adapter.apply_adapter(
-        model.decoder_layers, is_linear=lambda each: is_linear(each) and id(each) not in routers
+        model.decoder_layers,
+        is_linear=lambda each: is_linear(each) and id(each) not in routers,
+        prefix=model.layers_prefix,
     )
     num_groups, about_offload = shard_model(
         model,
         recipe,
         device,
-        casts=build_policy(recipe.fsdp.precision, trains_base=adapter.trains_base, dtype=dtype),
+        casts=build_policy(recipe.fsdp.precision, trains_base=trains_base, dtype=dtype),
     )
     on_phase("shard")
     source, about_base = open_source(model, recipe, model_dir, base, dtype=dtype, device=device)

@@ -50,12 +50,13 @@ def save_peft(recipe: Recipe, inputs: Inputs, assembled: Assembled, directory: P
         options=recipe.adapter,  # pyright: ignore[reportArgumentType] - a check of the recipe
         base_model=recipe.model.name_or_path if on_hub else str(inputs.model_dir),
         revision=inputs.model_revision,
+        saved=assembled.trained_base,
     )
 
 
 def load_peft(assembled: Assembled, directory: Path) -> None:
     """Fills the adapter from PEFT's format."""
-    import_adapter(assembled.adapted_layers, directory)
+    import_adapter(assembled.adapted_layers, directory, saved=assembled.trained_base)
 
 
 def save_transformers(

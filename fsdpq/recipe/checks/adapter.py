@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from fsdpq.recipe.root import Recipe
 from fsdpq.recipe.sections.adapter import DoraOptions, LlamaProOptions, LoraOptions
 
 TARGETS = "adapter.target_modules"
+SAVED = "adapter.modules_to_save"
 ROUNDING = 0.01
 """How far ``expansion_rate`` times the layers may lie from a whole number: 0.3333 means a third."""
 
@@ -28,9 +30,55 @@ def check_targets_not_empty(recipe: Recipe, _base_dir: Path) -> Iterator[Problem
 
 
 def check_targets_differ(recipe: Recipe, _base_dir: Path) -> Iterator[Problem]:
-    """A name that ``target_modules`` holds twice."""
-    if isinstance(recipe.adapter, LoraOptions) and recipe.adapter.target_modules != "all-linear":
-        yield from repeated(tuple(recipe.adapter.target_modules), TARGETS)
+    """A name that ``target_modules`` or ``modules_to_save`` holds twice, or that both hold."""
+    adapter = recipe.adapter
+    if not isinstance(adapter, LoraOptions):
+        return
+    targets = () if isinstance(adapter.target_modules, str) else adapter.target_modules
+    yield from repeated(targets, TARGETS)
+    yield from repeated(adapter.modules_to_save, SAVED)
+    for name in sorted(set(targets) & set(adapter.modules_to_save)):
+        message = f"`{SAVED}` names `{name}`, which `target_modules` names too: a module that is "
+        yield Problem(f"{message}trained whole gets no adapter", SAVED, hint="delete one of them")
+
+
+def check_target_pattern(recipe: Recipe, _base_dir: Path) -> Iterator[Problem]:
+    """A pattern in ``target_modules`` that is no regular expression, or that only one word fits."""
+    if not isinstance(recipe.adapter, LoraOptions):
+        return
+    pattern = recipe.adapter.target_modules
+    if not isinstance(pattern, str) or pattern == "all-linear":
+        return
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        message = f"`{TARGETS}: {pattern}` is no regular expression: {error}"
+        yield Problem(message, TARGETS, hint="write a list of names, or `all-linear`")
+        return
+    if re.fullmatch(r"[\w-]+", pattern):
+        message = f"`{TARGETS}: {pattern}` is a regular expression that the whole name of a layer "
+        message += "must match, and names have dots"
+        yield Problem(message, TARGETS, hint=f"write a list: `[{pattern}]`, or `all-linear`")
+
+
+def check_init_keeps_base(recipe: Recipe, _base_dir: Path) -> Iterator[Problem]:
+    """Starting values that are taken from the base, where it is quantized, or for dora.
+
+    What others load is the original base, quantized: not what is left of it, quantized. The
+    difference is no adapter, so nothing that is exported could bring it back.
+    """
+    adapter = recipe.adapter
+    if not isinstance(adapter, LoraOptions) or adapter.init not in ("pissa", "olora"):
+        return
+    hint = "use `init: default`"
+    if recipe.quantization.kind != "none":
+        message = f"`adapter.init: {adapter.init}` takes a part of the base away, and what is left "
+        message += "quantizes to other weights than the base that an export is loaded on"
+        yield Problem(message, "adapter.init", hint=f"{hint}, or `quantization: {{kind: none}}`")
+    elif isinstance(adapter, DoraOptions):
+        message = f"`adapter.init: {adapter.init}` does not work with `kind: dora`, whose export "
+        message += "cannot hold what was taken from the base"
+        yield Problem(message, "adapter.init", hint=f"{hint}, or `kind: lora`")
 
 
 def check_targets_exist(recipe: Recipe, base_dir: Path) -> Iterator[Problem]:
@@ -39,7 +87,7 @@ def check_targets_exist(recipe: Recipe, base_dir: Path) -> Iterator[Problem]:
     if card is None or not isinstance(adapter, LoraOptions):
         return
     shapes = layer_linears(card)
-    for name in () if adapter.target_modules == "all-linear" else adapter.target_modules:
+    for name in () if isinstance(adapter.target_modules, str) else adapter.target_modules:
         if not any(matches(shape.name, name) for shape in shapes):
             message = f"`{TARGETS}`: the model's layers have no linear layer `{name}`"
             hint = f"they have {list_words((shape.name for shape in shapes), 'and')}"
@@ -110,7 +158,9 @@ def note_dora_cost(recipe: Recipe, _base_dir: Path) -> Iterator[str]:
 CHECKS = (
     check_targets_not_empty,
     check_targets_differ,
+    check_target_pattern,
     check_targets_exist,
+    check_init_keeps_base,
     check_new_layers_given,
     check_new_layers_divide,
     check_dora_magnitude_moves,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -26,22 +27,25 @@ class LoraOptions(Options):
     dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
     """Probability of dropping an input of the adapter during training."""
 
-    target_modules: Literal["all-linear"] | ModuleNames = "all-linear"
-    """Linear layers that get an adapter: every one inside the decoder layers, or a list of the
-    last parts of their names (``q_proj``, ``mlp.down_proj``). The experts and routers of a mixture
-    are no linear layers: its attention is adapted, and linear layers of a shared expert are."""
+    target_modules: Annotated[str, Field(min_length=1)] | ModuleNames = "all-linear"
+    """Linear layers inside the decoder layers that get an adapter: ``all-linear``, a list of the
+    last parts of their names (``q_proj``, ``mlp.down_proj``), or a regular expression that the
+    whole name matches (``.*\\.(q|v)_proj``). Experts and routers of a mixture are no linear layers:
+    its attention is adapted, and linear layers of a shared expert are."""
 
     use_rslora: bool = False
     """Rank-stabilised scaling (https://arxiv.org/abs/2312.03732)."""
 
     init: Literal["default", "gaussian", "pissa", "olora"] = "default"
-    """First values: uniform and zero as PEFT's, Gaussian and zero, or from the base's principal
-    components (https://arxiv.org/abs/2404.02948) or QR decomposition
-    (https://arxiv.org/abs/2406.01775)."""
+    """First values, all as PEFT's. ``default``: A uniform, B zero. ``gaussian``: A normal with a
+    deviation of ``1 / rank``, B zero. ``pissa`` and ``olora`` take A and B from the base, by its
+    largest singular values (https://arxiv.org/abs/2404.02948) or a QR decomposition
+    (https://arxiv.org/abs/2406.01775), and leave the base the rest: not with a quantized base."""
 
     modules_to_save: ModuleNames = ()
-    """Modules that are trained whole and saved beside the adapter (``lm_head``,
-    ``embed_tokens``)."""
+    """Modules that are trained whole, in fp32, and saved beside the adapter, by the last parts of
+    their names (``lm_head``, ``embed_tokens``, ``input_layernorm``). They are not quantized and get
+    no adapter."""
 
     @property
     def scaling(self) -> float:
@@ -49,10 +53,12 @@ class LoraOptions(Options):
         return self.alpha / (self.rank**0.5 if self.use_rslora else self.rank)
 
     def is_target(self, name: str) -> bool:
-        """Whether the linear layer of this dotted name gets an adapter."""
+        """Whether the linear layer of this dotted name, as transformers gives it, is a target."""
         targets = self.target_modules
-        if isinstance(targets, str):
+        if targets == "all-linear":
             return True
+        if isinstance(targets, str):
+            return re.fullmatch(targets, name) is not None
         return any(name == target or name.endswith(f".{target}") for target in targets)
 
 
