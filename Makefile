@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help train test test-recipes check lint types imports schema schema-check format bench clean
+.PHONY: help train test test-recipes check lint types imports schema schema-check format bench bench-load clean
 
 help:  ## Show what each target does
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -48,6 +48,9 @@ format: $(VENV)/.installed-dev  ## Format the code
 
 bench: $(VENV)/.installed  ## Measure how long `fsdpq validate` takes
 	$(BIN)/python scripts/bench_cli.py
+
+bench-load: $(VENV)/.installed  ## Measure loading a made-up 1.1B model beside transformers (minutes)
+	$(BIN)/python scripts/bench_load.py
 
 clean:  ## Remove the virtual environment and caches (not your runs)
 	rm -rf $(VENV) .pytest_cache .ruff_cache .import_linter_cache

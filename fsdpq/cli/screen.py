@@ -76,7 +76,10 @@ class PlainScreen:
         self._stream = stream
         self._files: RunFiles | None = None
         self._clock = _StepClock()
+        self._load_clock = _LoadClock()
         self._last_step_shown = 0.0
+        self._last_load_shown: float | None = None
+        self._load_lines = 0
         self._samples: dict[str, dict[str, str]] = {}
         self._setup: Row = {}
         self._summary: Row | None = None
@@ -127,7 +130,15 @@ class PlainScreen:
         self._print(_PHASES.get(name, name) + what)
 
     def _show_load(self, row: Row) -> None:
-        """Nothing in plain text: the phase line has said it."""
+        """A line every few seconds; a load that is over sooner needs none beside its phase."""
+        self._load_clock.take(row)
+        now, whole = time.monotonic(), row["done_bytes"] >= row["total_bytes"]
+        if self._last_load_shown is None:
+            self._last_load_shown = now
+        elif now - self._last_load_shown >= STEP_INTERVAL_S or (whole and self._load_lines):
+            self._last_load_shown = now
+            self._load_lines += 1
+            self._print(f"loaded {self._load_clock.text()}")
 
     def _show_setup(self, row: Row) -> None:
         self._setup = row
@@ -189,8 +200,8 @@ class LiveScreen(PlainScreen):
         super()._show_phase(row)
 
     def _show_load(self, row: Row) -> None:
-        text = f"{format_bytes(row['done_bytes'])} of {format_bytes(row['total_bytes'])}"
-        self._move("load", row["done_bytes"], row["total_bytes"], text)
+        self._load_clock.take(row)
+        self._move("load", row["done_bytes"], row["total_bytes"], self._load_clock.text())
 
     def _show_step(self, row: Row) -> None:
         self._clock.take(row)
@@ -240,6 +251,32 @@ class _StepClock:
             return "--:--"
         pace = (self._last[1] - self._first[1]) / (self._last[0] - self._first[0])
         return format_seconds(pace * (row["total_steps"] - row["step"]))
+
+
+class _LoadClock:
+    """Measures loading by the times that rank 0 wrote; the first row is the beginning."""
+
+    def __init__(self) -> None:
+        self._first: tuple[int, float] | None = None
+        self._done = self._total = 0
+        self._time = 0.0
+
+    def take(self, row: Row) -> None:
+        """Takes one row of ``load``."""
+        self._done, self._total = row["done_bytes"], row["total_bytes"]
+        self._time = row.get("time", 0.0)
+        self._first = self._first or (self._done, self._time)
+
+    def text(self) -> str:
+        """Returns how much is done of how much, at what speed, and the time that is left."""
+        text = f"{format_bytes(self._done)} of {format_bytes(self._total)}"
+        first_done, first_time = self._first or (0, 0.0)
+        passed = self._time - first_time
+        if passed <= 0 or self._done <= first_done:
+            return text
+        speed = (self._done - first_done) / passed
+        left = format_seconds((self._total - self._done) / speed)
+        return f"{text}  {format_bytes(speed)}/s  eta {left}"
 
 
 def setup_lines(row: Row) -> list[str]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -28,7 +28,7 @@ from transformers.core_model_loading import (
 )
 
 from fsdpq.errors import CheckpointError
-from fsdpq.model.loading.checkpoint_files import CheckpointFiles, check_tensors
+from fsdpq.model.loading.checkpoint_files import ByteRange, CheckpointFiles, check_tensors
 
 Shape = tuple[int, ...]
 
@@ -43,8 +43,8 @@ class ModelTensors:
         ignored: names that may be there and are not needed (tied copies).
 
     Raises:
-        CheckpointError: all missing, unexpected and mis-shaped tensors at once, or a family whose
-            weights transformers converts in another way than by stacking rows.
+        CheckpointError: all damaged, missing, unexpected and mis-shaped tensors at once, or a
+            family whose weights transformers converts in another way than by stacking rows.
     """
 
     def __init__(
@@ -58,18 +58,29 @@ class ModelTensors:
         self._files = files
         self._shapes = dict(expected)
         known = dict.fromkeys([*expected, *ignored], True)
-        self._sources, unexpected = _map_names(hf, files.names, known)
+        self._sources, unexpected = _map_names(hf, files.names | files.lost, known)
         obsolete = [re.compile(p) for p in hf._keys_to_ignore_on_load_unexpected or ()]
+        lost = {
+            name
+            for name, groups in self._sources.items()
+            if any(source in files.lost for group in groups for source in group)
+        }
         found = {
             name: merged_shape([[files.shape(s) for s in group] for group in groups])
             for name, groups in self._sources.items()
+            if name not in lost
         }
         found |= {
             name: files.shape(name)
-            for name in unexpected
+            for name in unexpected - files.lost
             if not any(pattern.search(name) for pattern in obsolete)
         }
-        check_tensors(files.directory, found, expected, ignored=ignored)
+        check_tensors(files, found, expected, ignored=ignored, lost=lost)
+
+    @property
+    def num_read_bytes(self) -> int:
+        """Bytes of the files that were read so far."""
+        return self._files.num_read_bytes
 
     def read_rows(self, name: str, start: int, stop: int) -> Tensor:
         """Returns rows ``[start, stop)`` of the first dimension, in the file's dtype."""
@@ -82,19 +93,37 @@ class ModelTensors:
         return rows.reshape(stop - start, *shape[1:])
 
     def read_matrix_rows(self, name: str, start: int, stop: int) -> Tensor:
-        """Returns rows ``[start, stop)`` with all but the last dimension flattened to one."""
-        pieces: list[Tensor] = []
+        """Returns rows ``[start, stop)`` with all but the last dimension flattened to one.
+
+        The rows of a vector are its elements.
+        """
+        pieces = [self._read_flat(*part) for part in self._parts(name, start, stop)]
+        return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+
+    def matrix_ranges(self, name: str, start: int, stop: int) -> list[ByteRange]:
+        """Returns the bytes that `read_matrix_rows` reads, in that order."""
+        ranges: list[ByteRange] = []
+        for source, first, last in self._parts(name, start, stop):
+            per_entry = torch.Size(self._files.shape(source)[1:-1]).numel()
+            entries = (first // per_entry, -(-last // per_entry))
+            ranges.append(self._files.row_range(source, *entries))
+        return ranges
+
+    def _parts(self, name: str, start: int, stop: int) -> Iterator[tuple[str, int, int]]:
+        """Yields the sources that rows ``[start, stop)`` come from, and their own flat rows."""
         offset = 0
         for source in (source for group in self._sources[name] for source in group):
             shape = self._files.shape(source)
-            num_rows = torch.Size(shape[:-1]).numel()
+            num_rows = torch.Size(shape[:1]).numel() * torch.Size(shape[1:-1]).numel()
             first, last = max(start - offset, 0), min(stop - offset, num_rows)
             offset += num_rows
             if first < last:
-                pieces.append(self._read_flat(source, shape, first, last))
-        return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+                yield source, first, last
 
-    def _read_flat(self, source: str, shape: Shape, start: int, stop: int) -> Tensor:
+    def _read_flat(self, source: str, start: int, stop: int) -> Tensor:
+        shape = self._files.shape(source)
+        if len(shape) == 1:
+            return self._files.read_rows(source, start, stop)
         per_entry = torch.Size(shape[1:-1]).numel()
         first = start // per_entry
         entries = self._files.read_rows(source, first, -(-stop // per_entry))
