@@ -7,6 +7,7 @@ mapping ends the process without a message.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from io import FileIO
@@ -112,16 +113,24 @@ class CheckpointFiles:
         """Shape of one tensor."""
         return self._entries[name].shape
 
-    def row_range(self, name: str, start: int, stop: int) -> ByteRange:
-        """Returns where rows ``[start, stop)`` of one tensor lie; a scalar is one row."""
+    def num_rows(self, name: str) -> int:
+        """Rows of one tensor as a matrix: all dimensions but the last flattened to one.
+
+        The rows of a vector are its elements; a scalar is one row.
+        """
+        shape = self.shape(name)
+        return math.prod(shape[:1]) * math.prod(shape[1:-1])
+
+    def matrix_range(self, name: str, start: int, stop: int) -> ByteRange:
+        """Returns where rows ``[start, stop)`` of one tensor as a matrix lie; see `num_rows`."""
         entry = self._entries[name]
-        row_bytes = entry.num_bytes // max(1, entry.shape[0]) if entry.shape else entry.num_bytes
+        row_bytes = entry.num_bytes // max(1, self.num_rows(name))
         return ByteRange(
             self._paths[name], entry.start + start * row_bytes, entry.start + stop * row_bytes
         )
 
     def read_rows(self, name: str, start: int, stop: int) -> Tensor:
-        """Returns rows ``[start, stop)`` of one tensor, in the file's dtype, on the host.
+        """Returns ``tensor[start:stop]`` of one tensor, in the file's dtype, on the host.
 
         A scalar is returned whole.
 
@@ -131,13 +140,21 @@ class CheckpointFiles:
             CheckpointError: the file cannot be read, or is shorter than it was; names rank, file,
                 tensor and offset.
         """
+        shape = self.shape(name)
+        if not shape:
+            return self.read_matrix_rows(name, 0, 1).reshape(())
+        each = math.prod(shape[1:-1])
+        rows = self.read_matrix_rows(name, start * each, stop * each)
+        return rows.reshape(stop - start, *shape[1:])
+
+    def read_matrix_rows(self, name: str, start: int, stop: int) -> Tensor:
+        """Returns rows ``[start, stop)`` of one tensor as a matrix, as `read_rows` does."""
         if self.damage:
             raise RuntimeError(f"{self.directory} is damaged, see `check_tensors`")
         entry = self._entries[name]
-        start, stop = (start, stop) if entry.shape else (0, 1)
-        shape = (stop - start, *entry.shape[1:]) if entry.shape else ()
-        rows = torch.empty(shape, dtype=DTYPES[entry.dtype])
-        place = self.row_range(name, start, stop)
+        width = entry.shape[-1:] if len(entry.shape) > 1 else ()
+        rows = torch.empty((stop - start, *width), dtype=DTYPES[entry.dtype])
+        place = self.matrix_range(name, start, stop)
         self._read(name, place, rows.reshape(-1).view(torch.uint8).numpy().data)
         return rows
 

@@ -97,37 +97,22 @@ class ModelTensors:
 
         The rows of a vector are its elements.
         """
-        pieces = [self._read_flat(*part) for part in self._parts(name, start, stop)]
+        pieces = [self._files.read_matrix_rows(*part) for part in self._parts(name, start, stop)]
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
     def matrix_ranges(self, name: str, start: int, stop: int) -> list[ByteRange]:
         """Returns the bytes that `read_matrix_rows` reads, in that order."""
-        ranges: list[ByteRange] = []
-        for source, first, last in self._parts(name, start, stop):
-            per_entry = torch.Size(self._files.shape(source)[1:-1]).numel()
-            entries = (first // per_entry, -(-last // per_entry))
-            ranges.append(self._files.row_range(source, *entries))
-        return ranges
+        return [self._files.matrix_range(*part) for part in self._parts(name, start, stop)]
 
     def _parts(self, name: str, start: int, stop: int) -> Iterator[tuple[str, int, int]]:
-        """Yields the sources that rows ``[start, stop)`` come from, and their own flat rows."""
+        """Yields the sources that rows ``[start, stop)`` come from, and their own rows."""
         offset = 0
         for source in (source for group in self._sources[name] for source in group):
-            shape = self._files.shape(source)
-            num_rows = torch.Size(shape[:1]).numel() * torch.Size(shape[1:-1]).numel()
+            num_rows = self._files.num_rows(source)
             first, last = max(start - offset, 0), min(stop - offset, num_rows)
             offset += num_rows
             if first < last:
                 yield source, first, last
-
-    def _read_flat(self, source: str, start: int, stop: int) -> Tensor:
-        shape = self._files.shape(source)
-        if len(shape) == 1:
-            return self._files.read_rows(source, start, stop)
-        per_entry = torch.Size(shape[1:-1]).numel()
-        first = start // per_entry
-        entries = self._files.read_rows(source, first, -(-stop // per_entry))
-        return entries.reshape(-1, shape[-1])[start - first * per_entry : stop - first * per_entry]
 
 
 Groups = list[list[str]]

@@ -42,7 +42,7 @@ def load_base(
         dtype: of the model; bytes are counted in it.
         device: this rank's device; buffers live there.
         shards_on_host: whether FSDP keeps the shards in host memory.
-        report: told ``(done_bytes, total_bytes)`` of this rank at the beginning and after each tensor.
+        report: told ``(done_bytes, total_bytes)`` of this rank, first and after each tensor.
 
     Raises:
         CheckpointError: a file is damaged.

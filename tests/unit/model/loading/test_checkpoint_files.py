@@ -46,6 +46,15 @@ def test_rows_of_every_dtype_are_the_librarys(tmp_path: Path) -> None:
     assert all(DTYPE_BITS[name] == 8 * dtype.itemsize for name, dtype in DTYPES.items())
 
 
+def test_rows_of_stacked_matrices_are_read_alone(tmp_path: Path) -> None:
+    stack = torch.arange(2 * 3 * 5 * 4.0).reshape(2, 3, 5, 4)
+    save_file({"a": stack}, tmp_path / "model.safetensors")
+    files = CheckpointFiles(tmp_path)
+    assert files.num_rows("a") == 30
+    assert files.read_matrix_rows("a", 7, 22).equal(stack.reshape(-1, 4)[7:22])
+    assert files.num_read_bytes == 15 * 4 * 4
+
+
 def test_read_bytes_are_counted(tmp_path: Path) -> None:
     files = CheckpointFiles(_save(tmp_path))
     files.read_rows("a", 2, 4)
@@ -120,7 +129,7 @@ def test_a_file_cut_after_opening_is_named_with_rank_tensor_and_offset(tmp_path:
     os.truncate(path, size - 30)
     with pytest.raises(CheckpointError) as caught:
         files.read_rows("a", 2, 6)
-    start = files.row_range("a", 2, 6).start
+    start = files.matrix_range("a", 2, 6).start
     assert caught.value.message == (
         f"rank 0: `{path}` ends at byte {size - 30}, while bytes {start} to {start + 32} of tensor "
         "`a` were read"
