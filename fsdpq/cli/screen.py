@@ -76,10 +76,11 @@ class PlainScreen:
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
         self._files: RunFiles | None = None
-        self._clock = _Clock("step", "total_steps")
-        self._load_clock = _Clock("done_bytes", "total_bytes")
-        self._last_load_shown: float | None = None
+        self._clock = _StepClock()
+        self._load_clock = _LoadClock()
         self._last_step_shown = 0.0
+        self._last_load_shown: float | None = None
+        self._load_lines = 0
         self._samples: dict[str, dict[str, str]] = {}
         self._setup: Row = {}
         self._summary: Row | None = None
@@ -130,13 +131,15 @@ class PlainScreen:
         self._print(_PHASES.get(name, name) + what)
 
     def _show_load(self, row: Row) -> None:
+        """A line every few seconds; a load that is over sooner needs none beside its phase."""
         self._load_clock.take(row)
-        now, last = time.monotonic(), row["done_bytes"] == row["total_bytes"]
+        now, whole = time.monotonic(), row["done_bytes"] >= row["total_bytes"]
         if self._last_load_shown is None:
-            self._last_load_shown = now  # a load of a few seconds needs no line
-        elif now - self._last_load_shown >= STEP_INTERVAL_S and not last:
             self._last_load_shown = now
-            self._print(f"{load_text(row)}  eta {self._load_clock.eta(row)}")
+        elif now - self._last_load_shown >= STEP_INTERVAL_S or (whole and self._load_lines):
+            self._last_load_shown = now
+            self._load_lines += 1
+            self._print(f"loaded {self._load_clock.text()}")
 
     def _show_setup(self, row: Row) -> None:
         self._setup = row
@@ -199,8 +202,7 @@ class LiveScreen(PlainScreen):
 
     def _show_load(self, row: Row) -> None:
         self._load_clock.take(row)
-        text = f"{load_text(row)}  eta {self._load_clock.eta(row)}"
-        self._move("load", row["done_bytes"], row["total_bytes"], text)
+        self._move("load", row["done_bytes"], row["total_bytes"], self._load_clock.text())
 
     def _show_step(self, row: Row) -> None:
         self._clock.take(row)
@@ -232,33 +234,52 @@ class LiveScreen(PlainScreen):
         return bar
 
 
-class _Clock:
-    """Measures progress by the times that rank 0 wrote.
+class _StepClock:
+    """Measures steps by the times that rank 0 wrote."""
 
-    Args:
-        done: field of a row that says how far it is.
-        total: field that says how far it goes.
-    """
-
-    def __init__(self, done: str, total: str) -> None:
-        self._done = done
-        self._total = total
+    def __init__(self) -> None:
         self._first: tuple[int, float] | None = None
         self._last: tuple[int, float] | None = None
 
     def take(self, row: Row) -> None:
-        """Takes one row; one that is less far than the last begins anew."""
-        if self._last is not None and row[self._done] < self._last[0]:
-            self._first = None
-        self._last = (row[self._done], row["time"])
+        """Takes one row of a step."""
+        self._last = (row["step"], row["time"])
         self._first = self._first or self._last
 
     def eta(self, row: Row) -> str:
-        """Returns the time that the rest takes at the mean speed so far."""
+        """Returns the time that the remaining steps take at the mean speed so far."""
         if self._first is None or self._last is None or self._first[0] == self._last[0]:
             return "--:--"
         pace = (self._last[1] - self._first[1]) / (self._last[0] - self._first[0])
-        return format_seconds(pace * (row[self._total] - row[self._done]))
+        return format_seconds(pace * (row["total_steps"] - row["step"]))
+
+
+class _LoadClock:
+    """Measures loading by the times that rank 0 wrote; the first row is the beginning."""
+
+    def __init__(self) -> None:
+        self._first: tuple[int, float] | None = None
+        self._done = self._total = 0
+        self._time = 0.0
+
+    def take(self, row: Row) -> None:
+        """Takes one row of ``load``."""
+        if row["done_bytes"] < self._done:
+            self._first = None  # quantizing is over, loading begins
+        self._done, self._total = row["done_bytes"], row["total_bytes"]
+        self._time = row.get("time", 0.0)
+        self._first = self._first or (self._done, self._time)
+
+    def text(self) -> str:
+        """Returns how much is done of how much, at what speed, and the time that is left."""
+        text = f"{format_bytes(self._done)} of {format_bytes(self._total)}"
+        first_done, first_time = self._first or (0, 0.0)
+        passed = self._time - first_time
+        if passed <= 0 or self._done <= first_done:
+            return text
+        speed = (self._done - first_done) / passed
+        left = format_seconds((self._total - self._done) / speed)
+        return f"{text}  {format_bytes(speed)}/s  eta {left}"
 
 
 def setup_lines(row: Row) -> list[str]:
@@ -280,10 +301,6 @@ def setup_lines(row: Row) -> list[str]:
     ]
     return list(render_table(rows, indent="  "))
 
-
-def load_text(row: Row) -> str:
-    """Returns how much of the base was loaded or quantized."""
-    return f"{format_bytes(row['done_bytes'])} of {format_bytes(row['total_bytes'])}"
 
 
 def step_text(row: Row) -> str:

@@ -42,12 +42,14 @@ class TensorDirectory:
         headers: of its files, in order of their names.
         entries: dtype, shape and byte range of every tensor, by name.
         files: the file of every tensor, by name.
+        lost: names of tensors that an index or a header names, and that cannot be read.
     """
 
     path: Path
     headers: tuple[Header, ...]
     entries: dict[str, Entry]
     files: dict[str, Path]
+    lost: frozenset[str] = frozenset()
 
 
 def read_directory(directory: Path) -> TensorDirectory:
@@ -94,7 +96,9 @@ def check_directory(directory: Path) -> tuple[TensorDirectory, list[str]]:
         for name, file in sorted(weight_map.items())
         if file in held and file not in damaged and name not in held[file]
     ]
-    return TensorDirectory(directory, tuple(headers), entries, files), problems
+    named = weight_map.keys() | {name for header in headers for name in header.damaged}
+    lost = frozenset(named - entries.keys())
+    return TensorDirectory(directory, tuple(headers), entries, files, lost), problems
 
 
 def holds_pickles_only(directory: Path) -> bool:

@@ -71,12 +71,14 @@ class Header:
         data_start: offset of the first tensor's bytes.
         metadata: free text by name.
         entries: the tensors by name.
+        damaged: names of tensors whose description makes no sense.
     """
 
     path: Path
     data_start: int
     metadata: dict[str, str]
     entries: dict[str, Entry]
+    damaged: frozenset[str] = frozenset()
 
 
 def read_header(path: Path) -> Header:
@@ -98,7 +100,7 @@ def check_header(path: Path) -> tuple[Header | None, list[str]]:
     """Returns the header and all that is wrong with the file.
 
     The header is None where nothing of it can be read. Tensors that are wrong by themselves (their
-    dtype, their shape against their bytes) are left out of its ``entries``.
+    dtype, their shape against their bytes) are not in its ``entries`` but in ``damaged``.
     """
     try:
         file_bytes, text = _read_text(path)
@@ -119,7 +121,8 @@ def check_header(path: Path) -> tuple[Header | None, list[str]]:
         else:
             problems.append(f"`{path.name}`: tensor `{shorten(name)}` {found}")
     problems += _check_ranges(path.name, entries.values(), data_start, file_bytes, bool(problems))
-    return Header(path, data_start, cast("dict[str, str]", metadata), entries), problems
+    damaged = frozenset(document.keys() - entries.keys())
+    return Header(path, data_start, cast("dict[str, str]", metadata), entries, damaged), problems
 
 
 def join_problems(what: str, problems: list[str]) -> str:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -28,7 +28,7 @@ from transformers.core_model_loading import (
 )
 
 from fsdpq.errors import CheckpointError
-from fsdpq.model.loading.checkpoint_files import CheckpointFiles, check_tensors
+from fsdpq.model.loading.checkpoint_files import ByteRange, CheckpointFiles, check_tensors
 
 Shape = tuple[int, ...]
 
@@ -43,8 +43,8 @@ class ModelTensors:
         ignored: names that may be there and are not needed (tied copies).
 
     Raises:
-        CheckpointError: all missing, unexpected and mis-shaped tensors at once, or a family whose
-            weights transformers converts in another way than by stacking rows.
+        CheckpointError: all damaged, missing, unexpected and mis-shaped tensors at once, or a
+            family whose weights transformers converts in another way than by stacking rows.
     """
 
     def __init__(
@@ -58,18 +58,29 @@ class ModelTensors:
         self._files = files
         self._shapes = dict(expected)
         known = dict.fromkeys([*expected, *ignored], True)
-        self._sources, unexpected = map_names(hf, files.names, known)
+        self._sources, unexpected = map_names(hf, files.names | files.lost, known)
         obsolete = [re.compile(p) for p in hf._keys_to_ignore_on_load_unexpected or ()]
+        lost = {
+            name
+            for name, groups in self._sources.items()
+            if any(source in files.lost for group in groups for source in group)
+        }
         found = {
             name: merged_shape([[files.shape(s) for s in group] for group in groups])
             for name, groups in self._sources.items()
+            if name not in lost
         }
         found |= {
             name: files.shape(name)
-            for name in unexpected
+            for name in unexpected - files.lost
             if not any(pattern.search(name) for pattern in obsolete)
         }
-        check_tensors(files.directory, found, expected, ignored=ignored)
+        check_tensors(files, found, expected, ignored=ignored, lost=lost)
+
+    @property
+    def num_read_bytes(self) -> int:
+        """Bytes of the files that were read so far."""
+        return self._files.num_read_bytes
 
     def sources(self, name: str) -> list[str]:
         """Returns the checkpoint's tensors that make up one of the model, in order."""
@@ -86,23 +97,26 @@ class ModelTensors:
         return rows.reshape(stop - start, *shape[1:])
 
     def read_matrix_rows(self, name: str, start: int, stop: int) -> Tensor:
-        """Returns rows ``[start, stop)`` with all but the last dimension flattened to one."""
-        pieces: list[Tensor] = []
+        """Returns rows ``[start, stop)`` with all but the last dimension flattened to one.
+
+        The rows of a vector are its elements.
+        """
+        pieces = [self._files.read_matrix_rows(*part) for part in self._parts(name, start, stop)]
+        return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+
+    def matrix_ranges(self, name: str, start: int, stop: int) -> list[ByteRange]:
+        """Returns the bytes that `read_matrix_rows` reads, in that order."""
+        return [self._files.matrix_range(*part) for part in self._parts(name, start, stop)]
+
+    def _parts(self, name: str, start: int, stop: int) -> Iterator[tuple[str, int, int]]:
+        """Yields the sources that rows ``[start, stop)`` come from, and their own rows."""
         offset = 0
         for source in self.sources(name):
-            shape = self._files.shape(source)
-            num_rows = torch.Size(shape[:-1]).numel()
+            num_rows = self._files.num_rows(source)
             first, last = max(start - offset, 0), min(stop - offset, num_rows)
             offset += num_rows
             if first < last:
-                pieces.append(self._read_flat(source, shape, first, last))
-        return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
-
-    def _read_flat(self, source: str, shape: Shape, start: int, stop: int) -> Tensor:
-        per_entry = torch.Size(shape[1:-1]).numel()
-        first = start // per_entry
-        entries = self._files.read_rows(source, first, -(-stop // per_entry))
-        return entries.reshape(-1, shape[-1])[start - first * per_entry : stop - first * per_entry]
+                yield source, first, last
 
 
 Groups = list[list[str]]

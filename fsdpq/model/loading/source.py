@@ -6,8 +6,10 @@ A source of another kind (weights that are quantized already) is another class w
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -15,12 +17,14 @@ from torch import Tensor
 from fsdpq.dist import Shard, own_shard
 from fsdpq.model.causal_lm import CausalLM
 from fsdpq.model.expansion import source_name
-from fsdpq.model.loading.checkpoint_files import CheckpointFiles, to_device
+from fsdpq.model.loading.checkpoint_files import ByteRange, CheckpointFiles, to_device
 from fsdpq.model.loading.checkpoint_names import ModelTensors
+from fsdpq.model.loading.read_ahead import ReadAhead
 from fsdpq.model.loading.targets import (
     LoadingTarget,
     full_shape,
     loading_targets,
+    own_matrix_rows,
     packed_shards,
     tied_names,
 )
@@ -68,19 +72,36 @@ class CheckpointSource:
         self._tensors = open_checkpoint(model, directory)
         self._dtype = dtype
         self._device = device
+        self._ahead = ReadAhead(self._own_ranges())
 
     def fill(self, name: str, target: LoadingTarget) -> None:
         """Fills this rank's rows of one target; see `BaseSource`.
 
         Memory: about the rank's rows of the target.
         """
-        name = source_name(self._model, name)
-        read = row_reader(self._tensors, name, target, dtype=self._dtype, device=self._device)
+        read = row_reader(
+            self._tensors,
+            source_name(self._model, name),
+            target,
+            dtype=self._dtype,
+            device=self._device,
+            on_read=functools.partial(self._ahead.move_to, name),
+        )
+        self._ahead.move_to(name, 0)
         if isinstance(target, PackedMatrix):
             shape = (target.out_features, target.in_features)
             target.quantizer.quantize_shards(read, shape, packed_shards(target))
         else:
             copy_rows(read, own_shard(target))
+
+    def _own_ranges(self) -> dict[str, list[ByteRange]]:
+        """Returns the bytes of this rank's rows of every target, in the order of filling."""
+        ranges: dict[str, list[ByteRange]] = {}
+        for name, target in loading_targets(self._model).items():
+            start, stop = own_matrix_rows(target)
+            source = source_name(self._model, name)
+            ranges[name] = self._tensors.matrix_ranges(source, start, stop)
+        return ranges
 
 
 def open_checkpoint(model: CausalLM, directory: Path) -> ModelTensors:
@@ -107,14 +128,21 @@ def row_reader(
     *,
     dtype: torch.dtype,
     device: torch.device,
+    on_read: Callable[[int], Any] = lambda _num_bytes: None,
 ) -> RowReader:
-    """Reads rows in ``dtype`` where they are quantized, else in the precision of the target."""
+    """Reads rows in ``dtype`` where they are quantized, else in the precision of the target.
+
+    ``on_read`` is told how many bytes of the tensor have been read so far.
+    """
+    before = tensors.num_read_bytes
     packed = isinstance(target, PackedMatrix)
     read_dtype = dtype if packed else target.dtype
     read_rows = tensors.read_matrix_rows if packed else tensors.read_rows
 
     def read(start: int, stop: int) -> Tensor:
-        return to_device(read_rows(name, start, stop), dtype=read_dtype, device=device)
+        rows = read_rows(name, start, stop)
+        on_read(tensors.num_read_bytes - before)
+        return to_device(rows, dtype=read_dtype, device=device)
 
     return read
 

@@ -42,7 +42,7 @@ def load_base(
         dtype: of the model; bytes are counted in it.
         device: this rank's device; buffers live there.
         shards_on_host: whether FSDP keeps the shards in host memory.
-        report: told ``(done_bytes, total_bytes)`` of this rank after each tensor.
+        report: told ``(done_bytes, total_bytes)`` of this rank, first and after each tensor.
 
     Raises:
         CheckpointError: a file is damaged.
@@ -52,6 +52,7 @@ def load_base(
     targets = loading_targets(model)  # only now: `to_empty` made new buffers
     total = sum(own_weights(target) for target in targets.values()) * dtype.itemsize
     done = 0
+    report(done, total)
     for name, target in targets.items():
         source.fill(name, target)
         done += own_weights(target) * dtype.itemsize

@@ -66,11 +66,18 @@ def _sharded_shape(target: LoadingTarget) -> tuple[int, ...]:
 
 def own_weights(target: LoadingTarget) -> int:
     """Returns how many weights of the target this rank owns."""
+    start, stop = own_matrix_rows(target)
+    return (stop - start) * torch.Size(_sharded_shape(target)[-1:]).numel()
+
+
+def own_matrix_rows(target: LoadingTarget) -> tuple[int, int]:
+    """Returns this rank's rows, all dimensions but the last flattened to one; a scalar is one."""
     shape = _sharded_shape(target)
     tensor = target if isinstance(target, Tensor) else getattr(target, target.packed_names[0])
     place = placement(tensor)
     start, stop = shard_range(shape[0] if shape else 1, place.index, place.size)
-    return (stop - start) * torch.Size(shape[1:]).numel()
+    rows_each = torch.Size(shape[1:-1]).numel()
+    return start * rows_each, stop * rows_each
 
 
 def packed_shards(module: PackedMatrix) -> dict[str, Shard]:

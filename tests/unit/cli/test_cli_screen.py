@@ -90,6 +90,41 @@ def test_pipe_gets_few_plain_step_lines(monkeypatch: pytest.MonkeyPatch) -> None
     ]
 
 
+def load(done: int, at: float) -> Row:
+    return {"event": "load", "done_bytes": done * 2**28, "total_bytes": 2**32, "time": at}
+
+
+def test_pipe_gets_few_plain_load_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.StringIO()
+    screen = PlainScreen(stream)
+    clock = iter([100.0, 101.0, 106.0, 107.0, 120.0])
+    monkeypatch.setattr(module.time, "monotonic", lambda: next(clock))
+    for done, at in ((0, 50.0), (2, 51.0), (4, 54.0), (8, 55.0), (16, 58.0)):
+        screen.show_row(load(done, at))
+    assert stream.getvalue().splitlines() == [
+        "loaded 1.00 GiB of 4.00 GiB  256.00 MiB/s  eta 0:12",
+        "loaded 4.00 GiB of 4.00 GiB  512.00 MiB/s  eta 0:00",
+    ]
+
+
+def test_a_short_load_needs_no_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.StringIO()
+    screen = PlainScreen(stream)
+    for done, at in ((0, 50.0), (2, 51.0), (16, 54.0)):
+        screen.show_row(load(done, at))
+    assert stream.getvalue() == ""
+
+
+def test_terminal_shows_speed_and_time_left_of_a_load(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    stream = Terminal()
+    screen = LiveScreen(stream)
+    for done, at in ((0, 50.0), (2, 51.0), (4, 54.0)):
+        screen.show_row(load(done, at))
+    screen.close()
+    assert "1.00 GiB of 4.00 GiB  256.00 MiB/s  eta 0:12" in stream.getvalue()
+
+
 def test_terminal_gets_a_bar_and_is_left_clean(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("NO_COLOR", "1")
