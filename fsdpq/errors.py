@@ -11,6 +11,7 @@
     |-- RunStoppedError            130    a run that nobody stopped
     |-- TrainingError                1    a loss that stays finite
     |-- CheckpointError              1    a checkpoint or base that can be read
+    |   `-- DamagedBaseError         1    a quantized base that is what was written
     `-- ExportError                  1    an adapter that loads elsewhere
 
 Every message names what happened, where, and one action that the user can take (`hint`). Both
@@ -148,6 +149,10 @@ class TrainingError(FsdpqError):
 
 class CheckpointError(FsdpqError):
     """A checkpoint or a base model cannot be read: missing, truncated, mis-shaped."""
+
+
+class DamagedBaseError(CheckpointError):
+    """A quantized base is not what its writer wrote; made again, it is whole."""
 
 
 class ExportError(FsdpqError):

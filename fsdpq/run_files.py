@@ -19,6 +19,15 @@ events.jsonl, field ``event`` is one of:
     ``sample``  when (``before`` or ``after``), prompt, answer, time
     ``notice``  message, time
     ``done``    the fields of `RunSummary`, time
+
+The worker's ``quantize RUN_DIR --out DIR`` reads the same recipe and lock (``inputs.data`` may be
+missing), writes a quantized base into the empty directory DIR, and ``phase``, ``load``, ``notice``
+and at the end one row of its own to events.jsonl:
+    ``base``    directory, num_bytes, num_parameters, num_quantized, time
+
+run.lock.json, ``inputs.base``, where the ranks are to load from such a base:
+    directory   of the base
+    key         of its manifest (`fsdpq.tensor_files.base_manifest`): another base is not used
 """
 
 from __future__ import annotations
@@ -31,7 +40,8 @@ from pathlib import Path
 from typing import Any
 
 PHASES = ("data", "load", "eval", "train", "export", "report")
-"""The phases of a training run, in order; ``eval`` comes again after ``train``."""
+"""The phases of a training run, in order; ``eval`` comes again after ``train``. A run that writes a
+quantized base has one phase, ``quantize``."""
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,7 @@ MAX_ANSWER = 400
 _PHASES = {
     "data": "preparing the data",
     "load": "loading the base",
+    "quantize": "quantizing the base",
     "eval": "evaluating",
     "train": "training",
     "export": "exporting",

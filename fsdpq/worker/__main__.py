@@ -1,4 +1,4 @@
-"""``python -m fsdpq.worker VERB ...``: ``train``, ``generate`` or ``smoke-model``.
+"""``python -m fsdpq.worker VERB ...``: ``train``, ``quantize``, ``generate`` or ``smoke-model``.
 
 Starts the guard before anything heavy is imported, so that every error of a rank, a missing
 package included, ends in its log and its error file.
@@ -23,6 +23,11 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     train.add_argument("run_dir", type=Path)
     train.add_argument("--trust-remote-code", action="store_true")
     train.set_defaults(run=_train)
+    quantize = verbs.add_parser("quantize")
+    quantize.add_argument("run_dir", type=Path)
+    quantize.add_argument("--out", type=Path, required=True)
+    quantize.add_argument("--trust-remote-code", action="store_true")
+    quantize.set_defaults(run=_quantize)
     generate = verbs.add_parser("generate")
     generate.add_argument("run_dir", type=Path)
     generate.add_argument("--prompt", required=True)
@@ -55,6 +60,15 @@ def _train(parsed: argparse.Namespace, rank: int) -> None:
         from fsdpq.worker.train import train
 
         train(files, trust_remote_code=parsed.trust_remote_code)
+
+
+def _quantize(parsed: argparse.Namespace, rank: int) -> None:
+    files = RunFiles(parsed.run_dir)
+    with recorded_errors(files.rank_error(rank), rank):
+        redirect_output(files.rank_log(rank))
+        from fsdpq.worker.quantize import quantize
+
+        quantize(files, parsed.out, trust_remote_code=parsed.trust_remote_code)
 
 
 def _generate(parsed: argparse.Namespace, rank: int) -> None:

@@ -18,12 +18,10 @@ from torch.distributed.fsdp import MixedPrecisionPolicy
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
 from fsdpq.dist import check_same_on_all_ranks, own_shard
-from fsdpq.errors import CheckpointError, EnvironmentProblemError
+from fsdpq.errors import EnvironmentProblemError
 from fsdpq.fsdp.precision import autocast_dtype, build_policy
 from fsdpq.fsdp.wrap import apply_fsdp
 from fsdpq.model.causal_lm import CausalLM
-from fsdpq.model.loading.bnb_checkpoint import BnbCheckpointSource
-from fsdpq.model.loading.source import BaseSource, CheckpointSource
 from fsdpq.model.loading.stream import load_base
 from fsdpq.model.loading.targets import checkpoint_name
 from fsdpq.model.meta import (
@@ -36,10 +34,14 @@ from fsdpq.model.packing import check_packing_isolates
 from fsdpq.model.quantized_linear import QuantizedLinear
 from fsdpq.protocols import BASE, AdaptedLayer, Adapter
 from fsdpq.recipe.root import Recipe
-from fsdpq.recipe.sections.quantization import BnbOptions
-from fsdpq.recipe.stored_quantization import find_disagreements, read_stored_quantization
 from fsdpq.registry import resolve_builder
 from fsdpq.run_files import RunFiles
+from fsdpq.worker.base import (
+    QuantizedBase,
+    check_stored_quantization,
+    open_source,
+    read_base_input,
+)
 
 
 @dataclass(frozen=True)
@@ -51,12 +53,14 @@ class Inputs:
         model_revision: commit of a hub repository, None elsewhere.
         data_path: the data file, None where rows are made up.
         trust_remote_code: run Python code that the model brings; from the command line only.
+        base: the base model quantized already, None where it is quantized while it loads.
     """
 
     model_dir: Path
     model_revision: str | None
     data_path: Path | None
     trust_remote_code: bool = False
+    base: QuantizedBase | None = None
 
 
 @dataclass(frozen=True)
@@ -68,14 +72,14 @@ class Assembled:
         num_parameters: weights of the base, tied ones once.
         num_quantized: those stored quantized.
         num_groups: FSDP groups.
-        notice: what the user should know about how it is held, may be empty.
+        notices: what the user should know about how it is held and where it came from.
     """
 
     model: CausalLM
     num_parameters: int
     num_quantized: int
     num_groups: int
-    notice: str = ""
+    notices: tuple[str, ...] = ()
 
     @property
     def trainable(self) -> list[nn.Parameter]:
@@ -103,10 +107,10 @@ class Assembled:
 def read_inputs(files: RunFiles, *, trust_remote_code: bool = False) -> Inputs:
     """Reads from the lock where model and data lie."""
     inputs = json.loads(files.lock.read_text(encoding="utf-8"))["inputs"]
-    model, data = inputs["model"], inputs["data"]
+    model, data = inputs["model"], inputs.get("data", {"path": None})
     directory, revision = Path(model["directory"]), model["revision"]
     data_path = Path(data["path"]) if data["path"] is not None else None
-    return Inputs(directory, revision, data_path, trust_remote_code)
+    return Inputs(directory, revision, data_path, trust_remote_code, read_base_input(inputs))
 
 
 def resolve_dtype(recipe: Recipe, device: torch.device) -> torch.dtype:
@@ -131,6 +135,7 @@ def assemble_model(
     *,
     device: torch.device,
     report_load: Callable[[int, int], Any],
+    base: QuantizedBase | None = None,
     trust_remote_code: bool = False,
     on_phase: Callable[[str], Any] = lambda _phase: None,
 ) -> Assembled:
@@ -145,14 +150,16 @@ def assemble_model(
     )
     num_parameters, num_quantized = count_parameters(model)
     adapter.apply_adapter(model.decoder_layers, is_linear=is_linear)
-    num_groups, notice = shard_model(
+    num_groups, about_offload = shard_model(
         model,
         recipe,
         device,
         casts=build_policy(recipe.fsdp.precision, trains_base=adapter.trains_base, dtype=dtype),
     )
     on_phase("shard")
-    source = open_source(model, recipe, model_dir, dtype=dtype, device=device)
+    source, about_base = open_source(
+        model, recipe.quantization, model_dir, base, dtype=dtype, device=device
+    )
     load_base(
         model,
         source,
@@ -164,36 +171,8 @@ def assemble_model(
     on_phase("load")
     digest = adapter.init_adapter(model, seed=recipe.training.seed, dtype=dtype, device=device)
     check_same_on_all_ranks("the initial values of what is trained", digest)
-    if isinstance(source, BnbCheckpointSource) and source.notice:
-        notice = "; ".join(filter(None, (notice, source.notice)))
-    return Assembled(model, num_parameters, num_quantized, num_groups, notice)
-
-
-def open_source(
-    model: CausalLM, recipe: Recipe, model_dir: Path, *, dtype: torch.dtype, device: torch.device
-) -> BaseSource:
-    """Returns where the base of a meta model comes from.
-
-    Raises:
-        CheckpointError: names, shapes or the quantization do not fit, or a file is damaged.
-    """
-    options = recipe.quantization
-    if read_stored_quantization(model_dir) is None or not isinstance(options, BnbOptions):
-        return CheckpointSource(model, model_dir, dtype=dtype, device=device)
-    tables = resolve_builder("quantization", options)(options).library_tables()
-    return BnbCheckpointSource(model, model_dir, options=options, tables=tables, device=device)
-
-
-def check_stored_quantization(recipe: Recipe, model_dir: Path) -> None:
-    """Checks that the recipe fits weights that are quantized already.
-
-    Raises:
-        CheckpointError: it does not; says what differs.
-    """
-    stored = read_stored_quantization(model_dir)
-    problems = [] if stored is None else list(find_disagreements(stored, recipe.quantization))
-    if problems:
-        raise CheckpointError("; ".join(p.message for p in problems), hint=problems[0].hint)
+    notices = tuple(notice for notice in (about_offload, about_base) if notice)
+    return Assembled(model, num_parameters, num_quantized, num_groups, notices)
 
 
 def build_model(

@@ -43,6 +43,7 @@ def generate(
         inputs.model_dir,
         device=device,
         report_load=lambda _done, _total: None,
+        base=inputs.base,
         trust_remote_code=trust_remote_code,
     )
     if use_adapter:

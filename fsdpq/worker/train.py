@@ -53,11 +53,12 @@ def train(files: RunFiles, *, trust_remote_code: bool = False) -> None:
         inputs.model_dir,
         device=device,
         report_load=load_reporter(events),
+        base=inputs.base,
         trust_remote_code=trust_remote_code,
         on_phase=MemoryLog(metrics, device, recipe.metrics.log_memory),
     )
-    if assembled.notice:
-        events.write({"event": "notice", "message": assembled.notice})
+    for notice in assembled.notices:
+        events.write({"event": "notice", "message": notice})
     trainer = build_trainer(recipe, assembled, data, metrics, files=files, device=device)
     summary = summarize_setup(recipe, assembled, data, trainer, device)
     events.write({"event": "setup", **dataclasses.asdict(summary)})

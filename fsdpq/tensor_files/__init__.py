@@ -1,0 +1,1 @@
+"""Safetensors files as both halves see them: headers and byte ranges, without torch."""
