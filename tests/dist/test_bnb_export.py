@@ -53,6 +53,7 @@ def test_written_tensors_are_those_of_transformers(
         tmp_path, family=family, sizes=sizes, dtype=torch.bfloat16,
         bnb_4bit_use_double_quant=options["double_quant"],
         bnb_4bit_quant_type=options.get("quant_type", "nf4"),
+        bnb_4bit_compute_dtype=torch.bfloat16,
     )  # fmt: skip
     expected = stored_tensors(quantized)
     out = tmp_path / "out"
