@@ -34,6 +34,7 @@ from fsdpq.model.quantized_experts import PackedExperts
 from fsdpq.model.quantized_linear import PackedMatrix
 from fsdpq.quantization.bnb import BnbQuantizer
 from fsdpq.recipe.load import load_resolved
+from fsdpq.recipe.root import Recipe
 from fsdpq.recipe.sections.quantization import BnbOptions
 from fsdpq.recipe.stored_quantization import read_stored_quantization
 from fsdpq.run_files import RunFiles
@@ -47,39 +48,60 @@ def export_bnb(files: RunFiles, out: Path, *, trust_remote_code: bool = False) -
     """Writes the model of a run directory's recipe in bitsandbytes' format into ``out``.
 
     Ranks: all (collective).
-
-    Raises:
-        UsageError: the recipe quantizes with another library.
-        CheckpointError: the checkpoint is damaged, or quantized already.
-        ExportError: see `save_bnb_checkpoint`.
     """
     recipe = load_resolved(files.resolved)
-    if not isinstance(recipe.quantization, BnbOptions):
-        raise UsageError(
-            f"`--format bnb` writes bases of bitsandbytes, and `quantization.kind` is "
-            f"`{recipe.quantization.kind}`",
-            hint="leave `--format` out, or use `quantization: {kind: bnb}`",
-        )
     inputs = read_inputs(files, trust_remote_code=trust_remote_code)
-    if read_stored_quantization(inputs.model_dir) is not None:
-        raise CheckpointError(
-            f"the weights of {inputs.model_dir} are in bitsandbytes' format already",
-            hint="use that directory as it is",
-        )
     device = dist.start_process_group(recipe.launch.device)
     events = open_rows(files.events)
     enter(events, "quantize")
+    write_recipe_bnb(
+        recipe,
+        inputs.model_dir,
+        out,
+        device=device,
+        report=load_reporter(events),
+        trust_remote_code=trust_remote_code,
+    )
+    dist.wait_for_all()
+
+
+def write_recipe_bnb(
+    recipe: Recipe,
+    model_dir: Path,
+    out: Path,
+    *,
+    device: torch.device,
+    report: Callable[[int, int], Any],
+    trust_remote_code: bool = False,
+) -> None:
+    """Writes the model of a recipe in bitsandbytes' format into ``out``.
+
+    Ranks: all (collective).
+
+    Raises:
+        UsageError: the recipe quantizes with another library, or not at all.
+        CheckpointError: the checkpoint is damaged, or quantized already.
+        ExportError: see `save_bnb_checkpoint`.
+    """
+    if not isinstance(recipe.quantization, BnbOptions):
+        raise UsageError(
+            "`--format bnb` writes 4-bit weights of bitsandbytes, and `quantization.kind` is "
+            f"`{recipe.quantization.kind}`",
+            hint="leave `--format` out, or use `quantization: {kind: bnb}`",
+        )
+    if read_stored_quantization(model_dir) is not None:
+        raise CheckpointError(
+            f"the weights of {model_dir} are quantized already",
+            hint="use that directory as it is, or name the unquantized repository",
+        )
     dtype = resolve_dtype(recipe, device)
     model = build_model(
-        recipe, inputs.model_dir, AllFrozen(), dtype=dtype, trust_remote_code=trust_remote_code
+        recipe, model_dir, AllFrozen(), dtype=dtype, trust_remote_code=trust_remote_code
     )
     quantizer = BnbQuantizer(recipe.quantization)
     save_bnb_checkpoint(
-        model, inputs.model_dir, out, quantizer=quantizer, dtype=dtype, device=device,
-        report=load_reporter(events),
-    )  # fmt: skip
-    events.write({"event": "base", "directory": str(out)})
-    dist.wait_for_all()
+        model, model_dir, out, quantizer=quantizer, dtype=dtype, device=device, report=report
+    )
 
 
 def save_bnb_checkpoint(

@@ -8,15 +8,15 @@ from typing import Any
 import pytest
 import torch
 
-from fsdpq.errors import ExportError
+from fsdpq.errors import ExportError, FsdpqError
 from fsdpq.model.meta import build_meta_model
 from fsdpq.quantization.bnb import BnbQuantizer
 from fsdpq.recipe.sections.quantization import BnbOptions
-from fsdpq.worker.bnb_export import save_bnb_checkpoint
+from fsdpq.worker.bnb_export import save_bnb_checkpoint, write_recipe_bnb
 from support import reference
 from support.bnb_repository import EXPERTS, load_stock, save_quantized, stored_tensors
 from support.ranks import RankPool
-from support.tiny import save_tiny_llama
+from support.tiny import save_tiny_llama, tiny_recipe
 
 CPU = torch.device("cpu")
 PROMPT = [5, 17, 230, 44, 9, 101, 77, 300]
@@ -104,3 +104,27 @@ def test_quantized_experts_are_refused_and_plain_ones_load(ranks: RankPool, tmp_
     original = dict(reference.load_plain(directory).named_parameters())
     assert len(stacks) == 6
     assert all(torch.equal(stack, original[name]) for name, stack in stacks.items())
+
+
+def refusal(directory: Path, out: Path, sections: dict[str, Any]) -> str:
+    """Returns what this rank says of a recipe that cannot be written."""
+    try:
+        write_recipe_bnb(
+            tiny_recipe(**sections), directory, out, device=CPU, report=lambda _done, _total: None
+        )
+    except FsdpqError as error:
+        return f"{type(error).__name__} {error.message}"
+    return ""
+
+
+def test_what_is_not_bitsandbytes_or_quantized_already_is_refused(
+    ranks: RankPool, tmp_path: Path
+) -> None:
+    quantized, out = save_quantized(tmp_path), tmp_path / "out"
+    hqq = {"quantization": {"kind": "hqq"}}
+    [message] = ranks.run(1, refusal, tmp_path / "plain", out, hqq)
+    assert message.startswith("UsageError `--format bnb` writes 4-bit weights of bitsandbytes")
+    [message] = ranks.run(1, refusal, quantized, out, {})
+    assert message.startswith("CheckpointError")
+    assert "quantized already" in message
+    assert not out.exists()
