@@ -11,7 +11,7 @@ import struct
 from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -56,7 +56,7 @@ class TensorStream:
         self._file = path.open("wb")
         self._file.write(bytes(8 + self._room))
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> TensorStream:
         """Returns itself."""
         return self
 
@@ -86,7 +86,7 @@ class TensorStream:
             "data_offsets": [self._offset, stop],
         }
         flat = tensor.contiguous().reshape(-1).view(torch.uint8)
-        self._file.write(memoryview(flat.numpy()))
+        self._file.write(flat.numpy().data)
         self._offset = stop
 
     def _finish(self) -> None:

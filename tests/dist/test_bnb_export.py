@@ -78,7 +78,7 @@ def test_blocks_of_128_and_unconverted_layers_load_in_transformers(
     options = {"block_size": 128, "modules_to_not_convert": ["o_proj"]}
     assert ranks.run(1, export, directory, tmp_path / "out", options, torch.float32) == [""]
     model = load_stock(tmp_path / "out").eval()
-    layer = model.model.layers[0]  # pyright: ignore[reportAttributeAccessIssue, reportIndexIssue]
+    layer: Any = model.get_submodule("model.layers.0")
     assert layer.mlp.up_proj.weight.quant_state.blocksize == 128
     assert type(layer.self_attn.o_proj) is torch.nn.Linear
     plain = reference.load_plain(directory)
