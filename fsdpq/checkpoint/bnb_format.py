@@ -69,6 +69,7 @@ def write_bnb_directory(
     config: PretrainedConfig,
     original: Path,
     max_file_bytes: int = MAX_FILE_BYTES,
+    report: Callable[[int, int], Any] = lambda _done, _total: None,
 ) -> None:
     """Writes ``config.json``, the weights and the tokenizer's files.
 
@@ -81,30 +82,60 @@ def write_bnb_directory(
         config: of the model, with its ``quantization_config``.
         original: the checkpoint that the tokenizer's files are copied from.
         max_file_bytes: a file is full at this size.
+        report: told ``(done_bytes, total_bytes)`` after each group.
 
     Raises:
         ExportError: the directory cannot be written.
     """
+    progress = _Progress(groups, report)
     if rank() != 0:
         for group in groups:
             group.gather()
+            progress.add(group)
         return
     with whole_directory(directory, what="the model") as partial:
         files = list(_split_into_files(groups, max_file_bytes))
-        placed: dict[str, str] = {}
-        total = 0
-        for file_name, members in zip(file_names(len(files)), files, strict=True):
-            names = [name for group in members for name in group.names]
-            placed |= dict.fromkeys(names, file_name)
-            with TensorStream(partial / file_name, names) as stream:
-                for group in members:
-                    total += sum(stream.write(*item) for item in group.gather().items())
+        names = file_names(len(files))
+        total = sum(
+            _write_file(partial / name, members, progress)
+            for name, members in zip(names, files, strict=True)
+        )
         if len(files) > 1:
+            placed = {
+                tensor: name
+                for name, members in zip(names, files, strict=True)
+                for group in members
+                for tensor in group.names
+            }
             index = {"metadata": {"total_size": total}, "weight_map": placed}
             (partial / INDEX_NAME).write_text(json.dumps(index, indent=2) + "\n")
         config.save_pretrained(partial)
         for path in sorted({path for pattern in COPIED for path in original.glob(pattern)}):
             shutil.copyfile(path, partial / path.name)
+
+
+class _Progress:
+    """Counts the bytes of groups that are done."""
+
+    def __init__(self, groups: Sequence[TensorGroup], report: Callable[[int, int], Any]) -> None:
+        self._total = sum(group.num_bytes for group in groups)
+        self._done = 0
+        self._report = report
+
+    def add(self, group: TensorGroup) -> None:
+        self._done += group.num_bytes
+        self._report(self._done, self._total)
+
+
+def _write_file(path: Path, members: Sequence[TensorGroup], progress: _Progress) -> int:
+    """Writes the tensors of some groups; returns their bytes."""
+    num_bytes = 0
+    with TensorStream(path, [name for group in members for name in group.names]) as stream:
+        for group in members:
+            for name, tensor in group.gather().items():
+                num_bytes += stream.write(name, tensor)
+            progress.add(group)
+    return num_bytes
 
 
 def _split_into_files(

@@ -104,23 +104,7 @@ class BnbQuantizer:
         self, packed: Mapping[str, Tensor], shape: tuple[int, int], dtype: torch.dtype
     ) -> Tensor:
         """Returns the whole matrix with shape ``shape``, as ``dequantize_4bit`` makes it."""
-        absmax = packed["absmax"].reshape(-1)
-        state = bnb.QuantState(
-            absmax=absmax if self.double_quant else absmax.view(torch.float32),
-            shape=torch.Size(shape),
-            dtype=dtype,
-            blocksize=self.block_size,
-            quant_type=self.quant_type,
-        )
-        if self.double_quant:
-            state.nested = True
-            state.offset = packed["nested_offset"].view(torch.float32).reshape(())
-            state.state2 = bnb.QuantState(
-                absmax=packed["nested_absmax"].view(torch.float32).reshape(-1),
-                code=_dynamic_map(absmax.device),
-                blocksize=NESTED_BLOCK_SIZE,
-                dtype=torch.float32,
-            )
+        state = self._whole_state(packed, shape, dtype)
         return bnb.dequantize_4bit(packed["codes"].reshape(-1, 1), state).reshape(shape)
 
     def dequantize_rows(
@@ -169,12 +153,18 @@ class BnbQuantizer:
         Returns:
             ``""`` for the codes, and what follows ``weight.`` for the others.
         """
-        tables = self.library_tables()
+        state = self._whole_state(packed, shape, dtype)
+        state.code = self.library_tables()["quant_map"]
+        return {"": packed["codes"].reshape(-1, 1)} | state.as_dict(packed=True)
+
+    def _whole_state(
+        self, packed: Mapping[str, Tensor], shape: tuple[int, int], dtype: torch.dtype
+    ) -> bnb.QuantState:
+        """Returns the library's description of a whole packed matrix, without its 16 values."""
         absmax = packed["absmax"].reshape(-1)
         state = bnb.QuantState(
             absmax=absmax if self.double_quant else absmax.view(torch.float32),
             shape=torch.Size(shape),
-            code=tables["quant_map"],
             dtype=dtype,
             blocksize=self.block_size,
             quant_type=self.quant_type,
@@ -184,11 +174,11 @@ class BnbQuantizer:
             state.offset = packed["nested_offset"].view(torch.float32).reshape(())
             state.state2 = bnb.QuantState(
                 absmax=packed["nested_absmax"].view(torch.float32).reshape(-1),
-                code=tables["nested_quant_map"],
+                code=_dynamic_map(absmax.device),
                 blocksize=NESTED_BLOCK_SIZE,
                 dtype=torch.float32,
             )
-        return {"": packed["codes"].reshape(-1, 1)} | state.as_dict(packed=True)
+        return state
 
     def _scales(self, packed: Mapping[str, Tensor], start: int, stop: int) -> Tensor:
         """Returns scales ``[start, stop)`` of the matrix, fp32."""

@@ -26,6 +26,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     quantize = verbs.add_parser("quantize")
     quantize.add_argument("run_dir", type=Path)
     quantize.add_argument("--out", type=Path, required=True)
+    quantize.add_argument("--format", choices=("fsdpq", "bnb"), default="fsdpq")
     quantize.add_argument("--trust-remote-code", action="store_true")
     quantize.set_defaults(run=_quantize)
     generate = verbs.add_parser("generate")
@@ -70,9 +71,15 @@ def _quantize(parsed: argparse.Namespace, rank: int) -> None:
     files = RunFiles(parsed.run_dir)
     with recorded_errors(files.rank_error(rank), rank):
         redirect_output(files.rank_log(rank))
-        from fsdpq.worker.quantize import quantize
+        trust = parsed.trust_remote_code
+        if parsed.format == "bnb":
+            from fsdpq.worker.bnb_export import export_bnb
 
-        quantize(files, parsed.out, trust_remote_code=parsed.trust_remote_code)
+            export_bnb(files, parsed.out, trust_remote_code=trust)
+        else:
+            from fsdpq.worker.quantize import quantize
+
+            quantize(files, parsed.out, trust_remote_code=trust)
 
 
 def _generate(parsed: argparse.Namespace, rank: int) -> None:

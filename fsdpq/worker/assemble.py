@@ -179,7 +179,9 @@ def assemble_model(
         casts=build_policy(recipe.fsdp.precision, trains_base=trains_base, dtype=dtype),
     )
     on_phase("shard")
-    source, about_base = open_source(model, recipe, model_dir, base, dtype=dtype, device=device)
+    source, about_base = open_source(
+        model, recipe.quantization, model_dir, base, dtype=dtype, device=device
+    )
     load_base(
         model,
         source,

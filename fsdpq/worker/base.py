@@ -16,7 +16,7 @@ from fsdpq.model.loading.base_source import QuantizedBaseSource, check_is_origin
 from fsdpq.model.loading.bnb_checkpoint import BnbCheckpointSource
 from fsdpq.model.loading.source import BaseSource, CheckpointSource
 from fsdpq.recipe.root import Recipe
-from fsdpq.recipe.sections.quantization import BnbOptions
+from fsdpq.recipe.sections.quantization import BnbOptions, QuantizationOptions
 from fsdpq.recipe.stored_quantization import find_disagreements, read_stored_quantization
 from fsdpq.registry import resolve_builder
 from fsdpq.run_files import RunFiles
@@ -53,9 +53,47 @@ def key_of_run(files: RunFiles, recipe: Recipe) -> Key:
     )
 
 
+def check_stored_quantization(recipe: Recipe, model_dir: Path) -> None:
+    """Checks that the recipe fits weights that are quantized already.
+
+    Raises:
+        CheckpointError: it does not; says what differs.
+    """
+    stored = read_stored_quantization(model_dir)
+    problems = [] if stored is None else list(find_disagreements(stored, recipe.quantization))
+    if problems:
+        raise CheckpointError("; ".join(p.message for p in problems), hint=problems[0].hint)
+
+
+def open_checkpoint_source(
+    model: CausalLM,
+    options: QuantizationOptions,
+    model_dir: Path,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> CheckpointSource | BnbCheckpointSource:
+    """Returns the source of a checkpoint: quantized while it is read, or as it is stored.
+
+    Args:
+        model: on meta.
+        options: the recipe's ``quantization``.
+        model_dir: the checkpoint.
+        dtype: of the model.
+        device: this rank's device.
+
+    Raises:
+        CheckpointError: names, shapes or the quantization do not fit, or a file is damaged.
+    """
+    if read_stored_quantization(model_dir) is None or not isinstance(options, BnbOptions):
+        return CheckpointSource(model, model_dir, dtype=dtype, device=device)
+    tables = resolve_builder("quantization", options)(options).library_tables()
+    return BnbCheckpointSource(model, model_dir, options=options, tables=tables, device=device)
+
+
 def open_source(
     model: CausalLM,
-    recipe: Recipe,
+    options: QuantizationOptions,
     model_dir: Path,
     base: QuantizedBase | None,
     *,
@@ -66,7 +104,7 @@ def open_source(
 
     Args:
         model: sharded, on meta.
-        recipe: says how the base is quantized.
+        options: the recipe's ``quantization``.
         model_dir: the checkpoint.
         base: made from it; None, or one that is gone, is made from the checkpoint while it loads.
         dtype: of the model.
@@ -78,32 +116,15 @@ def open_source(
         DamagedBaseError: a base is not what was written.
     """
 
-    def open_original() -> BaseSource:
+    def open_checkpoint() -> CheckpointSource | BnbCheckpointSource:
         check_is_original(model_dir)
-        return CheckpointSource(model, model_dir, dtype=dtype, device=device)
+        return open_checkpoint_source(model, options, model_dir, dtype=dtype, device=device)
 
-    if base is not None and is_base(base.directory):
-        return QuantizedBaseSource(
-            model, base.directory, key=base.key, open_original=open_original
-        ), ""
-    options = recipe.quantization
-    if read_stored_quantization(model_dir) is not None and isinstance(options, BnbOptions):
-        tables = resolve_builder("quantization", options)(options).library_tables()
-        stored = BnbCheckpointSource(
-            model, model_dir, options=options, tables=tables, device=device
-        )
-        return stored, stored.notice
-    gone = f"the quantized base {base.directory} is gone: quantizing {model_dir}" if base else ""
-    return open_original(), gone
-
-
-def check_stored_quantization(recipe: Recipe, model_dir: Path) -> None:
-    """Checks that the recipe fits weights that are quantized already.
-
-    Raises:
-        CheckpointError: it does not; says what differs.
-    """
-    stored = read_stored_quantization(model_dir)
-    problems = [] if stored is None else list(find_disagreements(stored, recipe.quantization))
-    if problems:
-        raise CheckpointError("; ".join(p.message for p in problems), hint=problems[0].hint)
+    if base is None:
+        checkpoint = open_checkpoint()
+        return checkpoint, checkpoint.notice
+    if not is_base(base.directory):
+        notice = f"the quantized base {base.directory} is gone: quantizing {model_dir} again"
+        return open_checkpoint(), notice
+    source = QuantizedBaseSource(model, base.directory, key=base.key, open_original=open_checkpoint)
+    return source, ""

@@ -6,13 +6,14 @@ model.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
+from fsdpq import dist
 from fsdpq.checkpoint.bnb_format import (
     MAX_FILE_BYTES,
     TensorGroup,
@@ -20,7 +21,7 @@ from fsdpq.checkpoint.bnb_format import (
     write_bnb_directory,
 )
 from fsdpq.dist import Shard, all_gather_rows, rank, shard_range, world_size
-from fsdpq.errors import ExportError
+from fsdpq.errors import CheckpointError, ExportError, UsageError
 from fsdpq.model.causal_lm import CausalLM
 from fsdpq.model.loading.checkpoint_names import ModelTensors
 from fsdpq.model.loading.source import open_checkpoint, row_reader
@@ -32,6 +33,75 @@ from fsdpq.model.loading.targets import (
 from fsdpq.model.quantized_experts import PackedExperts
 from fsdpq.model.quantized_linear import PackedMatrix
 from fsdpq.quantization.bnb import BnbQuantizer
+from fsdpq.recipe.load import load_resolved
+from fsdpq.recipe.root import Recipe
+from fsdpq.recipe.sections.quantization import BnbOptions
+from fsdpq.recipe.stored_quantization import read_stored_quantization
+from fsdpq.run_files import RunFiles
+from fsdpq.worker.assemble import build_model, read_inputs, resolve_dtype
+from fsdpq.worker.outputs import open_rows
+from fsdpq.worker.quantize import AllFrozen
+from fsdpq.worker.train import enter, load_reporter
+
+
+def export_bnb(files: RunFiles, out: Path, *, trust_remote_code: bool = False) -> None:
+    """Writes the model of a run directory's recipe in bitsandbytes' format into ``out``.
+
+    Ranks: all (collective).
+    """
+    recipe = load_resolved(files.resolved)
+    inputs = read_inputs(files, trust_remote_code=trust_remote_code)
+    device = dist.start_process_group(recipe.launch.device)
+    events = open_rows(files.events)
+    enter(events, "quantize")
+    write_recipe_bnb(
+        recipe,
+        inputs.model_dir,
+        out,
+        device=device,
+        report=load_reporter(events),
+        trust_remote_code=trust_remote_code,
+    )
+    dist.wait_for_all()
+
+
+def write_recipe_bnb(
+    recipe: Recipe,
+    model_dir: Path,
+    out: Path,
+    *,
+    device: torch.device,
+    report: Callable[[int, int], Any],
+    trust_remote_code: bool = False,
+) -> None:
+    """Writes the model of a recipe in bitsandbytes' format into ``out``.
+
+    Ranks: all (collective).
+
+    Raises:
+        UsageError: the recipe quantizes with another library, or not at all.
+        CheckpointError: the checkpoint is damaged, or quantized already.
+        ExportError: see `save_bnb_checkpoint`.
+    """
+    if not isinstance(recipe.quantization, BnbOptions):
+        raise UsageError(
+            "`--format bnb` writes 4-bit weights of bitsandbytes, and `quantization.kind` is "
+            f"`{recipe.quantization.kind}`",
+            hint="leave `--format` out, or use `quantization: {kind: bnb}`",
+        )
+    if read_stored_quantization(model_dir) is not None:
+        raise CheckpointError(
+            f"the weights of {model_dir} are quantized already",
+            hint="use that directory as it is, or name the unquantized repository",
+        )
+    dtype = resolve_dtype(recipe, device)
+    model = build_model(
+        recipe, model_dir, AllFrozen(), dtype=dtype, trust_remote_code=trust_remote_code
+    )
+    quantizer = BnbQuantizer(recipe.quantization)
+    save_bnb_checkpoint(
+        model, model_dir, out, quantizer=quantizer, dtype=dtype, device=device, report=report
+    )
 
 
 def save_bnb_checkpoint(
@@ -43,6 +113,7 @@ def save_bnb_checkpoint(
     dtype: torch.dtype,
     device: torch.device,
     max_file_bytes: int = MAX_FILE_BYTES,
+    report: Callable[[int, int], Any] = lambda _done, _total: None,
 ) -> None:
     """Writes a model directory that ``AutoModelForCausalLM.from_pretrained`` reads.
 
@@ -60,6 +131,7 @@ def save_bnb_checkpoint(
         dtype: of the weights before they are quantized, and of those that stay.
         device: this rank's; rows are quantized there.
         max_file_bytes: a file is full at this size.
+        report: told ``(done_bytes, total_bytes)`` of what is written, after each target.
 
     Raises:
         CheckpointError: the checkpoint does not fit the model, or is damaged.
@@ -91,8 +163,9 @@ def save_bnb_checkpoint(
         unquantized=_plain_linears(model),
     )
     write_bnb_directory(
-        groups, out, config=config, original=directory, max_file_bytes=max_file_bytes
-    )
+        groups, out, config=config, original=directory, max_file_bytes=max_file_bytes,
+        report=report,
+    )  # fmt: skip
 
 
 def _plain_linears(model: CausalLM) -> Sequence[str]:
@@ -154,4 +227,4 @@ def _packed_group(
 def _own_rows(shape: tuple[int, int], device: torch.device) -> Shard:
     start, stop = shard_range(shape[0], rank(), world_size())
     rows = torch.empty((stop - start, shape[1]), dtype=torch.uint8, device=device)
-    return Shard(rows, start, stop, dist.group.WORLD if world_size() > 1 else None)
+    return Shard(rows, start, stop, torch.distributed.group.WORLD if world_size() > 1 else None)

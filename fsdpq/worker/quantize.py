@@ -10,19 +10,18 @@ import torch
 
 from fsdpq import dist
 from fsdpq.model.loading.base_writer import write_base
-from fsdpq.model.loading.source import CheckpointSource
 from fsdpq.protocols import Adapter
 from fsdpq.recipe.load import load_resolved
 from fsdpq.recipe.root import Recipe
 from fsdpq.run_files import RunFiles
 from fsdpq.tensor_files.base_manifest import BaseManifest, Key
 from fsdpq.worker.assemble import build_model, read_inputs, resolve_dtype
-from fsdpq.worker.base import key_of_run
+from fsdpq.worker.base import key_of_run, open_checkpoint_source
 from fsdpq.worker.outputs import open_rows
 from fsdpq.worker.train import enter, load_reporter
 
 
-class _AllFrozen(Adapter):
+class AllFrozen(Adapter):
     """Trains nothing: a base holds every layer of the checkpoint, once."""
 
 
@@ -73,7 +72,9 @@ def write_recipe_base(
     """
     dtype = resolve_dtype(recipe, device)
     model = build_model(
-        recipe, model_dir, _AllFrozen(), dtype=dtype, trust_remote_code=trust_remote_code
+        recipe, model_dir, AllFrozen(), dtype=dtype, trust_remote_code=trust_remote_code
     )
-    source = CheckpointSource(model, model_dir, dtype=dtype, device=device)
+    source = open_checkpoint_source(
+        model, recipe.quantization, model_dir, dtype=dtype, device=device
+    )
     return write_base(model, source, out, key=key, dtype=dtype, device=device, report=report)

@@ -45,7 +45,12 @@ def load_quantized(directory: Path, quantization: dict[str, Any]) -> dict[str, A
     model = assembled.model.eval()
     cache = DynamicCache(config=model.hf.config)
     logits = model.next_token_logits(torch.tensor([PROMPT]), cache)[0]
-    return {"packed": packed, "weights": weights, "logits": logits, "notice": assembled.notice}
+    return {
+        "packed": packed,
+        "weights": weights,
+        "logits": logits,
+        "notice": " ".join(assembled.notices),
+    }
 
 
 CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [

@@ -8,15 +8,15 @@ from typing import Any
 import pytest
 import torch
 
-from fsdpq.errors import ExportError
+from fsdpq.errors import ExportError, FsdpqError
 from fsdpq.model.meta import build_meta_model
 from fsdpq.quantization.bnb import BnbQuantizer
 from fsdpq.recipe.sections.quantization import BnbOptions
-from fsdpq.worker.bnb_export import save_bnb_checkpoint
+from fsdpq.worker.bnb_export import save_bnb_checkpoint, write_recipe_bnb
 from support import reference
 from support.bnb_repository import EXPERTS, load_stock, save_quantized, stored_tensors
 from support.ranks import RankPool
-from support.tiny import save_tiny_llama
+from support.tiny import save_tiny_llama, tiny_recipe
 
 CPU = torch.device("cpu")
 PROMPT = [5, 17, 230, 44, 9, 101, 77, 300]
@@ -53,6 +53,7 @@ def test_written_tensors_are_those_of_transformers(
         tmp_path, family=family, sizes=sizes, dtype=torch.bfloat16,
         bnb_4bit_use_double_quant=options["double_quant"],
         bnb_4bit_quant_type=options.get("quant_type", "nf4"),
+        bnb_4bit_compute_dtype=torch.bfloat16,
     )  # fmt: skip
     expected = stored_tensors(quantized)
     out = tmp_path / "out"
@@ -77,7 +78,7 @@ def test_blocks_of_128_and_unconverted_layers_load_in_transformers(
     options = {"block_size": 128, "modules_to_not_convert": ["o_proj"]}
     assert ranks.run(1, export, directory, tmp_path / "out", options, torch.float32) == [""]
     model = load_stock(tmp_path / "out").eval()
-    layer = model.model.layers[0]  # pyright: ignore[reportAttributeAccessIssue, reportIndexIssue]
+    layer: Any = model.get_submodule("model.layers.0")
     assert layer.mlp.up_proj.weight.quant_state.blocksize == 128
     assert type(layer.self_attn.o_proj) is torch.nn.Linear
     plain = reference.load_plain(directory)
@@ -103,3 +104,27 @@ def test_quantized_experts_are_refused_and_plain_ones_load(ranks: RankPool, tmp_
     original = dict(reference.load_plain(directory).named_parameters())
     assert len(stacks) == 6
     assert all(torch.equal(stack, original[name]) for name, stack in stacks.items())
+
+
+def refusal(directory: Path, out: Path, sections: dict[str, Any]) -> str:
+    """Returns what this rank says of a recipe that cannot be written."""
+    try:
+        write_recipe_bnb(
+            tiny_recipe(**sections), directory, out, device=CPU, report=lambda _done, _total: None
+        )
+    except FsdpqError as error:
+        return f"{type(error).__name__} {error.message}"
+    return ""
+
+
+def test_what_is_not_bitsandbytes_or_quantized_already_is_refused(
+    ranks: RankPool, tmp_path: Path
+) -> None:
+    quantized, out = save_quantized(tmp_path), tmp_path / "out"
+    hqq = {"quantization": {"kind": "hqq"}}
+    [message] = ranks.run(1, refusal, tmp_path / "plain", out, hqq)
+    assert message.startswith("UsageError `--format bnb` writes 4-bit weights of bitsandbytes")
+    [message] = ranks.run(1, refusal, quantized, out, {})
+    assert message.startswith("CheckpointError")
+    assert "quantized already" in message
+    assert not out.exists()

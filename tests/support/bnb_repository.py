@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import bitsandbytes as bnb
+import bitsandbytes.functional as bnb
 import torch
+from bitsandbytes.nn import Linear4bit
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
@@ -68,8 +69,10 @@ def dequantized(model: nn.Module) -> dict[str, torch.Tensor]:
 
     Before any forward: that of ``Linear4bit`` may repack the weight on some CPUs.
     """
+    layers: dict[str, Any] = {
+        name: module for name, module in model.named_modules() if isinstance(module, Linear4bit)
+    }
     return {
-        name: bnb.functional.dequantize_4bit(module.weight.data, module.weight.quant_state)
-        for name, module in model.named_modules()
-        if isinstance(module, bnb.nn.Linear4bit)
+        name: bnb.dequantize_4bit(layer.weight.data, layer.weight.quant_state)
+        for name, layer in layers.items()
     }

@@ -199,6 +199,8 @@ class BnbFiles(CheckpointFiles):
     def _read_state(self, name: str) -> StoredMatrix:
         packed = super().read_rows(name, 0, super().shape(name)[0])
         state: dict[str, Any] = json.loads(bytes(packed.tolist()))
+        if int(state["blocksize"]) < 1:
+            raise ValueError(f"blocksize {state['blocksize']}")
         double_quant = "nested_offset" in state
         return StoredMatrix(
             shape=tuple(int(size) for size in state["shape"]),

@@ -61,9 +61,14 @@ class CheckpointSource:
         dtype: what weights are cast to before they are quantized.
         device: rows are quantized there.
 
+    Attributes:
+        notice: empty, nothing is out of the ordinary.
+
     Raises:
         CheckpointError: names or shapes do not fit, or a file is damaged.
     """
+
+    notice = ""
 
     def __init__(
         self, model: CausalLM, directory: Path, *, dtype: torch.dtype, device: torch.device

@@ -22,7 +22,7 @@ class BnbOptions(Options):
     """The 16 values a code stands for: quantiles of a normal distribution, or 4-bit floats."""
 
     block_size: Literal[64, 128, 256, 512, 1024, 2048, 4096] = 64
-    """Weights that share one scale (absmax). transformers loads bitsandbytes bases with 64 only."""
+    """Weights that share one scale (absmax). transformers quantizes with 64 only, and loads any."""
 
     double_quant: bool = True
     """Quantize the scales too: 4.13 instead of 4.5 bits per weight at block size 64."""
