@@ -77,7 +77,7 @@ DATASETS: dict[str, tuple[str, str, str]] = {
 TEXT_DATASETS = ("text_completion_dataset", "wikitext_dataset", "cnn_dailymail_articles_dataset")
 """Datasets of plain text, of which every token is trained on."""
 
-_STATES = "its states are kept in {} there and in fp32 here: they are those of the adapter only"
+_STATES = "its states are kept in {} there and not here: they are those of the adapter only"
 
 OPTIMIZERS: dict[str, Any] = {
     "torch.optim.adamw": "adamw",
