@@ -113,6 +113,8 @@ def test_gathered_shards_equal_the_whole_tensors_quantization(
             scales = answer["absmax"].flatten()
             assert torch.equal(scales.view(state.absmax.dtype), state.absmax.flatten()), shape
             if double_quant:
+                assert state.state2 is not None
+                assert state.offset is not None
                 nested = answer["nested_absmax"].flatten().view(torch.float32)
                 assert torch.equal(nested, state.state2.absmax), shape
                 offset = answer["nested_offset"].flatten().view(torch.float32)
