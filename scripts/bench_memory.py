@@ -144,9 +144,9 @@ def _linear4bit(linear: nn.Linear, device: torch.device) -> nn.Module:
         compute_dtype=linear.weight.dtype,
         quant_type="nf4",
     )
-    layer.weight = bitsandbytes.nn.Params4bit(
-        linear.weight.data, requires_grad=False, quant_type="nf4", module=layer
-    )
+    # Untyped: its parameters are those of `__new__`, which type checkers do not find.
+    params: Any = bitsandbytes.nn.Params4bit
+    layer.weight = params(linear.weight.data, requires_grad=False, quant_type="nf4", module=layer)
     return layer.to(device)
 
 

@@ -73,9 +73,8 @@ def _reference(weight: Tensor, options: HqqOptions) -> dict[str, Tensor]:
     fold = options.group_size or 1 if options.axis == 0 else 1
     in_features = weight.shape[1]
     parts = weight.view(fold, -1, in_features)
-    config: dict[str, Any] = BaseQuantizeConfig(
-        nbits=options.nbits, group_size=options.group_size, axis=options.axis
-    )
+    sizes: dict[str, Any] = {"nbits": options.nbits, "group_size": options.group_size}
+    config: dict[str, Any] = BaseQuantizeConfig(**sizes, axis=options.axis)
     answers: dict[str, list[Tensor]] = {"codes": [], "scale": [], "zero": [], "weight": []}
     for block in parts.split(max(1, BLOCK_WEIGHTS // (fold * in_features)), dim=1):
         codes, meta = HqqLibrary.quantize(

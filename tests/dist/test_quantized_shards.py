@@ -34,18 +34,18 @@ BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 OPTIONS = [
     ("nf4", 64, True, BF16),
     ("fp4", 64, False, FP32),
-    ("fp4", 128, True, FP16),
-    ("nf4", 128, False, BF16),
+    ("fp4", 128, True, BF16),
+    ("nf4", 128, False, FP32),
     ("nf4", 256, True, FP32),
     ("fp4", 256, False, BF16),
     ("fp4", 512, True, FP32),
-    ("nf4", 512, False, FP16),
-    ("nf4", 1024, True, FP16),
+    ("nf4", 512, False, BF16),
+    ("nf4", 1024, True, FP16),  # bitsandbytes compiles fp16 on a CPU, which takes seconds
     ("fp4", 1024, False, BF16),
     ("fp4", 2048, True, BF16),
     ("nf4", 2048, False, FP32),
     ("nf4", 4096, True, BF16),
-    ("fp4", 4096, False, FP16),
+    ("fp4", 4096, False, FP32),
 ]
 
 
@@ -113,6 +113,8 @@ def test_gathered_shards_equal_the_whole_tensors_quantization(
             scales = answer["absmax"].flatten()
             assert torch.equal(scales.view(state.absmax.dtype), state.absmax.flatten()), shape
             if double_quant:
+                assert state.state2 is not None
+                assert state.offset is not None
                 nested = answer["nested_absmax"].flatten().view(torch.float32)
                 assert torch.equal(nested, state.state2.absmax), shape
                 offset = answer["nested_offset"].flatten().view(torch.float32)

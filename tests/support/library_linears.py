@@ -38,8 +38,9 @@ def with_library_linears(
         if not any(part.isdigit() for part in parent_name.split(".")):
             continue
         for name, child in list(parent.named_children()):
-            taken = isinstance(child, nn.Linear) and name not in kept
-            if taken and child.out_features not in keeps:
+            if not isinstance(child, nn.Linear) or name in kept:
+                continue
+            if child.out_features not in keeps:
                 setattr(parent, name, build(child, quantization, dtype))
         for weight in parent.parameters(recurse=False):
             if weight.dim() == 3 and weight.shape[1] > 1:
@@ -66,7 +67,9 @@ def _linear4bit(linear: nn.Linear, options: dict[str, Any], dtype: torch.dtype) 
     layer = bitsandbytes.nn.Linear4bit(
         linear.in_features, linear.out_features, bias=linear.bias is not None, compute_dtype=dtype
     )
-    layer.weight = bitsandbytes.nn.Params4bit(
+    # Untyped: its parameters are those of `__new__`, which type checkers do not find.
+    params: Any = bitsandbytes.nn.Params4bit
+    layer.weight = params(
         linear.weight.data,
         requires_grad=False,
         blocksize=options.get("block_size", 64),
@@ -95,8 +98,8 @@ def _hqq_linear(linear: nn.Linear, options: dict[str, Any], dtype: torch.dtype) 
         axis=options.get("axis", 1),
     )
     layer = HQQLinear(linear, config, compute_dtype=dtype, device="cpu", del_orig=False)
-    assert layer.meta is not None
+    meta: Any = layer.meta
     # A GPU computes them in fp16; a CPU in fp32, and what is stored is rounded.
     for name in ("scale", "zero"):
-        layer.meta[name] = layer.meta[name].half().to(dtype)
+        meta[name] = meta[name].half().to(dtype)
     return layer
