@@ -152,13 +152,15 @@ def assemble_model(
         casts=build_policy(recipe.fsdp.precision, trains_base=adapter.trains_base, dtype=dtype),
     )
     on_phase("shard")
-    source, about_base = open_source(model, model_dir, base, dtype=dtype, device=device)
+    source, about_base = open_source(
+        model, model_dir, base, dtype=dtype, device=device, offload=recipe.fsdp.offload
+    )
     load_base(
         model,
         source,
         dtype=dtype,
         device=device,
-        shards_on_host=recipe.fsdp.offload == "cpu",
+        offload=recipe.fsdp.offload,
         report=report_load,
     )
     on_phase("load")
