@@ -48,7 +48,7 @@ FALCON = {"model__name_or_path": "tiiuae/falcon-7b"}
 WANDB = {"metrics__sinks": ["wandb"]}
 
 CASES: list[tuple[str, dict[str, Any], str, str, str]] = [
-    ("check_supported", {"fsdp__offload": "disk"}, "fsdp.offload", "this version", "can do"),
+    ("check_supported", {"export__merge": True}, "export.merge", "this version", "can do"),
     ("check_model_revision_used", {**SMOLLM, "model__revision": "main"},
      "model.revision", "it is pinned", "delete `revision`"),
     ("check_seq_len_fits", {"data__seq_len": 4097},
