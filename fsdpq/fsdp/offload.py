@@ -4,6 +4,9 @@ With ``fsdp.offload: cpu`` FSDP2 keeps shards in host memory, copies a group to 
 gather, and reduced gradients back; the optimizer runs on the host. Pinned memory makes the copies
 run beside the computation. Pinning fails on some systems
 (https://github.com/axolotl-ai-cloud/axolotl/issues/2743), so it is tried first.
+
+With ``fsdp.offload: disk`` the frozen shards are pages of the quantized base's file, which the
+system reads when they are used and drops when memory is short. They cannot be pinned.
 """
 
 from __future__ import annotations
@@ -21,9 +24,9 @@ PIN_PROBE_BYTES = 64 << 20
 
 def offload_policy(offload: str, device: torch.device) -> tuple[OffloadPolicy, str]:
     """Returns FSDP2's policy for ``fsdp.offload``, and a notice for the user or an empty text."""
-    if offload != "cpu":
+    if offload == "none":
         return OffloadPolicy(), ""
-    if device.type == "cpu":
+    if device.type == "cpu" or offload == "disk":
         return CPUOffloadPolicy(pin_memory=False), ""
     try:
         torch.empty(PIN_PROBE_BYTES, dtype=torch.uint8, pin_memory=True)

@@ -14,7 +14,6 @@ from fsdpq.recipe.options import Options
 
 IMPLEMENTED: dict[str, tuple[Any, ...]] = {
     "model.attn_implementation": ("sdpa", "eager"),
-    "fsdp.offload": ("none", "cpu"),
     "data.on_bad_row": ("error",),
     "training.compile": (False,),
     "checkpoint.interval": (None,),

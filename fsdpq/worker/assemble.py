@@ -166,12 +166,7 @@ def assemble_model(
     )
     num_parameters, num_quantized = count_parameters(model)
     trains_base = any(parameter.requires_grad for parameter in model.parameters())
-    routers = router_ids(model.decoder_layers)
-    adapter.apply_adapter(
-        model.decoder_layers,
-        is_linear=lambda each: is_linear(each) and id(each) not in routers,
-        prefix=model.layers_prefix,
-    )
+    apply_adapter(model, adapter)
     num_groups, about_offload = shard_model(
         model,
         recipe,
@@ -179,22 +174,46 @@ def assemble_model(
         casts=build_policy(recipe.fsdp.precision, trains_base=trains_base, dtype=dtype),
     )
     on_phase("shard")
-    source, about_base = open_source(
-        model, recipe.quantization, model_dir, base, dtype=dtype, device=device
-    )
-    load_base(
-        model,
-        source,
-        dtype=dtype,
-        device=device,
-        shards_on_host=recipe.fsdp.offload == "cpu",
-        report=report_load,
+    about_base = fill_base(
+        model, recipe, model_dir, base, dtype=dtype, device=device, report=report_load
     )
     on_phase("load")
     digest = adapter.init_adapter(model, seed=recipe.training.seed, dtype=dtype, device=device)
     check_same_on_all_ranks("the initial values of what is trained", digest)
     notices = tuple(notice for notice in (about_offload, about_base) if notice)
     return Assembled(model, num_parameters, num_quantized, num_groups, notices)
+
+
+def fill_base(
+    model: CausalLM,
+    recipe: Recipe,
+    model_dir: Path,
+    base: QuantizedBase | None,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    report: Callable[[int, int], Any],
+) -> str:
+    """Loads the base of a sharded meta model, in place; returns a notice or an empty text.
+
+    Ranks: all (collective).
+    """
+    options, offload = recipe.quantization, recipe.fsdp.offload
+    source, notice = open_source(
+        model, options, model_dir, base, dtype=dtype, device=device, offload=offload
+    )
+    load_base(model, source, dtype=dtype, device=device, offload=offload, report=report)
+    return notice
+
+
+def apply_adapter(model: CausalLM, adapter: Adapter) -> None:
+    """Wraps the linears of the decoder layers in place; routers of mixtures stay as they are."""
+    routers = router_ids(model.decoder_layers)
+    adapter.apply_adapter(
+        model.decoder_layers,
+        is_linear=lambda each: is_linear(each) and id(each) not in routers,
+        prefix=model.layers_prefix,
+    )
 
 
 def build_model(

@@ -99,6 +99,7 @@ def open_source(
     *,
     dtype: torch.dtype,
     device: torch.device,
+    offload: str = "none",
 ) -> tuple[BaseSource, str]:
     """Returns the source of a base, and a notice for the user or an empty text.
 
@@ -109,10 +110,11 @@ def open_source(
         base: made from it; None, or one that is gone, is made from the checkpoint while it loads.
         dtype: of the model.
         device: this rank's device.
+        offload: ``fsdp.offload``; with ``disk`` frozen rows stay in the base's file.
 
     Raises:
-        CheckpointError: a base that is there and whole is of another model or recipe, or the
-            checkpoint cannot be read.
+        CheckpointError: a base that is there and whole is of another model or recipe, the
+            checkpoint cannot be read, or there is no base to map.
         DamagedBaseError: a base is not what was written.
     """
 
@@ -120,11 +122,21 @@ def open_source(
         check_is_original(model_dir)
         return open_checkpoint_source(model, options, model_dir, dtype=dtype, device=device)
 
+    mapped = offload == "disk"
+    if mapped and (base is None or not is_base(base.directory)):
+        raise CheckpointError(
+            "`fsdp.offload: disk` maps a quantized base from its file, and there is none"
+            + ("" if base is None else f" in {base.directory}"),
+            hint="write one with `fsdpq quantize RECIPE --out DIR` and name DIR in "
+            "`model.name_or_path`, or use `offload: cpu`",
+        )
     if base is None:
         checkpoint = open_checkpoint()
         return checkpoint, checkpoint.notice
     if not is_base(base.directory):
         notice = f"the quantized base {base.directory} is gone: quantizing {model_dir} again"
         return open_checkpoint(), notice
-    source = QuantizedBaseSource(model, base.directory, key=base.key, open_original=open_checkpoint)
+    source = QuantizedBaseSource(
+        model, base.directory, key=base.key, open_original=open_checkpoint, mapped=mapped
+    )
     return source, ""

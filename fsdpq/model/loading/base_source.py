@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from fsdpq.dist import own_shard
 from fsdpq.errors import CheckpointError
@@ -35,6 +37,8 @@ class QuantizedBaseSource:
         key: what the base must be made from.
         open_original: returns the source of the unquantized weights; called only where trained
             weights need it.
+        mapped: leave rows where they are in the file, as read-only pages of it, instead of copying
+            them; the targets are on meta then.
 
     Raises:
         CheckpointError: the base is another one; says what differs.
@@ -48,8 +52,10 @@ class QuantizedBaseSource:
         *,
         key: Key,
         open_original: Callable[[], BaseSource],
+        mapped: bool = False,
     ) -> None:
         self._model = model
+        self._mapped = mapped
         self._file = BaseFile(directory)
         differences = key_differences(self._file.manifest.key, key)
         if differences:
@@ -64,13 +70,18 @@ class QuantizedBaseSource:
     def fill(self, name: str, target: LoadingTarget) -> None:
         """Fills this rank's rows of one target; see `BaseSource`.
 
-        Memory: one chunk of the file beside the target.
+        Memory: one chunk of the file beside the target; the target itself is no memory of the
+        process where it is mapped.
         """
         if self._original is not None and not _is_stored(target):
             self._original.fill(name, target)
             return
         for stored, parameter in self._tensors(name, target).items():
-            self._file.copy_rows(stored, own_shard(parameter))
+            if self._mapped and isinstance(parameter, nn.Parameter):
+                rows = self._file.map_rows(stored, own_shard(parameter))
+                replace_own_rows(parameter, rows)
+            else:
+                self._file.copy_rows(stored, own_shard(parameter))
 
     def _tensors(self, name: str, target: LoadingTarget) -> dict[str, Tensor]:
         """Returns what of ``target`` one tensor of the file fills each."""
@@ -97,6 +108,30 @@ class QuantizedBaseSource:
                 found = f"{entry.dtype} {list(entry.shape)}"
                 differences.append(f"with `{name}` as {found}, the model needs {wanted}")
         return differences
+
+
+def replace_own_rows(parameter: nn.Parameter, rows: Tensor) -> None:
+    """Makes ``rows`` the local shard of a frozen parameter, in place, without copying them.
+
+    FSDP2 keeps them as they are, except where this rank has fewer rows than others: then it pads a
+    copy, when the model first runs.
+
+    Args:
+        parameter: sharded by FSDP2.
+        rows: this rank's rows; may be read-only.
+    """
+    whole: Tensor = rows
+    if isinstance(parameter, DTensor):
+        whole = DTensor.from_local(
+            rows,
+            parameter.device_mesh,
+            parameter.placements,
+            run_check=False,
+            shape=parameter.shape,
+            stride=parameter.stride(),
+        )
+    # The parameter stays the same object: tied modules and FSDP know it by its identity.
+    torch.utils.swap_tensors(parameter, nn.Parameter(whole, requires_grad=False))
 
 
 def _is_stored(target: LoadingTarget) -> bool:

@@ -3,14 +3,33 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor, nn
 
 from fsdpq.errors import CheckpointError
 from fsdpq.model.causal_lm import CausalLM
 
 
-def allocate(model: CausalLM, device: torch.device, *, buffers: torch.device) -> None:
-    """Gives a meta model memory without content, in place: parameters on ``device``."""
-    model.to_empty(device=device)
+def allocate(
+    model: CausalLM,
+    device: torch.device,
+    *,
+    buffers: torch.device,
+    frozen: bool = True,
+) -> None:
+    """Gives a meta model memory without content, in place.
+
+    Args:
+        model: on meta.
+        device: of its parameters.
+        buffers: the device of its buffers.
+        frozen: False leaves frozen parameters on meta, to be mapped from a file.
+    """
+
+    def give_memory(tensor: Tensor) -> Tensor:
+        stays = isinstance(tensor, nn.Parameter) and not (frozen or tensor.requires_grad)
+        return torch.empty_like(tensor, device="meta" if stays else device)
+
+    model._apply(give_memory)
     if buffers == device:
         return
     for module in model.modules():

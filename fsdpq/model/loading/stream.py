@@ -28,7 +28,7 @@ def load_base(
     *,
     dtype: torch.dtype,
     device: torch.device,
-    shards_on_host: bool = False,
+    offload: str = "none",
     report: Callable[[int, int], Any],
 ) -> None:
     """Fills every parameter of the base and buffer of a sharded meta model, in place.
@@ -41,13 +41,16 @@ def load_base(
         source: where the base comes from.
         dtype: of the model; bytes are counted in it.
         device: this rank's device; buffers live there.
-        shards_on_host: whether FSDP keeps the shards in host memory.
-        report: told ``(done_bytes, total_bytes)`` of this rank, first and after each tensor.
+        offload: ``fsdp.offload``: with ``cpu`` shards lie in host memory, with ``disk`` those of
+            frozen parameters in a file that ``source`` maps, and get no memory here.
+        report: told ``(done_bytes, total_bytes)`` of this rank, first and after each
+            tensor.
 
     Raises:
         CheckpointError: a file is damaged.
     """
-    allocate(model, torch.device("cpu") if shards_on_host else device, buffers=device)
+    shards = device if offload == "none" else torch.device("cpu")
+    allocate(model, shards, buffers=device, frozen=offload != "disk")
     recompute_buffers(model)
     targets = loading_targets(model)  # only now: `to_empty` made new buffers
     total = sum(own_weights(target) for target in targets.values()) * dtype.itemsize

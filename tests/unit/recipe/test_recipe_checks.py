@@ -49,7 +49,7 @@ WSD = {"lr_scheduler__kind": "wsd"}
 WANDB = {"metrics__sinks": ["wandb"]}
 
 CASES: list[tuple[str, dict[str, Any], str, str, str]] = [
-    ("check_supported", {"fsdp__offload": "disk"}, "fsdp.offload", "this version", "can do"),
+    ("check_supported", {"export__merge": True}, "export.merge", "this version", "can do"),
     ("check_model_revision_used", {**SMOLLM, "model__revision": "main"},
      "model.revision", "it is pinned", "delete `revision`"),
     ("check_seq_len_fits", {"data__seq_len": 4097},
