@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.imports import imported_by
 
 from fsdpq.errors import CheckpointError, DamagedBaseError
 from fsdpq.tensor_files.base_manifest import (
@@ -20,7 +21,6 @@ from fsdpq.tensor_files.base_manifest import (
     read_manifest,
     write_manifest,
 )
-from support.imports import imported_by
 
 MODEL = {"sha256": "ab" * 32, "revision": None, "source": "here", "license": "MIT"}
 BNB = {"kind": "bnb", "block_size": 64, "double_quant": True, "cache": True}
