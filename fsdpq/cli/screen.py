@@ -302,7 +302,6 @@ def setup_lines(row: Row) -> list[str]:
     return list(render_table(rows, indent="  "))
 
 
-
 def step_text(row: Row) -> str:
     """Returns loss, learning rate, speed and memory of one step."""
     return (
