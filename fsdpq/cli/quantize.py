@@ -16,9 +16,14 @@ from fsdpq.cli.options import recipe_arguments, trust_option, warn_of_code
     "--out", required=True, metavar="DIR", type=click.Path(path_type=Path),
     help="Where the base goes: a new directory.",
 )  # fmt: skip
+@click.option(
+    "--format", "output", type=click.Choice(("fsdpq", "bnb")), default="fsdpq", show_default=True,
+    help="What is written: a base that fsdpq loads and maps, or a 4-bit model of bitsandbytes that "
+    "transformers loads.",
+)  # fmt: skip
 @trust_option
 def quantize_command(
-    recipe: Path, *, overrides: tuple[str, ...], out: Path, trust_remote_code: bool
+    recipe: Path, *, overrides: tuple[str, ...], out: Path, output: str, trust_remote_code: bool
 ) -> None:
     """Write the quantized base model of RECIPE to DIR.
 
@@ -35,5 +40,6 @@ def quantize_command(
         out=out,
         screen=open_screen(sys.stderr),
         trust_remote_code=trust_remote_code,
+        output=output,
     )
     click.echo(written)

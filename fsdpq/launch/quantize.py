@@ -29,6 +29,7 @@ from fsdpq.launch.torchrun import check_endpoint, run_torchrun
 from fsdpq.recipe.checks.facts import told_dtype
 from fsdpq.recipe.load import LoadedRecipe, load_recipe
 from fsdpq.recipe.root import Recipe
+from fsdpq.recipe.stored_quantization import read_stored_quantization
 from fsdpq.registry import check_packages
 from fsdpq.tensor_files.base_manifest import (
     Key,
@@ -39,6 +40,9 @@ from fsdpq.tensor_files.base_manifest import (
 )
 
 QUANTIZER = ("-m", "fsdpq.worker", "quantize")
+
+FORMATS = ("fsdpq", "bnb")
+"""What can be written: fsdpq's own base, or a 4-bit model of bitsandbytes for transformers."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,7 @@ class QuantizeJob:
         model: the base model as `fsdpq.launch.inputs` describes it.
         trust_remote_code: let the ranks run Python code that the model brings.
         worker: arguments of torchrun that name the worker.
+        output: one of `FORMATS`.
     """
 
     loaded: LoadedRecipe
@@ -60,6 +65,7 @@ class QuantizeJob:
     model: dict[str, Any]
     trust_remote_code: bool = False
     worker: Sequence[str] = QUANTIZER
+    output: str = "fsdpq"
 
     @property
     def key(self) -> Key:
@@ -81,10 +87,11 @@ def quantize(
     screen: Screen,
     trust_remote_code: bool = False,
     worker: Sequence[str] = QUANTIZER,
+    output: str = "fsdpq",
 ) -> Path:
     """Writes the recipe's quantized base to ``out``, a model directory by itself; returns it.
 
-    It is there whole or not at all. Where it is there already nothing is done.
+    It is there whole or not at all. Where a base of fsdpq's own is there already nothing is done.
 
     Args:
         recipe_path: the recipe's file.
@@ -93,15 +100,17 @@ def quantize(
         screen: shows what happens.
         trust_remote_code: let the ranks run Python code that the model brings.
         worker: arguments of torchrun that name the worker.
+        output: one of `FORMATS`.
 
     Raises:
-        UsageError: ``out`` holds something else.
+        UsageError: ``out`` holds something else, or the quantizer has no such format.
         FsdpqError: one message for whatever went wrong, with its exit code.
     """
     loaded = load_recipe(recipe_path, overrides)
     for notice in loaded.notices:
         screen.report(f"note: {notice}")
-    check_out(out)
+    check_out(out, output)
+    check_output(loaded.recipe, output)
     gpus = list_gpus()
     recipe = resolve_launch(loaded.recipe, num_gpus=len(gpus))
     check_packages(recipe)
@@ -109,8 +118,8 @@ def quantize(
         check_bf16(told_dtype(recipe), gpus)
     check_endpoint(recipe.launch)
     model = fetch_base_model(loaded, screen=screen, trust_remote_code=trust_remote_code)
-    job = QuantizeJob(loaded, recipe, gpus, model, trust_remote_code, worker)
-    if is_base(out):
+    job = QuantizeJob(loaded, recipe, gpus, model, trust_remote_code, worker, output)
+    if output == "fsdpq" and is_base(out):
         _check_same(out, job.key)
         screen.report(f"`{out}` holds this base already")
         return out
@@ -126,17 +135,32 @@ def quantize(
     return out
 
 
-def check_out(out: Path) -> None:
-    """Checks that a base may be written to ``out``: it is new, empty, or a base.
+def check_out(out: Path, output: str = "fsdpq") -> None:
+    """Checks that ``output`` may be written to ``out``: it is new, empty, or such a base.
 
     Raises:
         UsageError: it is not.
     """
     if out.exists() and not out.is_dir():
         raise UsageError(f"`{out}` is a file", hint="name a new directory with `--out`")
-    if out.is_dir() and any(out.iterdir()) and not is_base(out):
+    is_wanted = output == "fsdpq" and is_base(out)
+    if out.is_dir() and any(out.iterdir()) and not is_wanted:
         message = f"the directory `{out}` exists and holds something that is no quantized base"
+        if output != "fsdpq":
+            message = f"the directory `{out}` exists and is not empty"
         raise UsageError(message, hint="name a new directory with `--out`")
+
+
+def check_output(recipe: Recipe, output: str) -> None:
+    """Checks that the recipe's quantizer has the format ``output``.
+
+    Raises:
+        UsageError: it has not.
+    """
+    if output == "bnb" and recipe.quantization.kind != "bnb":
+        message = "`--format bnb` writes weights of bitsandbytes, and `quantization.kind` is "
+        message += f"`{recipe.quantization.kind}`"
+        raise UsageError(message, hint="leave `--format` out, or use `quantization: {kind: bnb}`")
 
 
 def run_quantizer(job: QuantizeJob, directory: Path, *, screen: Screen) -> None:
@@ -151,7 +175,10 @@ def run_quantizer(job: QuantizeJob, directory: Path, *, screen: Screen) -> None:
         job.loaded, job.recipe, gpus=job.gpus, inputs=inputs,
         trust_remote_code=job.trust_remote_code,
     )  # fmt: skip
-    flags = ["--out", str(directory), *([TRUST_FLAG] if job.trust_remote_code else [])]
+    # The ranks replace the directory of a model as a whole; the draft itself is held, and stays.
+    target = directory if job.output == "fsdpq" else directory / "model"
+    flags = ["--out", str(target), *([TRUST_FLAG] if job.trust_remote_code else [])]
+    flags += [] if job.output == "fsdpq" else ["--format", job.output]
     root = Path(tempfile.mkdtemp(prefix="fsdpq-quantize-"))
     files = create_run_dir(job.recipe, raw=job.loaded.raw, lock=lock, run_dir=root)
     oom_kills = count_oom_kills()
@@ -163,12 +190,22 @@ def run_quantizer(job: QuantizeJob, directory: Path, *, screen: Screen) -> None:
         screen.close()
     if code != 0 and not stopped_by:
         raise explain_failure(files, exit_code=code, oom_kills_before=oom_kills)
-    if not stopped_by and not is_base(directory):
+    if target != directory and target.is_dir():
+        for path in target.iterdir():
+            path.rename(directory / path.name)
+        target.rmdir()
+    if not stopped_by and not _is_written(directory, job.output):
         message = "the ranks ended without a quantized base"
         raise LaunchError(message, hint=f"the logs are in `{files.logs}`")
     shutil.rmtree(root, ignore_errors=True)
     if stopped_by:
         raise RunStoppedError(f"stopped by {stopped_by} while quantizing; nothing is left of it")
+
+
+def _is_written(directory: Path, output: str) -> bool:
+    if output == "fsdpq":
+        return is_base(directory)
+    return read_stored_quantization(directory) is not None and any(directory.glob("*.safetensors"))
 
 
 def _check_same(out: Path, key: Key) -> None:

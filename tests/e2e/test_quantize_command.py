@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from support.commands import Run
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fsdpq.cli.screen import PlainScreen
 from fsdpq.errors import FsdpqError
@@ -61,6 +62,18 @@ def test_training_from_a_base_is_the_same_wherever_it_lies(fsdpq: Run, tmp_path:
     assert "damaged" in caught.value.message
     assert caught.value.hint.startswith("start again")
     assert not base.exists(), "the next start makes it again"
+
+
+def test_transformers_loads_what_is_written_for_it(fsdpq: Run, tmp_path: Path) -> None:
+    out = tmp_path / "bnb"
+    done = fsdpq("quantize", "recipe.yaml", "--out", str(out), "--format", "bnb")
+    assert (done.returncode, done.stdout) == (0, f"{out}\n"), done.stderr
+    model = AutoModelForCausalLM.from_pretrained(out)
+    assert model.is_loaded_in_4bit
+    assert AutoTokenizer.from_pretrained(out)("a").input_ids
+    again = fsdpq("quantize", "recipe.yaml", "--out", str(out), "--format", "bnb")
+    assert again.returncode == 2
+    assert "exists and is not empty" in again.stderr
 
 
 def damage(file: Path) -> None:

@@ -49,17 +49,20 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr("tempfile.tempdir", None)
     (tmp_path / "model").mkdir()
-    for name in ("config.json", "tokenizer.json", "model.safetensors", "chat_template.jinja"):
+    for name in ("config.json", "tokenizer.json", "chat_template.jinja"):
         (tmp_path / "model" / name).write_text(f"content of {name}")
+    header = b'{"weight":{"dtype":"U8","shape":[4],"data_offsets":[0,4]}}'
+    weights = len(header).to_bytes(8, "little") + header + b"abcd"
+    (tmp_path / "model" / "model.safetensors").write_bytes(weights)
     (tmp_path / "model" / "modeling.py").write_text("code")
     (tmp_path / "recipe.yaml").write_text(RECIPE)
     return tmp_path
 
 
-def run(*overrides: str) -> tuple[Path, list[str]]:
+def run(*overrides: str, output: str = "fsdpq") -> tuple[Path, list[str]]:
     screen = Lines()
     out = quantize(
-        Path("recipe.yaml"), overrides, out=Path("out"), screen=screen, worker=WORKER
+        Path("recipe.yaml"), overrides, out=Path("out"), screen=screen, worker=WORKER, output=output
     )  # fmt: skip
     return out, screen.lines
 
@@ -165,3 +168,10 @@ def test_place_that_holds_something_is_refused_before_anything_is_fetched(
         run("model.name_or_path=org/no-such-model")
     assert "`out`" in caught.value.message
     assert "--out" in caught.value.hint
+
+
+def test_hqq_has_no_format_of_bitsandbytes(project: Path) -> None:
+    text = (project / "recipe.yaml").read_text()
+    (project / "recipe.yaml").write_text(text.replace("kind: bnb", "kind: hqq"))
+    with pytest.raises(UsageError, match=r"`quantization.kind` is `hqq`"):
+        run(output="bnb")
