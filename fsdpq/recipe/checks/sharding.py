@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from fsdpq.errors import Problem
-from fsdpq.recipe.checks.facts import has_no_effect, num_ranks
+from fsdpq.recipe.checks.facts import has_no_effect, model_directory, num_ranks
 from fsdpq.recipe.root import Recipe
+from fsdpq.tensor_files.base_manifest import is_base
 
 
 def check_strategy_has_ranks(recipe: Recipe, _base_dir: Path) -> Iterator[Problem]:
@@ -66,6 +67,18 @@ def check_disk_holds_frozen_weights(recipe: Recipe, _base_dir: Path) -> Iterator
         yield Problem(message, "fsdp.offload", hint="use `offload: cpu`, or an adapter")
 
 
+def check_disk_maps_a_base(recipe: Recipe, base_dir: Path) -> Iterator[Problem]:
+    """Offload to disk without a quantized base that could be mapped."""
+    directory = model_directory(recipe, base_dir)
+    given = directory is not None and is_base(directory)
+    cached = getattr(recipe.quantization, "cache", True)
+    if recipe.fsdp.offload == "disk" and not cached and not given:
+        message = "`fsdp.offload: disk` maps the quantized base of the cache, and"
+        message += " `quantization.cache` is false"
+        hint = "delete `cache: false`, or use `offload: cpu`"
+        yield Problem(message, "quantization.cache", hint=hint)
+
+
 CHECKS = (
     check_strategy_has_ranks,
     check_shard_size_used,
@@ -73,4 +86,5 @@ CHECKS = (
     check_hybrid_has_groups,
     check_offloaded_activations_exist,
     check_disk_holds_frozen_weights,
+    check_disk_maps_a_base,
 )

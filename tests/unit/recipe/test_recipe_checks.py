@@ -145,6 +145,8 @@ CASES: list[tuple[str, dict[str, Any], str, str, str]] = [
      "fsdp.activation_offload", "with `activation_checkpointing: none`", "full"),
     ("check_disk_holds_frozen_weights", {**FULL, "fsdp__offload": "disk"},
      "fsdp.offload", "`adapter.kind: none` has none", "offload: cpu"),
+    ("check_disk_maps_a_base", {"fsdp__offload": "disk", "quantization__cache": False},
+     "quantization.cache", "maps the quantized base of the cache", "offload: cpu"),
     ("check_full_finetuning_fits",
      {**FULL, "model__name_or_path": "meta-llama/Llama-2-70b-hf", "launch__nproc_per_node": 8},
      "adapter.kind", "needs 138 GB a rank (69.0 billion weights x 16 bytes, sharded over 8)",
