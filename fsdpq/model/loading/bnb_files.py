@@ -77,6 +77,7 @@ class BnbFiles(CheckpointFiles):
 
     def __init__(self, directory: Path) -> None:
         super().__init__(directory)
+        raise_all(directory, self.damage)
         parts: dict[str, set[str]] = defaultdict(set)
         for name in super().names:
             if match := _PART.fullmatch(name):
@@ -113,8 +114,8 @@ class BnbFiles(CheckpointFiles):
             offset = torch.tensor([self.matrices[name].nested_offset], dtype=torch.float32)
             return offset.view(torch.uint8)[start:stop]
         tensor = name if part == "codes" else f"{name}.{part}"
-        as_scales = part != "codes" and self._dtype(tensor).is_floating_point
-        size = 4 if as_scales else self._dtype(tensor).itemsize
+        as_scales = part != "codes" and self.dtype(tensor).is_floating_point
+        size = 4 if as_scales else self.dtype(tensor).itemsize
         first = start // size
         entries = super().read_rows(tensor, first, -(-stop // size)).reshape(-1)
         # Never through a float copy: the codes may be stored as bf16 and be NaN there.
@@ -158,9 +159,6 @@ class BnbFiles(CheckpointFiles):
             if not torch.equal(found.float(), tables[part]):
                 yield f"`{name}.{part}` is not the table of bitsandbytes"
 
-    def _dtype(self, name: str) -> torch.dtype:
-        return super().read_rows(name, 0, 1).dtype
-
     def _open_matrix(self, name: str, parts: set[str]) -> list[str]:
         """Fills ``matrices[name]``; returns what is wrong with the matrix."""
         states = [part for part in parts if part.startswith("quant_state")]
@@ -183,12 +181,12 @@ class BnbFiles(CheckpointFiles):
                 wrong.append(
                     f"`{name}.{part}` has shape {list(found)}, its matrix needs [{lengths[part]}]"
                 )
-        if not wrong and (self._dtype(f"{name}.absmax") == torch.uint8) != stored.double_quant:
-            dtype = self._dtype(f"{name}.absmax")
+        if not wrong and (self.dtype(f"{name}.absmax") == torch.uint8) != stored.double_quant:
+            dtype = self.dtype(f"{name}.absmax")
             wrong.append(f"`{name}.absmax` is {dtype}, which contradicts its quant_state")
         codes = super().shape(name)
         num_bytes = -(-math.prod(stored.shape) // 2)
-        size = self._dtype(name).itemsize
+        size = self.dtype(name).itemsize
         if codes != (-(-num_bytes // size), 1):
             wrong.append(
                 f"`{name}` has shape {list(codes)} of {size} bytes each, codes of a "

@@ -113,12 +113,16 @@ class CheckpointFiles:
         """Shape of one tensor."""
         return self._entries[name].shape
 
+    def dtype(self, name: str) -> torch.dtype:
+        """Dtype of one tensor in the file."""
+        return DTYPES[self._entries[name].dtype]
+
     def num_rows(self, name: str) -> int:
         """Rows of one tensor as a matrix: all dimensions but the last flattened to one.
 
         The rows of a vector are its elements; a scalar is one row.
         """
-        shape = self.shape(name)
+        shape = self._entries[name].shape
         return math.prod(shape[:1]) * math.prod(shape[1:-1])
 
     def matrix_range(self, name: str, start: int, stop: int) -> ByteRange:
@@ -140,7 +144,7 @@ class CheckpointFiles:
             CheckpointError: the file cannot be read, or is shorter than it was; names rank, file,
                 tensor and offset.
         """
-        shape = self.shape(name)
+        shape = self._entries[name].shape
         if not shape:
             return self.read_matrix_rows(name, 0, 1).reshape(())
         each = math.prod(shape[1:-1])
