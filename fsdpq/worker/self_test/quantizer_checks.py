@@ -117,7 +117,7 @@ def _hqq_whole(weight: Tensor, options: HqqOptions) -> WholeResult:
     for block in weight.split(HQQ_ROWS_PER_BLOCK):
         codes, meta = HqqLibrary.quantize(
             block, nbits=options.nbits, group_size=options.group_size,  # pyright: ignore[reportArgumentType]
-            axis=1, bitpack=False, device=str(weight.device),
+            axis=1, bitpack=False, round_zero=options.nbits == 4, device=str(weight.device),
         )  # fmt: skip
         parts["codes"].append(codes.to(torch.uint8).reshape(block.shape))
         for name in ("scale", "zero"):
