@@ -178,7 +178,8 @@ def swap_weights(hf: PreTrainedModel, quantizer: Quantizer) -> None:
 
 
 def _check_some_frozen(linears: Sequence[nn.Linear], quantizer: Quantizer) -> None:
-    if quantizer.packed_shapes(*PROBE) and all(each.weight.requires_grad for each in linears):
+    packs = bool(linears) and quantizer.packed_shapes(*PROBE)
+    if packs and all(each.weight.requires_grad for each in linears):
         raise CheckpointError(
             "every linear layer is trained, so nothing is left to quantize",
             hint="full finetuning needs `quantization: {kind: none}`",

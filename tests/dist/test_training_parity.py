@@ -207,6 +207,7 @@ def test_every_optimizer_on_two_ranks_is_torchs_own(
     assert len(trained) == len(parameters)
     for ours, theirs in zip(trained, parameters, strict=True):
         # Where a gradient is near zero, Adam divides rounding by rounding: relative to the largest.
-        # Muon iterates in bf16, where another order of sums moves the third digit.
-        bound = (1e-2 if options["kind"] == "muon" else 1e-3) * theirs.detach().abs().max().item()
+        # Muon makes orthogonal in bf16 (2^-8 a rounding, five rounds, three steps) what other
+        # orders of sums make different in fp32; test_optimizers gives it the same gradients.
+        bound = (5e-2 if options["kind"] == "muon" else 1e-3) * theirs.detach().abs().max().item()
         assert torch.allclose(ours, theirs.detach(), rtol=0, atol=bound)

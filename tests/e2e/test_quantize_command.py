@@ -9,7 +9,6 @@ from support.commands import Run
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fsdpq.cli.screen import PlainScreen
-from fsdpq.errors import FsdpqError
 from fsdpq.launch import base_cache
 from fsdpq.launch.train import train
 from fsdpq.run_files import RunFiles, read_json_lines
@@ -37,6 +36,7 @@ def losses(run_dir: Path, *overrides: str) -> list[float]:
     return [row["loss"] for row in read_json_lines(files.metrics) if row["event"] == "step"]
 
 
+@pytest.mark.timeout(900)  # four runs and a command, each of which starts ranks
 def test_training_from_a_base_is_the_same_wherever_it_lies(fsdpq: Run, tmp_path: Path) -> None:
     streamed = losses(tmp_path / "streamed", "quantization.cache=false")
     assert not (tmp_path / "cache" / "bases").exists()
@@ -55,14 +55,6 @@ def test_training_from_a_base_is_the_same_wherever_it_lies(fsdpq: Run, tmp_path:
     assert (out / WEIGHTS_NAME).read_bytes() == (base / WEIGHTS_NAME).read_bytes()
     assert losses(tmp_path / "third", f"model.name_or_path={out}") == streamed
 
-    damage(base / WEIGHTS_NAME)
-    with pytest.raises(FsdpqError) as caught:
-        losses(tmp_path / "fourth")
-    assert str(base) in caught.value.message
-    assert "damaged" in caught.value.message
-    assert caught.value.hint.startswith("start again")
-    assert not base.exists(), "the next start makes it again"
-
 
 def test_transformers_loads_what_is_written_for_it(fsdpq: Run, tmp_path: Path) -> None:
     out = tmp_path / "bnb"
@@ -74,10 +66,3 @@ def test_transformers_loads_what_is_written_for_it(fsdpq: Run, tmp_path: Path) -
     again = fsdpq("quantize", "recipe.yaml", "--out", str(out), "--format", "bnb")
     assert again.returncode == 2
     assert "exists and is not empty" in again.stderr
-
-
-def damage(file: Path) -> None:
-    """Flips one bit in the middle of a file."""
-    content = bytearray(file.read_bytes())
-    content[len(content) // 2] ^= 1
-    file.write_bytes(content)

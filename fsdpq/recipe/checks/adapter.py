@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -58,7 +59,9 @@ def check_target_pattern(recipe: Recipe, _base_dir: Path) -> Iterator[Problem]:
     if re.fullmatch(r"[\w-]+", pattern):
         message = f"`{TARGETS}: {pattern}` is a regular expression that the whole name of a layer "
         message += "must match, and names have dots"
-        yield Problem(message, TARGETS, hint=f"write a list: `[{pattern}]`, or `all-linear`")
+        meant = difflib.get_close_matches(pattern, ["all-linear"])
+        hint = "did you mean" if meant else f"write a list: `[{pattern}]`, or"
+        yield Problem(message, TARGETS, hint=f"{hint} `all-linear`" + "?" * len(meant))
 
 
 def check_init_keeps_base(recipe: Recipe, _base_dir: Path) -> Iterator[Problem]:
