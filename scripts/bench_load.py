@@ -3,8 +3,9 @@
 A checkpoint of TinyLlama's shape (1.1 billion weights in bf16, 2.2 GB) is made up in a temporary
 directory. Then it is loaded, quantized to NF4 with double quantization, by 1, 2 and 4 ranks of
 fsdpq and by 1 and 2 processes of ``AutoModelForCausalLM.from_pretrained``. Every process is fresh,
-has ``cores / processes`` threads (one rank runs on a single thread too, to compare ranks with), and
-loads a tiny model first, so that imports and what libraries set up on first use lie in its baseline.
+has ``cores / processes`` threads (one rank runs on a single thread too, to compare ranks with),
+and loads a tiny model first, so that imports and what libraries set up on first use lie in its
+baseline.
 
 - peak: ``VmHWM`` of /proc/self/status at the end, set back before the load through
   /proc/self/clear_refs, less ``VmRSS`` at that moment. File-backed pages count.
