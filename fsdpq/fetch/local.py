@@ -11,6 +11,7 @@ import shutil
 from pathlib import Path
 
 from fsdpq.errors import FetchError
+from fsdpq.fetch.cache import MANIFEST
 from fsdpq.tensor_files.directory import (
     INDEX_NAME,
     PICKLE_HINT,
@@ -66,5 +67,5 @@ def copy_model_files(source: Path, target: Path, *, with_code: bool = False) -> 
     """
     for name, path in checkpoint_files(source, with_code=with_code).items():
         is_weights = name.endswith(".safetensors") or name == INDEX_NAME
-        if not is_weights and not (target / name).exists():
+        if not is_weights and name != MANIFEST and not (target / name).exists():
             shutil.copyfile(path, target / name)
