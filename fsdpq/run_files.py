@@ -266,6 +266,15 @@ def write_whole(path: Path, content: bytes) -> None:
         raise
 
 
+def sync(path: Path) -> None:
+    """Makes what was written to ``path``, a file or a directory, survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def append_json_line(path: Path, row: dict[str, Any]) -> None:
     """Appends ``row`` to ``path`` as one line of JSON, in a single write."""
     with path.open("a", encoding="utf-8") as file:

@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from fsdpq.errors import EnvironmentProblemError, FetchError
-from fsdpq.fetch.drafts import draft_of, remove_drafts, remove_whole, sync
+from fsdpq.fetch.drafts import draft_of, remove_drafts, remove_whole
 from fsdpq.fetch.hashes import hash_file, hash_of_hashes
+from fsdpq.run_files import sync
 
 MANIFEST = "fsdpq-cache.json"
 MANIFEST_FORMAT = 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 from collections.abc import Generator
@@ -10,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from fsdpq.fetch.holds import claim
+from fsdpq.run_files import sync
 
 
 @contextmanager
@@ -53,15 +53,6 @@ def remove_whole(final: Path) -> None:
 def is_draft(directory: Path) -> bool:
     """Whether ``directory`` is one that somebody builds, or was killed building."""
     return directory.name.startswith(".") and ".building-" in directory.name
-
-
-def sync(path: Path) -> None:
-    """Makes what was written to ``path`` survive a power cut."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _prefix(final: Path) -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from fsdpq.errors import EnvironmentProblemError, LaunchError, RunStoppedError, UsageError
-from fsdpq.fetch.drafts import draft_of, remove_drafts, sync
+from fsdpq.fetch.drafts import draft_of, remove_drafts
 from fsdpq.fetch.local import copy_model_files
 from fsdpq.launch.devices import check_bf16, list_gpus
 from fsdpq.launch.failure import count_oom_kills, explain_failure
@@ -31,6 +31,7 @@ from fsdpq.recipe.load import LoadedRecipe, load_recipe
 from fsdpq.recipe.root import Recipe
 from fsdpq.recipe.stored_quantization import read_stored_quantization
 from fsdpq.registry import check_packages
+from fsdpq.run_files import sync
 from fsdpq.tensor_files.base_manifest import (
     Key,
     base_key,

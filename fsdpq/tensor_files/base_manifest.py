@@ -13,7 +13,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
@@ -21,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from fsdpq.errors import CheckpointError, DamagedBaseError
-from fsdpq.run_files import write_whole
+from fsdpq.run_files import sync, write_whole
 
 FORMAT = 1
 """Version of the files' layout and of what the writer puts into them; part of the key."""
@@ -159,11 +158,7 @@ def write_manifest(directory: Path, manifest: BaseManifest) -> None:
     content = _content(manifest)
     document = {**content, "sha256": _digest(content)}
     write_whole(directory / MANIFEST_NAME, (json.dumps(document, indent=2) + "\n").encode())
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync(directory)
 
 
 def read_manifest(directory: Path) -> BaseManifest:

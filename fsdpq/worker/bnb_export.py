@@ -33,15 +33,13 @@ from fsdpq.model.loading.targets import (
 from fsdpq.model.quantized_experts import PackedExperts
 from fsdpq.model.quantized_linear import PackedMatrix
 from fsdpq.quantization.bnb import BnbQuantizer
-from fsdpq.recipe.load import load_resolved
 from fsdpq.recipe.root import Recipe
 from fsdpq.recipe.sections.quantization import BnbOptions
 from fsdpq.recipe.stored_quantization import read_stored_quantization
 from fsdpq.run_files import RunFiles
-from fsdpq.worker.assemble import build_model, read_inputs, resolve_dtype
-from fsdpq.worker.outputs import open_rows
-from fsdpq.worker.quantize import AllFrozen
-from fsdpq.worker.train import enter, load_reporter
+from fsdpq.worker.assemble import resolve_dtype
+from fsdpq.worker.quantize import build_frozen_model, start_job
+from fsdpq.worker.train import load_reporter
 
 
 def export_bnb(files: RunFiles, out: Path, *, trust_remote_code: bool = False) -> None:
@@ -49,17 +47,13 @@ def export_bnb(files: RunFiles, out: Path, *, trust_remote_code: bool = False) -
 
     Ranks: all (collective).
     """
-    recipe = load_resolved(files.resolved)
-    inputs = read_inputs(files, trust_remote_code=trust_remote_code)
-    device = dist.start_process_group(recipe.launch.device)
-    events = open_rows(files.events)
-    enter(events, "quantize")
+    job = start_job(files)
     write_recipe_bnb(
-        recipe,
-        inputs.model_dir,
+        job.recipe,
+        job.model_dir,
         out,
-        device=device,
-        report=load_reporter(events),
+        device=job.device,
+        report=load_reporter(job.events),
         trust_remote_code=trust_remote_code,
     )
     dist.wait_for_all()
@@ -95,9 +89,7 @@ def write_recipe_bnb(
             hint="use that directory as it is, or name the unquantized repository",
         )
     dtype = resolve_dtype(recipe, device)
-    model = build_model(
-        recipe, model_dir, AllFrozen(), dtype=dtype, trust_remote_code=trust_remote_code
-    )
+    model = build_frozen_model(recipe, model_dir, dtype=dtype, trust_remote_code=trust_remote_code)
     quantizer = BnbQuantizer(recipe.quantization)
     save_bnb_checkpoint(
         model, model_dir, out, quantizer=quantizer, dtype=dtype, device=device, report=report

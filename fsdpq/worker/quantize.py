@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from fsdpq import dist
+from fsdpq.model.causal_lm import CausalLM
 from fsdpq.model.loading.base_writer import write_base
-from fsdpq.protocols import Adapter
+from fsdpq.protocols import Adapter, MetricSink
 from fsdpq.recipe.load import load_resolved
 from fsdpq.recipe.root import Recipe
 from fsdpq.run_files import RunFiles
@@ -21,8 +23,39 @@ from fsdpq.worker.outputs import open_rows
 from fsdpq.worker.train import enter, load_reporter
 
 
-class AllFrozen(Adapter):
+class _AllFrozen(Adapter):
     """Trains nothing: a base holds every layer of the checkpoint, once."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a rank quantizes, and where it says how far it is."""
+
+    recipe: Recipe
+    model_dir: Path
+    device: torch.device
+    events: MetricSink
+
+
+def start_job(files: RunFiles) -> Job:
+    """Joins the other ranks and enters the phase ``quantize`` of a run directory.
+
+    Ranks: all (collective).
+    """
+    recipe = load_resolved(files.resolved)
+    device = dist.start_process_group(recipe.launch.device)
+    events = open_rows(files.events)
+    enter(events, "quantize")
+    return Job(recipe, read_inputs(files).model_dir, device, events)
+
+
+def build_frozen_model(
+    recipe: Recipe, model_dir: Path, *, dtype: torch.dtype, trust_remote_code: bool
+) -> CausalLM:
+    """Returns the recipe's model on meta, every layer of it quantized and none trained."""
+    return build_model(
+        recipe, model_dir, _AllFrozen(), dtype=dtype, trust_remote_code=trust_remote_code
+    )
 
 
 def quantize(files: RunFiles, out: Path, *, trust_remote_code: bool = False) -> None:
@@ -30,21 +63,17 @@ def quantize(files: RunFiles, out: Path, *, trust_remote_code: bool = False) -> 
 
     Ranks: all (collective).
     """
-    recipe = load_resolved(files.resolved)
-    inputs = read_inputs(files, trust_remote_code=trust_remote_code)
-    device = dist.start_process_group(recipe.launch.device)
-    events = open_rows(files.events)
-    enter(events, "quantize")
+    job = start_job(files)
     manifest = write_recipe_base(
-        recipe,
-        inputs.model_dir,
+        job.recipe,
+        job.model_dir,
         out,
-        key=key_of_run(files, recipe),
-        device=device,
-        report=load_reporter(events),
+        key=key_of_run(files, job.recipe),
+        device=job.device,
+        report=load_reporter(job.events),
         trust_remote_code=trust_remote_code,
     )
-    events.write(
+    job.events.write(
         {
             "event": "base",
             "directory": str(out),
@@ -71,9 +100,7 @@ def write_recipe_base(
     Ranks: all (collective).
     """
     dtype = resolve_dtype(recipe, device)
-    model = build_model(
-        recipe, model_dir, AllFrozen(), dtype=dtype, trust_remote_code=trust_remote_code
-    )
+    model = build_frozen_model(recipe, model_dir, dtype=dtype, trust_remote_code=trust_remote_code)
     source = open_checkpoint_source(
         model, recipe.quantization, model_dir, dtype=dtype, device=device
     )

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from fsdpq.model.causal_lm import CausalLM
+from fsdpq.model.loading.checkpoint_files import DTYPES
 from fsdpq.model.loading.targets import LoadingTarget, full_shape, loading_targets
 from fsdpq.model.quantized_linear import PackedMatrix
 from fsdpq.tensor_files.header import Entry
@@ -24,11 +25,7 @@ ALIGNMENT = 64
 HEADER_ALIGNMENT = 4096
 PAD_NAME = "__pad__"
 
-DTYPE_NAMES = {
-    torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32", torch.float64: "F64",
-    torch.uint8: "U8", torch.int8: "I8", torch.int16: "I16", torch.int32: "I32",
-    torch.int64: "I64", torch.bool: "BOOL",
-}  # fmt: skip
+DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 """What safetensors calls the dtypes that a model's tensors have."""
 
 

@@ -25,11 +25,10 @@ from torch import Tensor
 from fsdpq.errors import CheckpointError
 from fsdpq.model.loading.checkpoint_files import CheckpointFiles
 from fsdpq.recipe.sections.quantization import BnbOptions
+from fsdpq.tensor_files.header import join_problems
 
 NESTED_BLOCK_SIZE = 256
 """Scales that share one second-level scale; the library knows no other."""
-
-MAX_SHOWN = 20
 
 _PART = re.compile(
     r"(?P<matrix>.+)\.(?P<part>absmax|quant_map|nested_absmax|nested_quant_map"
@@ -218,8 +217,5 @@ def raise_all(
 ) -> None:
     """Raises a `CheckpointError` that lists ``wrong``, if there is anything in it."""
     if wrong:
-        more = [f"and {len(wrong) - MAX_SHOWN} more"] * (len(wrong) > MAX_SHOWN)
-        shown = "\n  ".join(wrong[:MAX_SHOWN] + more)
-        raise CheckpointError(
-            f"the 4-bit weights of {directory} cannot be used:\n  {shown}", hint=hint
-        )
+        what = f"the 4-bit weights of {directory} cannot be used"
+        raise CheckpointError(join_problems(what, wrong), hint=hint)
