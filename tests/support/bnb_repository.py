@@ -45,8 +45,17 @@ def save_quantized(
 
 
 def load_stock(directory: Path, dtype: torch.dtype = torch.float32) -> nn.Module:
-    """Returns what transformers makes of a checkpoint, quantized layers as ``Linear4bit``."""
-    return AutoModelForCausalLM.from_pretrained(directory, dtype=dtype)
+    """Returns what transformers makes of a checkpoint, quantized layers as ``Linear4bit``.
+
+    On a CPU with AVX512-BF16 their first forward without gradients would repack the weight for a
+    kernel that rounds to bf16 and takes no number of rows that 32 does not divide. They are kept
+    from it, so that they multiply with the weight as it is stored.
+    """
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype)
+    for module in model.modules():
+        if isinstance(module, Linear4bit):
+            module.support_avx512bf16_for_cpu = False
+    return model
 
 
 def stored_tensors(directory: Path) -> dict[str, torch.Tensor]:
