@@ -114,9 +114,15 @@ class RunFiles:
         """The trained model in transformers' format, where no adapter was trained."""
         return self.root / "model"
 
+    @property
+    def delta(self) -> Path:
+        """The trained weights alone of a model with new layers."""
+        return self.root / "delta"
+
     def exported(self, export_format: str) -> Path:
         """What the run leaves behind, by ``export.format``."""
-        return self.adapter if export_format == "peft" else self.model
+        names = {"peft": self.adapter, "transformers": self.model, "delta": self.delta}
+        return names[export_format]
 
     @property
     def tensorboard(self) -> Path:

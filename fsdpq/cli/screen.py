@@ -118,8 +118,7 @@ class PlainScreen:
         """Shows what the finished run achieved and what to do next."""
         if self._summary is None or self._files is None:
             return
-        exported = _words(self._setup).exported
-        for line in summary_lines(self._summary, self._samples, self._files, exported=exported):
+        for line in summary_lines(self._summary, self._samples, self._files):
             self._print(line)
 
     def _print(self, text: str) -> None:
@@ -310,10 +309,8 @@ def step_text(row: Row) -> str:
     )
 
 
-def summary_lines(
-    row: Row, samples: dict[str, dict[str, str]], files: RunFiles, *, exported: str = "adapter"
-) -> list[str]:
-    """Returns the table at the end of a run, which leaves an adapter or a model."""
+def summary_lines(row: Row, samples: dict[str, dict[str, str]], files: RunFiles) -> list[str]:
+    """Returns the table at the end of a run, which leaves an adapter, a model or a delta."""
     lines = ["", f"{row['steps']} steps in {format_seconds(row['train_s'])}", ""]
     before, after = row.get("eval_loss_before"), row.get("eval_loss_after")
     if before is not None and after is not None:
@@ -331,7 +328,7 @@ def summary_lines(
     peaks = ", ".join(format_bytes(peak) for peak in row["peak_memory_bytes"])
     generate = f"generate {_shell_word(files.root)} --prompt {_shell_word(prompt)}"
     places = [
-        (exported, str(row["adapter"])),
+        (Path(row["adapter"]).name, str(row["adapter"])),
         ("metrics", str(files.metrics)),
         *([("report", str(files.report_html))] if files.report_html.exists() else []),
         ("peak memory", f"{peaks} (one number per rank)"),

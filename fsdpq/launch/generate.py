@@ -71,7 +71,7 @@ def _open_run(run_dir: Path) -> RunFiles:
     if not files.resolved.is_file() or not files.lock.is_file():
         hint = "name a directory that `fsdpq train` made, such as `runs/quickstart-1a2b3c4d`"
         raise UsageError(f"`{run_dir}` is no run directory", hint=hint)
-    if not (files.adapter.is_dir() or files.model.is_dir()):
+    if not any(path.is_dir() for path in (files.adapter, files.model, files.delta)):
         message = f"the run `{run_dir}` has exported nothing: it did not finish"
         hint = "train it to the end with `fsdpq train`; `logs/` tells why it ended"
         raise UsageError(message, hint=hint)

@@ -73,7 +73,7 @@ def _resolve_batch(recipe: Recipe, num_ranks: int) -> Any:
     return training.model_copy(update=changed)
 
 
-def _export_format(recipe: Recipe) -> Literal["peft", "transformers"]:
+def _export_format(recipe: Recipe) -> Literal["peft", "transformers", "delta"]:
     if recipe.export.format != "auto":
         return recipe.export.format
     return "peft" if recipe.adapter.kind in ("lora", "dora") else "transformers"

@@ -14,7 +14,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from fsdpq.checkpoint.peft import export_adapter, import_adapter
-from fsdpq.checkpoint.whole_model import ModelTensor, export_model
+from fsdpq.checkpoint.whole_model import DeltaInfo, ModelTensor, export_delta, export_model
 from fsdpq.model.expansion import source_name
 from fsdpq.model.loading.checkpoint_names import ModelTensors
 from fsdpq.model.loading.source import open_checkpoint
@@ -43,15 +43,20 @@ def save_peft(recipe: Recipe, inputs: Inputs, assembled: Assembled, directory: P
 
     Ranks: all (collective).
     """
-    on_hub = inputs.model_revision is not None
     export_adapter(
         assembled.adapted_layers,
         directory,
         options=recipe.adapter,  # pyright: ignore[reportArgumentType] - a check of the recipe
-        base_model=recipe.model.name_or_path if on_hub else str(inputs.model_dir),
+        base_model=_base_name(recipe, inputs),
         revision=inputs.model_revision,
         saved=assembled.trained_base,
     )
+
+
+def _base_name(recipe: Recipe, inputs: Inputs) -> str:
+    """Returns how others find the base: by its name on a hub, or by its directory here."""
+    on_hub = inputs.model_revision is not None
+    return recipe.model.name_or_path if on_hub else str(inputs.model_dir)
 
 
 def load_peft(assembled: Assembled, directory: Path) -> None:
@@ -74,8 +79,9 @@ def save_transformers(
         ModelTensor(
             name,
             full_shape(target),
-            target if isinstance(target, nn.Parameter) and target.requires_grad else None,
-            functools.partial(
+            target
+            if isinstance(target, nn.Parameter) and target.requires_grad
+            else functools.partial(
                 _read_whole, original, source_name(model, name), (*full_shape(target), 1)[0]
             ),
         )
@@ -94,13 +100,36 @@ def _read_whole(tensors: ModelTensors, name: str, num_rows: int) -> Tensor:
     return tensors.read_rows(name, 0, num_rows)
 
 
-def load_transformers(assembled: Assembled, directory: Path) -> None:
-    """Fills the trained weights of the base from a whole model."""
+def save_delta(recipe: Recipe, inputs: Inputs, assembled: Assembled, directory: Path) -> None:
+    """Writes the trained weights of the base alone, and which base they belong to.
+
+    Ranks: all (collective).
+    """
+    model = assembled.model
+    tensors = [
+        ModelTensor(name, tuple(target.shape), target)
+        for name, target in loading_targets(model).items()
+        if isinstance(target, nn.Parameter) and target.requires_grad
+    ]
+    dtype = DTYPES[recipe.model.dtype]
+    info = DeltaInfo(
+        base_model=_base_name(recipe, inputs),
+        revision=inputs.model_revision,
+        layers_prefix=model.layers_prefix,
+        layer_sources=model.layer_sources,
+        config=model.hf.config.to_dict(),
+    )
+    export_delta(tensors, directory, info=info, dtype=dtype)
+
+
+def load_trained(assembled: Assembled, directory: Path) -> None:
+    """Fills the trained weights of the base from a whole model or a delta."""
     load_trained_base(assembled.model, directory)
 
 
 FORMATS = {
     "peft": Format(save_peft, load_peft),
-    "transformers": Format(save_transformers, load_transformers),
+    "transformers": Format(save_transformers, load_trained),
+    "delta": Format(save_delta, load_trained),
 }
 """Values of ``export.format`` in a resolved recipe."""

@@ -63,21 +63,26 @@ def load_base(
 
 
 def load_trained_base(model: CausalLM, directory: Path) -> None:
-    """Fills the trained parameters of the base from a checkpoint of the whole model, in place.
+    """Fills the trained parameters of the base from a checkpoint, in place.
 
     Args:
         model: sharded and loaded.
-        directory: a checkpoint with as many layers as the model has.
+        directory: a checkpoint with as many layers as the model has; tensors that are not trained
+            may be missing.
 
     Raises:
         CheckpointError: a tensor is missing or of another shape, or a file is damaged.
     """
     targets = loading_targets(model)
-    shapes = {name: full_shape(target) for name, target in targets.items()}
-    files, ignored = CheckpointFiles(directory), tied_names(model, targets)
-    tensors = ModelTensors(files, model.hf, shapes, ignored=ignored)
-    for name, target in targets.items():
-        if isinstance(target, nn.Parameter) and target.requires_grad:
-            device = own_shard(target).rows.device
-            read = row_reader(tensors, name, target, dtype=target.dtype, device=device)
-            copy_rows(read, own_shard(target))
+    trained = {
+        name: target
+        for name, target in targets.items()
+        if isinstance(target, nn.Parameter) and target.requires_grad
+    }
+    shapes = {name: full_shape(target) for name, target in trained.items()}
+    ignored = tied_names(model, targets) | (targets.keys() - trained.keys())
+    tensors = ModelTensors(CheckpointFiles(directory), model.hf, shapes, ignored=ignored)
+    for name, target in trained.items():
+        device = own_shard(target).rows.device
+        read = row_reader(tensors, name, target, dtype=target.dtype, device=device)
+        copy_rows(read, own_shard(target))

@@ -22,6 +22,10 @@ def check_export_fits_adapter(recipe: Recipe, _base_dir: Path) -> Iterator[Probl
         message = "`export.format: transformers` holds a whole model, and `adapter.kind` is"
         hint = "use `format: peft`, and `merge: true` for a whole model beside it"
         yield Problem(f"{message} `{kind}`", "export.format", hint=hint)
+    if recipe.export.format == "delta" and kind != "llama_pro":
+        message = "`export.format: delta` holds trained projections of new layers, and"
+        hint = f"use `format: {'peft' if low_rank else 'transformers'}`"
+        yield Problem(f"{message} `adapter.kind` is `{kind}`", "export.format", hint=hint)
 
 
 def check_merge_has_adapter(recipe: Recipe, _base_dir: Path) -> Iterator[Problem]:

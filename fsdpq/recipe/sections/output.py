@@ -12,10 +12,11 @@ from fsdpq.recipe.options import Options
 class ExportOptions(Options):
     """What a finished run leaves behind."""
 
-    format: Literal["auto", "peft", "transformers"] = "auto"
+    format: Literal["auto", "peft", "transformers", "delta"] = "auto"
     """``peft`` is ``adapter_config.json`` and ``adapter_model.safetensors``, for low-rank adapters;
-    ``transformers`` is a whole model, for ``llama_pro`` and full finetuning; ``auto`` is the one
-    that fits ``adapter.kind``."""
+    ``transformers`` is a whole model, for ``llama_pro`` and full finetuning; ``delta`` is only what
+    ``llama_pro`` trained, and which base it belongs to; ``auto`` is ``peft`` or ``transformers``,
+    as fits ``adapter.kind``."""
 
     merge: bool = False
     """Also write the base model with the adapter merged into it."""

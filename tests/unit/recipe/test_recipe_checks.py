@@ -237,6 +237,8 @@ CASES: list[tuple[str, dict[str, Any], str, str, str]] = [
      "export.format", "`adapter.kind` is `llama_pro`", "format: transformers"),
     ("check_export_fits_adapter", {"export__format": "transformers"},
      "export.format", "`adapter.kind` is `lora`", "merge: true"),
+    ("check_export_fits_adapter", {**FULL, "export__format": "delta"},
+     "export.format", "`adapter.kind` is `none`", "format: transformers"),
     ("check_merge_has_adapter", {**FULL, "export__merge": True},
      "export.merge", "with `adapter.kind: none`", "delete"),
     ("check_keep_last_used", {"checkpoint__keep_last": 3},
