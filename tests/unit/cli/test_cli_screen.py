@@ -67,13 +67,13 @@ def test_each_method_has_its_own_words(
     screen.open_run(RunFiles(tmp_path))
     screen.show_row(SETUP | {"adapter_kind": kind})
     screen.show_row({"event": "phase", "name": "export"})
-    done = {"event": "done", "steps": 1, "train_s": 1.0, "adapter": "there"}
+    done = {"event": "done", "steps": 1, "train_s": 1.0, "adapter": f"runs/{exported}"}
     screen.show_row(done | {"peak_memory_bytes": [1]})
     screen.show_summary()
     text = stream.getvalue()
     assert f"4.9 M {weights} (3.63 %)" in text
     assert f"exporting the {exported}\n" in text
-    assert f"  {exported:<12} there" in text
+    assert f"  {exported:<12} runs/{exported}\n" in text
 
 
 def test_pipe_gets_few_plain_step_lines(monkeypatch: pytest.MonkeyPatch) -> None:
