@@ -14,7 +14,9 @@ from fsdpq.run_files import RunFiles, read_json_lines
 SETTINGS = (
     "fsdp.strategy=shard_grad_op",
     "fsdp.offload=cpu",
-    "fsdp.precision=fp16_autocast",
+    "fsdp.precision.compute=fp16",  # with fp32 buffers `fp16_autocast`
+    "fsdp.precision.buffers=fp32",
+    "fsdp.precision.reduce=bf16",
     "model.dtype=auto",
     "fsdp.activation_checkpointing=selective",
     "fsdp.activation_offload=true",

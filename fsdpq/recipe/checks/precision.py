@@ -43,7 +43,7 @@ def check_param_trains(recipe: Recipe, _base_dir: Path) -> Iterator[Problem]:
         message = (
             f"`{key}: fp16`: weights do not train in fp16, where the squares of gradients that "
         )
-        message += "Adam keeps are zero below 6e-8"
+        message += "Adam keeps are zero below 3e-8"
         yield Problem(message, key, hint="use `param: fp32` with `compute: fp16`, or `param: bf16`")
     elif param == "bf16" and compute == "fp16":
         message = f"`{key}: bf16` beside products in fp16: each rounds away what the other keeps"
