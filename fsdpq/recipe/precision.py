@@ -57,6 +57,11 @@ class Precision:
         """Whether gradients pass through fp16, whose small numbers vanish without a scale."""
         return self.compute == "fp16"
 
+    @property
+    def words(self) -> str:
+        """What forward runs in, for people: ``bf16``, or ``fp32 under autocast to fp16``."""
+        return f"{self.base} under autocast to {self.compute}" if self.autocasts else self.base
+
 
 def precision_options(fsdp: FsdpOptions) -> PrecisionOptions:
     """Returns the combination that ``fsdp.precision`` is or names."""

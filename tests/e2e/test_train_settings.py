@@ -35,6 +35,7 @@ def test_settings_together_train_and_leave_their_files(fsdpq: Run, tmp_path: Pat
     files = RunFiles(tmp_path / "run")
     done = fsdpq("train", "recipe.yaml", "--run-dir", str(files.root), *SETTINGS)
     assert done.returncode == 0, done.stderr
+    assert "fp32 under autocast to fp16" in done.stderr
     rows = list(read_json_lines(files.metrics))
     steps = [row for row in rows if row["event"] == "step"]
     losses = [row["loss"] for row in steps]

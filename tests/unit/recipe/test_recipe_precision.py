@@ -53,6 +53,7 @@ def test_presets_and_combinations_mean_these_dtypes(
     found = precision_of(recipe(written, dtype), default="bf16")
     assert found == Precision(*dtypes)
     assert (found.autocasts, found.scales_loss) == (autocasts, scales)
+    assert found.words == dtypes[4] + f" under autocast to {dtypes[1]}" * autocasts
 
 
 @pytest.mark.parametrize(("written", "dtype"), [case[:2] for case in MEANINGS])
