@@ -17,6 +17,9 @@ from fsdpq.dist import Shard
 BASE = "base"
 """Attribute under which an adapter keeps the layer that it wraps."""
 
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+"""Names in recipes, and what torch calls them."""
+
 RowReader = Callable[[int, int], Tensor]
 """``read(start, stop)`` returns rows ``[start, stop)`` of one checkpoint matrix, with shape
 ``(stop - start, in_features)``, in ``model.dtype`` on the rank's device."""
@@ -146,6 +149,9 @@ class AdaptedLayer(Protocol):
 
     base: nn.Module
     """The layer that is wrapped."""
+
+    fp32_names: tuple[str, ...]
+    """The wrapper's trained Parameters that stay fp32 where others are trained in 16 bits."""
 
     peft_names: Mapping[str, str]
     """The wrapper's trained Parameters -> what PEFT's files call them after the layer's name."""

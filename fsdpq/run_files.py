@@ -180,7 +180,7 @@ class SetupSummary:
         num_groups: FSDP groups (what is gathered at once).
         world_size: number of ranks.
         device: name of rank 0's device.
-        dtype: ``model.dtype``: ``bf16``, ``fp16`` or ``fp32``.
+        dtype: what forward runs in: ``bf16``, or ``fp32 under autocast to fp16``.
         base_bytes_per_rank: resident bytes of the frozen weights, one number per rank.
         adapter_bytes_per_rank: resident bytes of the trained weights, one number per rank.
         num_train_rows: rows trained on.

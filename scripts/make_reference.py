@@ -21,7 +21,13 @@ from fsdpq.importing.accelerate import ACCELERATE
 from fsdpq.importing.convert import TOOLS
 from fsdpq.importing.draft import Table
 from fsdpq.recipe.checks import CHECKS, NOTICES
-from fsdpq.recipe.describe import Section, default_text, describe_field, list_sections
+from fsdpq.recipe.describe import (
+    Section,
+    default_text,
+    describe_field,
+    list_sections,
+    nested_options,
+)
 from fsdpq.recipe.field_docs import field_doc
 from fsdpq.recipe.options import Options
 from fsdpq.recipe.root import Recipe
@@ -153,11 +159,19 @@ def fields_of(options: type[Options]) -> list[tuple[str, FieldInfo]]:
 
 def field_table(options: type[Options], fields: Iterable[tuple[str, FieldInfo]]) -> Iterator[str]:
     """Yields a table of keys with type, allowed values, default and description."""
-    rows = [
-        (f"`{name}`", describe_field(info), show_default(info), field_doc(options, name))
-        for name, info in fields
-    ]
-    yield from table(("key", "a value is", "default", "meaning"), rows)
+    yield from table(("key", "a value is", "default", "meaning"), field_rows(options, fields, ""))
+
+
+def field_rows(
+    options: type[Options], fields: Iterable[tuple[str, FieldInfo]], prefix: str
+) -> Iterator[tuple[str, str, str, str]]:
+    """Yields one row a key, and after a mapping those of its keys."""
+    for name, info in fields:
+        key = f"`{prefix}{name}`"
+        yield key, describe_field(info), show_default(info), field_doc(options, name)
+        inner = nested_options(info)
+        if inner is not None:
+            yield from field_rows(inner, inner.model_fields.items(), f"{prefix}{name}.")
 
 
 def show_default(info: FieldInfo) -> str:

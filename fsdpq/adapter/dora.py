@@ -45,6 +45,8 @@ class DoraLinear(LoraLinear):
         **LoraLinear.peft_names,
         "magnitude": "lora_magnitude_vector",
     }
+    fp32_names: ClassVar[tuple[str, ...]] = ("magnitude",)
+    """In bf16 a magnitude near 1 moves in steps of 0.4% or not at all."""
 
     def __init__(self, base: nn.Module, options: LoraOptions) -> None:
         super().__init__(base, options)

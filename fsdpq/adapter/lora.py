@@ -44,6 +44,8 @@ class LoraLinear(nn.Module):
         "lora_B": "lora_B.weight",
     }
 
+    fp32_names: ClassVar[tuple[str, ...]] = ()
+
     def __init__(self, base: nn.Module, options: LoraOptions) -> None:
         super().__init__()
         self.base = base

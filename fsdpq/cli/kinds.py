@@ -9,7 +9,14 @@ from typing import Any, cast
 from fsdpq.cli.render import render_table
 from fsdpq.errors import UsageError
 from fsdpq.fetch.catalog import DATASETS, MODELS
-from fsdpq.recipe.describe import default_text, describe_field, list_sections, list_words, suggest
+from fsdpq.recipe.describe import (
+    default_text,
+    describe_field,
+    list_sections,
+    list_words,
+    nested_options,
+    suggest,
+)
 from fsdpq.recipe.explain import value_text
 from fsdpq.recipe.field_docs import field_doc
 from fsdpq.recipe.not_yet import IMPLEMENTED
@@ -127,18 +134,25 @@ def _render_catalog(section: str) -> list[str]:
 
 
 def _render_fields(section: str, options: type[Options]) -> Iterator[str]:
+    yield from _render_keys(section, options, "")
+    yield ""
+
+
+def _render_keys(section: str, options: type[Options], prefix: str) -> Iterator[str]:
     for name, info in options.model_fields.items():
         if name == "kind":
             continue
         default = default_text(info)
         suffix = default if default == "required" else f"default {default}"
-        yield f"  {name}: {describe_field(info).replace('`', '')} ({suffix})"
-        working = _working_values(section, name)
+        yield f"  {prefix}{name}: {describe_field(info).replace('`', '')} ({suffix})"
+        working = _working_values(section, f"{prefix}{name}")
         text = field_doc(options, name)
         if working is not None:
             text += f" This version: {', '.join(value_text(value) for value in working)} only."
         yield from textwrap.wrap(text, 96, initial_indent="      ", subsequent_indent="      ")
-    yield ""
+        inner = nested_options(info)
+        if inner is not None:
+            yield from _render_keys(section, inner, f"{prefix}{name}.")
 
 
 def _notes(row: Row) -> str:

@@ -8,11 +8,13 @@ and the outer axis repeats them. Gradients are summed along both.
 from __future__ import annotations
 
 import os
+from typing import cast
 
 import torch
+import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-from fsdpq.dist import world_size
+from fsdpq.dist import TIMEOUT, world_size
 from fsdpq.errors import Problem, RecipeError
 from fsdpq.recipe.sections.fsdp import FsdpOptions
 
@@ -31,6 +33,24 @@ def build_mesh(device: torch.device, options: FsdpOptions) -> DeviceMesh:
         return init_device_mesh(device.type, (num_ranks,), mesh_dim_names=("shard",))
     shape = (num_ranks // size, size)
     return init_device_mesh(device.type, shape, mesh_dim_names=("replicate", "shard"))
+
+
+def build_twin(mesh: DeviceMesh) -> DeviceMesh:
+    """Returns a mesh of the same ranks and axes whose shard axis is a process group of its own.
+
+    FSDP makes one group of Parameters for each process group: this is how Parameters of one layer
+    are gathered and reduced apart (torch 2.13, ``fully_shard(shard_placement_fn=...)``).
+
+    Ranks: all (collective).
+    """
+    rows = mesh.mesh.view(-1, mesh.size(mesh.ndim - 1)).tolist()
+    own, _ = dist.new_subgroups_by_enumeration(rows, timeout=TIMEOUT)
+    own = cast("dist.ProcessGroup", own)  # this rank is in one of them
+    names = mesh.mesh_dim_names
+    if mesh.ndim == 1:
+        return DeviceMesh.from_group(own, mesh.device_type, mesh_dim_names=names)
+    groups = [mesh.get_group("replicate"), own]
+    return DeviceMesh.from_group(groups, mesh.device_type, mesh=mesh.mesh, mesh_dim_names=names)
 
 
 def shard_size(options: FsdpOptions, num_ranks: int, num_local_ranks: int) -> int:

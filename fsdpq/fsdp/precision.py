@@ -1,73 +1,88 @@
-"""What the presets of ``fsdp.precision`` mean for trained weights, autocast and loss scaling.
+"""What the dtypes of a run mean for trained weights, buffers, autocast and FSDP's casts.
 
-| preset | trained weights | base (``model.dtype``) | compute |
-|---|---|---|---|
-| ``auto`` | fp32 | any | ``model.dtype``: adapters cast their weights in forward |
-| ``fp32`` | fp32 | fp32 | fp32 |
-| ``bf16`` | bf16 | bf16 | bf16 |
-| ``fp16_autocast`` | fp32 | fp32 | autocast to fp16 |
-| ``bf16_autocast`` | fp32 | fp32 | autocast to bf16 |
-| ``bf16_buffers_autocast`` | bf16 | bf16 | autocast to bf16 |
-
-RoPE's buffers stay fp32 under every preset: in bf16 positions beyond 256 are not told apart.
+`fsdpq.recipe.precision` says what ``fsdp.precision`` means; here it is applied. FSDP casts trained
+weights of the base where it gathers them, adapters cast their own in forward, and autocast casts
+what meets in a product.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterable
 
 import torch
 from torch import nn
 from torch.distributed.fsdp import MixedPrecisionPolicy
 
-from fsdpq.recipe.sections.fsdp import Precision
+from fsdpq.protocols import BASE, DTYPES
+from fsdpq.recipe.precision import Precision
 
-AUTOCAST_DTYPES: dict[Precision, torch.dtype] = {
-    "fp16_autocast": torch.float16,
-    "bf16_autocast": torch.bfloat16,
-    "bf16_buffers_autocast": torch.bfloat16,
-}
-
-TRAINED_DTYPES: dict[Precision, torch.dtype] = {
-    "fp32": torch.float32,
-    "bf16": torch.bfloat16,
-    "fp16_autocast": torch.float32,
-    "bf16_autocast": torch.float32,
-    "bf16_buffers_autocast": torch.bfloat16,
-}
-"""``auto`` leaves trained weights as the adapter made them."""
+ROPE_PART = "inv_freq"
+"""Part of the names of RoPE's frequencies in transformers, one buffer for each kind of layer."""
 
 
-def apply_trained_dtype(model: nn.Module, precision: Precision) -> None:
-    """Casts the trainable parameters of a meta model to the preset's dtype, in place."""
-    dtype = TRAINED_DTYPES.get(precision)
-    if dtype is None:
-        return
+def fp32_parameters(model: nn.Module) -> set[nn.Parameter]:
+    """Returns the trained Parameters that stay fp32 whatever ``param`` says."""
+    return {
+        getattr(module, name)
+        for module in model.modules()
+        if hasattr(module, BASE)
+        for name in module.fp32_names  # pyright: ignore[reportGeneralTypeIssues]
+    }
+
+
+def apply_param_dtype(model: nn.Module, precision: Precision) -> set[nn.Parameter]:
+    """Casts the trained Parameters of a meta model to ``param``, in place.
+
+    Returns:
+        Those that stayed fp32 beside others that did not: they need FSDP groups of their own.
+    """
+    kept = fp32_parameters(model) if precision.param != "fp32" else set[nn.Parameter]()
     for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.data = parameter.data.to(dtype)
+        if parameter.requires_grad and parameter not in kept:
+            parameter.data = parameter.data.to(DTYPES[precision.param])
+    return kept
 
 
-def build_policy(
-    precision: Precision, *, trains_base: bool, dtype: torch.dtype
-) -> MixedPrecisionPolicy:
-    """Returns what FSDP casts; gradients are always summed over ranks in fp32.
+def apply_buffers_dtype(
+    model: nn.Module, precision: Precision, *, persistent: bool, fp32_names: Iterable[str] = ()
+) -> None:
+    """Casts floating buffers that the model made in ``model.dtype`` to ``buffers``, in place.
+
+    Buffers that it made in another dtype stay: its code wants them so.
 
     Args:
-        precision: the preset.
-        trains_base: whether weights of the base are trained; under ``auto`` they are fp32 masters,
-            cast before they are gathered. Adapters cast their own.
-        dtype: ``model.dtype``.
+        model: on meta or loaded.
+        precision: the dtypes of the run.
+        persistent: cast those that checkpoints hold, else the others. The former are read in
+            ``model.dtype``, as bases on the disk hold them, so they are cast after loading; the
+            latter are computed while loading, in their own dtype, so they are cast before.
+        fp32_names: parts of names of buffers that transformers keeps in fp32.
     """
-    casts = trains_base and precision == "auto"
+    base, wanted = DTYPES[precision.base], DTYPES[precision.buffers]
+    if base == wanted:
+        return
+    kept = (ROPE_PART, *fp32_names) if wanted != torch.float32 else ()
+    for module in model.modules():
+        for name, buffer in list(module.named_buffers(recurse=False)):
+            if any(part in name for part in kept):
+                continue
+            chosen = (name not in module._non_persistent_buffers_set) == persistent
+            if chosen and buffer.dtype == base:
+                module.register_buffer(name, buffer.to(wanted), persistent=persistent)
+
+
+def build_policy(precision: Precision) -> MixedPrecisionPolicy:
+    """Returns what FSDP casts in a group of trained weights of the base.
+
+    They are gathered in ``model.dtype``, and gradients are summed in ``reduce``.
+    """
     return MixedPrecisionPolicy(
-        param_dtype=dtype if casts else None, reduce_dtype=torch.float32, cast_forward_inputs=False
+        param_dtype=DTYPES[precision.base],
+        reduce_dtype=DTYPES[precision.reduce],
+        cast_forward_inputs=False,
     )
 
 
 def autocast_dtype(precision: Precision) -> torch.dtype | None:
     """Returns what forward autocasts to, None for no autocast."""
-    return AUTOCAST_DTYPES.get(precision)
-
-
-def needs_loss_scaling(precision: Precision, model_dtype: str) -> bool:
-    """Whether gradients pass through fp16, whose small numbers vanish without a scale."""
-    return AUTOCAST_DTYPES.get(precision) is torch.float16 or model_dtype == "fp16"
+    return DTYPES[precision.compute] if precision.autocasts else None

@@ -2,15 +2,18 @@
 
 Frozen bytes, norms and adapters of one decoder layer share a group: a group of several dtypes is
 gathered as raw bytes, and nothing in it is cast, because no ``param_dtype`` is set (adapters cast
-their fp32 masters themselves). Where weights of the base are trained, a policy casts their masters
+their masters themselves). Where weights of the base are trained, a policy casts their masters
 before they are gathered. Embedding and head have groups of their own, since the root group stays
 gathered; tied weights must share one group (torch >= 2.13 raises otherwise).
+
+What is trained in a group must have one dtype: weights that stay fp32 beside others in bf16
+(magnitudes of DoRA) make a second group of the same layer, gathered and reduced in the same hooks.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import cast
 
 import torch
@@ -24,12 +27,24 @@ from torch.distributed.fsdp import (
     register_fsdp_forward_method,
 )
 
+# Named by the documentation of `fully_shard`, and exported nowhere else (torch 2.13).
+from torch.distributed.fsdp._fully_shard._fsdp_common import (
+    FSDPMeshInfo,
+    HSDPMeshInfo,
+    ShardPlacementResult,
+)
+from torch.distributed.tensor import Shard
+
 from fsdpq.fsdp.layers import apply_layer_runs
-from fsdpq.fsdp.mesh import build_mesh
+from fsdpq.fsdp.mesh import build_mesh, build_twin
 from fsdpq.fsdp.offload import HostActivations, offload_policy
-from fsdpq.fsdp.precision import apply_trained_dtype
+from fsdpq.fsdp.precision import apply_param_dtype, build_policy
 from fsdpq.protocols import BASE
+from fsdpq.recipe.precision import Precision
 from fsdpq.recipe.sections.fsdp import FsdpOptions
+
+ApartFn = Callable[[nn.Parameter], ShardPlacementResult | None]
+"""Returns where a Parameter is sharded, None for the mesh of the others."""
 
 
 def apply_fsdp(
@@ -40,7 +55,7 @@ def apply_fsdp(
     layers: Sequence[nn.Module],
     embedding_groups: Sequence[list[nn.Module]],
     forward_methods: Sequence[str],
-    casts: MixedPrecisionPolicy,
+    precision: Precision,
     layer_chunks: int = 1,
 ) -> tuple[int, str]:
     """Applies the ``fsdp`` section to ``model`` in place.
@@ -49,12 +64,12 @@ def apply_fsdp(
 
     Args:
         model: the root, on meta, with adapters attached.
-        options: strategy, offload, precision, activations.
+        options: strategy, offload, activations.
         device: this rank's device.
         layers: decoder layers, one group each.
         embedding_groups: modules that share a group, for embedding and head.
         forward_methods: methods of ``model`` that gather like its forward.
-        casts: what FSDP casts; see `fsdpq.fsdp.precision.build_policy`.
+        precision: the dtypes of the run.
         layer_chunks: parts of a micro-batch that a layer runs over.
 
     Returns:
@@ -62,7 +77,7 @@ def apply_fsdp(
     """
     policy, notice = offload_policy(options.offload, device)
     # Before sharding: a group's trained weights must have one dtype, and shards inherit it.
-    apply_trained_dtype(model, options.precision)
+    kept_fp32 = apply_param_dtype(model, precision)
     # Before sharding: FSDP's hooks belong outside, or recomputing a layer would gather it again.
     apply_layer_runs(
         layers,
@@ -70,14 +85,16 @@ def apply_fsdp(
         num_chunks=layer_chunks,
         host=HostActivations(device) if options.activation_offload else None,
     )
+    mesh = build_mesh(device, options)
     num_groups = apply_groups(
         model,
-        mesh=build_mesh(device, options),
+        mesh=mesh,
         layers=layers,
         embedding_groups=embedding_groups,
         reshard=reshards_after_forward(options),
-        casts=casts,
+        casts=build_policy(precision),
         policy=policy,
+        apart=shard_apart(mesh, kept_fp32) if kept_fp32 else None,
     )
     # After the root is sharded: both reach every group below it.
     apply_forward_methods(model, forward_methods)
@@ -102,13 +119,18 @@ def apply_groups(
     reshard: bool,
     casts: MixedPrecisionPolicy,
     policy: OffloadPolicy,
+    apart: ApartFn | None = None,
 ) -> int:
-    """Shards ``model`` in place, bottom-up; returns the number of groups."""
+    """Shards ``model`` in place, bottom-up; returns the number of groups.
+
+    ``apart`` puts Parameters of a decoder layer into a second group.
+    """
     for layer in layers:
         fully_shard(
             layer,
             mesh=mesh,
             reshard_after_forward=reshard,
+            shard_placement_fn=apart,
             mp_policy=_policy_of([layer], casts),
             offload_policy=policy,
         )
@@ -124,8 +146,22 @@ def apply_groups(
         if not trained:
             # The loss computes the gradient of the head's input in forward: no gather in backward.
             cast("FSDPModule", group[0]).set_unshard_in_backward(False)
-    fully_shard(model, mesh=mesh, mp_policy=casts, offload_policy=policy)
+    fully_shard(model, mesh=mesh, mp_policy=_policy_of([model], casts), offload_policy=policy)
     return len(layers) + len(embedding_groups) + 1
+
+
+def shard_apart(mesh: DeviceMesh, parameters: set[nn.Parameter]) -> ApartFn:
+    """Returns a function that shards ``parameters`` over a twin of ``mesh``.
+
+    Ranks: all (collective).
+    """
+    twin = build_twin(mesh)
+    info = (
+        HSDPMeshInfo(mesh=twin, shard_mesh_dim=1, replicate_mesh_dim=0)
+        if twin.ndim == 2
+        else FSDPMeshInfo(mesh=twin, shard_mesh_dim=0)
+    )
+    return lambda p: ShardPlacementResult(Shard(0), info) if p in parameters else None
 
 
 def _policy_of(group: Sequence[nn.Module], casts: MixedPrecisionPolicy) -> MixedPrecisionPolicy:

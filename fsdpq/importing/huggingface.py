@@ -110,6 +110,22 @@ def read_fsdp_checkpointing(draft: Draft, key: str, value: Any) -> None:
         draft.note("built_in", key, "asks for nothing")
 
 
+def read_policy(draft: Draft, key: str, value: Any) -> None:
+    """Reads the dtype that FSDP gathers weights and sums gradients in."""
+    word = str(value).lower()
+    if isinstance(draft.at("fsdp.precision"), str):
+        draft.note("dropped", key, "all is in the dtype of `fsdp.precision`")
+    elif word in ("bf16", "fp16"):
+        draft.put("fsdp.precision.compute", word, key=key)
+        if word == "bf16":
+            draft.put("fsdp.precision.reduce", word, key=key)
+        draft.note("converted", key, target="fsdp.precision")
+    elif word == "fp32":
+        draft.note("built_in", key, "gradients are summed in fp32")
+    else:
+        draft.note("no_counterpart", key, "write a mapping: see `fsdpq kinds fsdp`, `precision`")
+
+
 def read_offload(draft: Draft, key: str, value: Any) -> None:
     """Reads a switch of parameter offload."""
     if boolean(value):
@@ -155,7 +171,7 @@ FSDP_CONFIG: Mapping[str, Rule] = {
     "auto_wrap_policy": Always("decoder layers are found by structure"),
     "transformer_layer_cls_to_wrap": Always("decoder layers are found by structure"),
     "min_num_params": Always("decoder layers are found by structure"),
-    "mixed_precision_policy": Always("it follows `model.dtype`"),
+    "mixed_precision_policy": With("fsdp.precision", read_policy),
     **dict.fromkeys(
         (
             "sync_module_states", "cpu_ram_efficient_loading", "cpu_offload_pin_memory",

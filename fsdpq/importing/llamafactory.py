@@ -168,6 +168,8 @@ def assemble(draft: Draft) -> None:
         draft.default("adapter.alpha", 2 * draft.at("adapter.rank"), "lora_alpha")
     _assemble_packing(draft)
     if draft.on("pure_bf16"):
+        draft.drop("fsdp.precision.reduce")
+        draft.forget("fsdp.precision.compute", "`pure_bf16` takes precedence")
         draft.put("fsdp.precision", "bf16", key="pure_bf16")
     assemble_training(draft)
     assemble_report_to(draft)

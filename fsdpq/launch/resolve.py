@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 from fsdpq.errors import EnvironmentProblemError
 from fsdpq.launch.devices import cpu_has_bf16
+from fsdpq.recipe.precision import Dtype, base_dtype
 from fsdpq.recipe.root import Recipe
-from fsdpq.recipe.sections.fsdp import PRECISION_DTYPES
 
 CPU_RANKS = 2
 """Ranks on a machine without a GPU: the fewest that shard anything."""
@@ -51,13 +51,9 @@ def resolve_launch(
 
 def resolve_dtype(recipe: Recipe, device: str, cpu_bf16: bool | None = None) -> str:
     """Returns ``model.dtype`` as it will be on ``device``: ``bf16``, ``fp16`` or ``fp32``."""
-    if recipe.model.dtype != "auto":
-        return recipe.model.dtype
-    if recipe.fsdp.precision != "auto":
-        return PRECISION_DTYPES[recipe.fsdp.precision]
-    if device == "cuda":
-        return "bf16"
-    return "bf16" if (cpu_has_bf16() if cpu_bf16 is None else cpu_bf16) else "fp32"
+    has_bf16 = device == "cuda" or (cpu_has_bf16() if cpu_bf16 is None else cpu_bf16)
+    default: Dtype = "bf16" if has_bf16 else "fp32"
+    return base_dtype(recipe, default) or default
 
 
 def _resolve_batch(recipe: Recipe, num_ranks: int) -> Any:

@@ -28,9 +28,6 @@ from fsdpq.model.structure import (
 from fsdpq.protocols import Quantizer
 from fsdpq.recipe.stored_quantization import is_bnb_4bit, method_of
 
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-"""Names in recipes, and what torch calls them."""
-
 PROBE = (4096, 4096)
 """A shape that every quantizer packs, if it packs any."""
 

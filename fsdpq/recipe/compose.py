@@ -96,7 +96,9 @@ def _set(composed: Composition, override: Override, sections: dict[str, Section]
             child = target[part] = _default_kind(part, sections) if depth == 1 else {}
             marks.keys[path[:depth]] = marks.values[path[:depth]] = override.location
         if not isinstance(child, dict):
-            return override.problem(f"`{'.'.join(path[:depth])}` holds a value, not keys", _WRITE)
+            key = ".".join(path[:depth])
+            hint = _WRITE if depth == 1 else f"take the value away before: `~{key} {override.text}`"
+            return override.problem(f"`{key}` holds a value, not keys", hint)
         target = cast("dict[str, Any]", child)
     if path[1:] == ("kind",):
         dropped = drop_other_kind(target, override.value, sections.get(path[0]))

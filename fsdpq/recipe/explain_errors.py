@@ -47,8 +47,11 @@ class Translator:
             for error_type, path in cleaned
             if error_type == "extra_forbidden" and (guess := self._guess(path))
         }
+        inside = {path[:end] for _, path in cleaned for end in range(1, len(_field_of(path)))}
         for error_type, path in cleaned:
             field = _field_of(path)
+            if path in inside:  # the other members of a union, about a mapping with mistakes in it
+                continue
             if field in seen or (error_type == "missing" and path in misspelt):
                 continue
             if error_type != "extra_forbidden":

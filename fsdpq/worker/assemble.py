@@ -14,18 +14,16 @@ from typing import Any, cast
 
 import torch
 from torch import nn
-from torch.distributed.fsdp import MixedPrecisionPolicy
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
 from fsdpq.dist import check_same_on_all_ranks, own_shard
 from fsdpq.errors import EnvironmentProblemError
-from fsdpq.fsdp.precision import autocast_dtype, build_policy
+from fsdpq.fsdp.precision import apply_buffers_dtype, autocast_dtype
 from fsdpq.fsdp.wrap import apply_fsdp
 from fsdpq.model.causal_lm import CausalLM
 from fsdpq.model.loading.stream import load_base
 from fsdpq.model.loading.targets import checkpoint_name
 from fsdpq.model.meta import (
-    DTYPES,
     build_meta_model,
     count_parameters,
     explained_remote_code,
@@ -33,7 +31,8 @@ from fsdpq.model.meta import (
 from fsdpq.model.packing import check_packing_isolates
 from fsdpq.model.quantized_experts import router_ids
 from fsdpq.model.quantized_linear import QuantizedLinear
-from fsdpq.protocols import BASE, AdaptedLayer, Adapter
+from fsdpq.protocols import BASE, DTYPES, AdaptedLayer, Adapter
+from fsdpq.recipe.precision import Precision, precision_of
 from fsdpq.recipe.root import Recipe
 from fsdpq.registry import resolve_builder
 from fsdpq.run_files import RunFiles
@@ -159,24 +158,19 @@ def assemble_model(
 
     Ranks: all (collective).
     """
-    dtype = resolve_dtype(recipe, device)
+    dtype, precision = resolve_dtype(recipe, device), precision_of(recipe)
     adapter: Adapter = resolve_builder("adapter", recipe.adapter)(recipe.adapter)
     model = build_model(
         recipe, model_dir, adapter, dtype=dtype, trust_remote_code=trust_remote_code
     )
     num_parameters, num_quantized = count_parameters(model)
-    trains_base = any(parameter.requires_grad for parameter in model.parameters())
     apply_adapter(model, adapter)
-    num_groups, about_offload = shard_model(
-        model,
-        recipe,
-        device,
-        casts=build_policy(recipe.fsdp.precision, trains_base=trains_base, dtype=dtype),
-    )
+    num_groups, about_offload = shard_model(model, recipe, device, precision=precision)
     on_phase("shard")
     about_base = fill_base(
         model, recipe, model_dir, base, dtype=dtype, device=device, report=report_load
     )
+    cast_buffers(model, precision, persistent=True)
     on_phase("load")
     digest = adapter.init_adapter(model, seed=recipe.training.seed, dtype=dtype, device=device)
     check_same_on_all_ranks("the initial values of what is trained", digest)
@@ -243,14 +237,25 @@ def build_model(
     return model
 
 
+def cast_buffers(model: CausalLM, precision: Precision, *, persistent: bool) -> None:
+    """Casts buffers to their dtype, in place; see `fsdpq.fsdp.precision.apply_buffers_dtype`."""
+    kept = model.hf._keep_in_fp32_modules_strict or ()
+    apply_buffers_dtype(model, precision, persistent=persistent, fp32_names=kept)
+
+
 def shard_model(
-    model: CausalLM, recipe: Recipe, device: torch.device, *, casts: MixedPrecisionPolicy
+    model: CausalLM,
+    recipe: Recipe,
+    device: torch.device,
+    *,
+    precision: Precision,
 ) -> tuple[int, str]:
     """Applies the ``fsdp`` section in place; returns the number of groups and a notice, if any.
 
     Ranks: all (collective).
     """
-    model.autocast_dtype = autocast_dtype(recipe.fsdp.precision)
+    model.autocast_dtype = autocast_dtype(precision)
+    cast_buffers(model, precision, persistent=False)
     return apply_fsdp(
         model,
         recipe.fsdp,
@@ -258,7 +263,7 @@ def shard_model(
         layers=list(model.decoder_layers),
         embedding_groups=model.embedding_groups,
         forward_methods=("next_token_logits",),
-        casts=casts,
+        precision=precision,
         layer_chunks=recipe.training.layer_chunks,
     )
 

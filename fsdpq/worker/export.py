@@ -20,7 +20,7 @@ from fsdpq.model.loading.checkpoint_names import ModelTensors
 from fsdpq.model.loading.source import open_checkpoint
 from fsdpq.model.loading.stream import load_trained_base
 from fsdpq.model.loading.targets import full_shape, loading_targets
-from fsdpq.model.meta import DTYPES
+from fsdpq.protocols import DTYPES
 from fsdpq.recipe.root import Recipe
 from fsdpq.worker.assemble import Assembled, Inputs
 

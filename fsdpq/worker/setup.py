@@ -15,11 +15,11 @@ from fsdpq.data.loader import Step, build_step, iterate_steps, split_rows
 from fsdpq.data.pack import fill_rate, pack_rows
 from fsdpq.data.tokenize import Row, TokenizedData, make_dummy_rows, tokenize_rows
 from fsdpq.errors import Problem, RecipeError
-from fsdpq.fsdp.precision import needs_loss_scaling
 from fsdpq.metrics.profile import StepProfiler
 from fsdpq.model.meta import read_config
 from fsdpq.protocols import MetricSink
 from fsdpq.recipe.data_files import iterate_rows
+from fsdpq.recipe.precision import precision_of
 from fsdpq.recipe.root import Recipe
 from fsdpq.recipe.sections.data import DataOptions
 from fsdpq.registry import resolve_builder
@@ -120,7 +120,6 @@ def build_trainer(
 ) -> Trainer:
     """Builds optimizer, schedule and loop."""
     profile, trace = recipe.metrics.profile, files.profile(dist.rank())
-    scaled = needs_loss_scaling(recipe.fsdp.precision, recipe.model.dtype)
     total_steps = count_steps(recipe, len(data.train))
     parameters = assembled.trainable
     build_optimizer = resolve_builder("optimizer", recipe.optimizer)
@@ -137,7 +136,7 @@ def build_trainer(
         metrics=metrics,
         evaluate=(lambda: evaluate(assembled.model, held_out, device=device)) if held_out else None,
         device=device,
-        scaler=LossScaler() if scaled else None,
+        scaler=LossScaler() if precision_of(recipe).scales_loss else None,
         no_sync=recipe.fsdp.no_sync,
         profiler=StepProfiler(profile, trace, device) if profile else None,
         log_memory=recipe.metrics.log_memory,

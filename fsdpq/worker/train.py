@@ -14,6 +14,7 @@ from fsdpq.metrics.memory import MemoryLog, peak_bytes
 from fsdpq.metrics.report import write_report
 from fsdpq.protocols import MetricSink
 from fsdpq.recipe.load import load_resolved
+from fsdpq.recipe.precision import precision_of
 from fsdpq.recipe.root import Recipe
 from fsdpq.run_files import RunFiles, RunSummary, SetupSummary
 from fsdpq.training.loop import Progress, Trainer
@@ -141,7 +142,7 @@ def summarize_setup(
         num_groups=assembled.num_groups,
         world_size=dist.world_size(),
         device=torch.cuda.get_device_name(device) if on_gpu else "CPU",
-        dtype=recipe.model.dtype,
+        dtype=precision_of(recipe).words,
         base_bytes_per_rank=[int(value) for value in base_bytes],
         adapter_bytes_per_rank=[int(value) for value in adapter_bytes],
         num_train_rows=len(data.train),

@@ -14,7 +14,9 @@ from fsdpq.run_files import RunFiles, read_json_lines
 SETTINGS = (
     "fsdp.strategy=shard_grad_op",
     "fsdp.offload=cpu",
-    "fsdp.precision=fp16_autocast",
+    "fsdp.precision.compute=fp16",  # with fp32 buffers `fp16_autocast`
+    "fsdp.precision.buffers=fp32",
+    "fsdp.precision.reduce=bf16",
     "model.dtype=auto",
     "fsdp.activation_checkpointing=selective",
     "fsdp.activation_offload=true",
@@ -33,6 +35,7 @@ def test_settings_together_train_and_leave_their_files(fsdpq: Run, tmp_path: Pat
     files = RunFiles(tmp_path / "run")
     done = fsdpq("train", "recipe.yaml", "--run-dir", str(files.root), *SETTINGS)
     assert done.returncode == 0, done.stderr
+    assert "fp32 under autocast to fp16" in done.stderr
     rows = list(read_json_lines(files.metrics))
     steps = [row for row in rows if row["event"] == "step"]
     losses = [row["loss"] for row in steps]

@@ -104,3 +104,47 @@ def train(
         optimizer.zero_grad()
         losses.append(loss.item())
     return losses, norms
+
+
+def train_with_masters(
+    model: nn.Module,
+    masters: Sequence[Tensor],
+    batches: Sequence[Sequence[Row]],
+    *,
+    lr: float,
+    max_norm: float,
+    autocast: torch.dtype | None = None,
+    loss_scale: float = 1.0,
+) -> tuple[list[float], list[float]]:
+    """Trains weights kept apart from those that compute: plain mixed precision, in plain torch.
+
+    The model's trainable parameters are copies of the masters, whatever dtype they have, and their
+    unscaled gradients go to AdamW over the masters. Returns losses and gradient norms.
+    """
+    working = [p for p in model.parameters() if p.requires_grad]
+    kept = [nn.Parameter(master.clone()) for master in masters]
+    optimizer = torch.optim.AdamW(kept, lr=lr, weight_decay=0.0)
+    losses: list[float] = []
+    norms: list[float] = []
+
+    def copy_masters() -> None:
+        for used, master in zip(working, kept, strict=True):
+            used.data.copy_(master.data)
+
+    copy_masters()
+    for rows in batches:
+        with torch.autocast("cpu", autocast, enabled=autocast is not None):
+            loss = batch_loss(model, rows)
+        (loss * loss_scale).backward()
+        for used, master in zip(working, kept, strict=True):
+            assert used.grad is not None
+            master.grad = (used.grad.float() / loss_scale).to(master.dtype)
+            used.grad = None
+        # In fp32: `clip_grad_norm_` computes the norm in the dtype of the gradients.
+        norm = torch.nn.utils.get_total_norm([m.grad.float() for m in kept if m.grad is not None])
+        torch.nn.utils.clip_grads_with_norm_(kept, max_norm, norm)
+        norms.append(float(norm))
+        optimizer.step()
+        copy_masters()
+        losses.append(loss.item())
+    return losses, norms

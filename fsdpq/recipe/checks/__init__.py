@@ -22,6 +22,7 @@ from fsdpq.recipe.checks import (
     memory,
     model,
     output,
+    precision,
     quantization,
     schedule,
     sharding,
@@ -44,6 +45,7 @@ def check_supported(recipe: Recipe, _base_dir: Path) -> Iterator[Problem]:
 CHECKS: tuple[Check, ...] = (
     check_supported,
     *model.CHECKS,
+    *precision.CHECKS,
     *attention.CHECKS,
     *quantization.CHECKS,
     *adapter.CHECKS,

@@ -131,16 +131,6 @@ def check_new_layers_divide(recipe: Recipe, base_dir: Path) -> Iterator[Problem]
     yield Problem(message, f"adapter.{key}", hint=hint)
 
 
-def check_dora_magnitude_moves(recipe: Recipe, _base_dir: Path) -> Iterator[Problem]:
-    """Trained weights of dora in bf16, where its magnitudes are too coarse to ever move."""
-    precision = recipe.fsdp.precision
-    if isinstance(recipe.adapter, DoraOptions) and precision in ("bf16", "bf16_buffers_autocast"):
-        message = f"`fsdp.precision: {precision}` keeps trained weights in bf16, where the "
-        message += "magnitudes of dora are too coarse to move"
-        hint = "delete it: `auto` keeps them in fp32 and computes in bf16"
-        yield Problem(message, "fsdp.precision", hint=hint)
-
-
 def note_dora_cost(recipe: Recipe, _base_dir: Path) -> Iterator[str]:
     """DoRA's work beside LoRA's, where its rank is large for the tokens that a rank computes.
 
@@ -166,6 +156,5 @@ CHECKS = (
     check_init_keeps_base,
     check_new_layers_given,
     check_new_layers_divide,
-    check_dora_magnitude_moves,
 )
 NOTICES = (note_dora_cost,)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from fsdpq.errors import Problem
-from fsdpq.recipe.checks.facts import card_of, told_dtype
+from fsdpq.recipe.checks.facts import card_of, precision_key, told_dtype
 from fsdpq.recipe.root import Recipe
 
 KEY = "model.attn_implementation"
@@ -22,7 +22,7 @@ def check_flash_attention_runs(recipe: Recipe, _base_dir: Path) -> Iterator[Prob
         message = "`flash_attention_2` needs a GPU, and `launch.device` is `cpu`"
         yield Problem(message, KEY, hint=HINT)
     elif told_dtype(recipe) == "fp32":
-        source = "model.dtype" if recipe.model.dtype == "fp32" else "fsdp.precision"
+        source = "model.dtype" if recipe.model.dtype == "fp32" else precision_key(recipe, "compute")
         message = f"`flash_attention_2` computes in bf16 or fp16, and `{source}` is `fp32`"
         yield Problem(message, KEY, hint=f"{HINT}, or compute in bf16")
 

@@ -10,8 +10,8 @@ from fsdpq.cards.find import card_from_config, find_card
 from fsdpq.errors import Problem
 from fsdpq.recipe.describe import show_value
 from fsdpq.recipe.options import Options
+from fsdpq.recipe.precision import Dtype, compute_dtype
 from fsdpq.recipe.root import Recipe
-from fsdpq.recipe.sections.fsdp import PRECISION_DTYPES
 
 
 def model_directory(recipe: Recipe, base_dir: Path) -> Path | None:
@@ -38,14 +38,15 @@ def num_ranks(recipe: Recipe) -> int | None:
     return recipe.launch.nproc_per_node * recipe.launch.nnodes
 
 
-def told_dtype(recipe: Recipe) -> str | None:
+def told_dtype(recipe: Recipe) -> Dtype | None:
     """Returns the dtype that the recipe computes in, None where the machine decides."""
-    precision = recipe.fsdp.precision
-    if precision in ("fp16_autocast", "bf16_autocast", "bf16_buffers_autocast"):
-        return precision.partition("_")[0]
-    if recipe.model.dtype != "auto":
-        return recipe.model.dtype
-    return None if precision == "auto" else PRECISION_DTYPES[precision]
+    return compute_dtype(recipe)
+
+
+def precision_key(recipe: Recipe, part: str) -> str:
+    """Returns the key that says ``part`` of the precision: the preset's, or one of a mapping."""
+    chosen = recipe.fsdp.precision
+    return "fsdp.precision" if isinstance(chosen, str) else f"fsdp.precision.{part}"
 
 
 def is_default(options: Options, field: str) -> bool:

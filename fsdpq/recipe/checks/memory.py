@@ -7,6 +7,7 @@ from pathlib import Path
 
 from fsdpq.errors import Problem
 from fsdpq.recipe.checks.facts import card_of, num_ranks
+from fsdpq.recipe.precision import precision_options
 from fsdpq.recipe.root import Recipe
 from fsdpq.recipe.sections.optimizer import AdamW8bitOptions, MuonOptions, SgdOptions
 
@@ -51,7 +52,7 @@ def _ranks_per_copy(recipe: Recipe, ranks: int) -> int:
 
 def _bytes_per_weight(recipe: Recipe) -> int:
     """Returns the bytes of a trained weight, its gradient and its optimizer state."""
-    element = 2 if recipe.fsdp.precision in ("bf16", "bf16_buffers_autocast") else 4
+    element = 2 if precision_options(recipe.fsdp).param == "bf16" else 4
     optimizer = recipe.optimizer
     if isinstance(optimizer, AdamW8bitOptions):
         return element * 2 + 2

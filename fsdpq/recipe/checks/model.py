@@ -8,7 +8,6 @@ from pathlib import Path
 from fsdpq.errors import Problem
 from fsdpq.recipe.checks.facts import card_of, has_no_effect, model_directory
 from fsdpq.recipe.root import Recipe
-from fsdpq.recipe.sections.fsdp import PRECISION_DTYPES
 
 
 def check_model_revision_used(recipe: Recipe, base_dir: Path) -> Iterator[Problem]:
@@ -29,15 +28,4 @@ def check_seq_len_fits(recipe: Recipe, base_dir: Path) -> Iterator[Problem]:
         yield Problem(f"{message} tokens", "data.seq_len", hint=hint)
 
 
-def check_dtype_agrees(recipe: Recipe, _base_dir: Path) -> Iterator[Problem]:
-    """A ``model.dtype`` that is not the one of the preset in ``fsdp.precision``."""
-    dtype, precision = recipe.model.dtype, recipe.fsdp.precision
-    if dtype == "auto" or precision == "auto" or PRECISION_DTYPES[precision] == dtype:
-        return
-    wanted = PRECISION_DTYPES[precision]
-    message = f"`model.dtype: {dtype}` contradicts `fsdp.precision: {precision}`, which keeps"
-    hint = f"delete `model.dtype`, or use `dtype: {wanted}`"
-    yield Problem(f"{message} weights in {wanted}", "model.dtype", hint=hint)
-
-
-CHECKS = (check_model_revision_used, check_seq_len_fits, check_dtype_agrees)
+CHECKS = (check_model_revision_used, check_seq_len_fits)

@@ -11,18 +11,27 @@ from fsdpq.recipe.options import Options
 Strategy = Literal[
     "full_shard", "shard_grad_op", "ddp", "hybrid_full_shard", "hybrid_shard_grad_op"
 ]
-Precision = Literal[
-    "auto", "fp32", "bf16", "fp16_autocast", "bf16_autocast", "bf16_buffers_autocast"
-]
+Preset = Literal["auto", "fp32", "bf16", "fp16_autocast", "bf16_autocast", "bf16_buffers_autocast"]
 
-PRECISION_DTYPES = {
-    "fp32": "fp32",
-    "bf16": "bf16",
-    "fp16_autocast": "fp32",
-    "bf16_autocast": "fp32",
-    "bf16_buffers_autocast": "bf16",
-}
-"""The ``model.dtype`` that each preset of ``fsdp.precision`` stores weights in."""
+
+class PrecisionOptions(Options):
+    """A combination of dtypes; what it leaves out is as under ``auto``."""
+
+    param: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Trained weights and optimizer states. bf16 takes half the memory and rounds small steps away.
+    The magnitudes of dora stay fp32. fp16 is refused: Adam's means underflow in it."""
+
+    compute: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Products. ``auto`` is ``model.dtype``; where that or ``buffers`` is another dtype, forward
+    runs under autocast. fp16 scales the loss."""
+
+    reduce: Literal["fp32", "bf16"] = "fp32"
+    """Gradients while they are summed over ranks; bf16 sends half the bytes."""
+
+    buffers: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Floating buffers of the model; ``auto`` is ``model.dtype``. fp32 beside a ``compute`` of 16
+    bits means autocast. RoPE's frequencies are fp32 whatever it says: in bf16, positions beyond
+    256 are not told apart."""
 
 
 class FsdpOptions(Options):
@@ -41,11 +50,12 @@ class FsdpOptions(Options):
     """Where the shards lie between uses: on the device, in host memory (the optimizer step runs
     there too), or memory-mapped from a file."""
 
-    precision: Precision = "auto"
-    """``auto`` keeps trained weights in fp32 and computes in ``model.dtype``. The others are the
-    presets of FSDP + QLoRA's first script: ``fp32`` and ``bf16`` keep and compute everything in
-    that dtype, ``fp16_autocast`` and ``bf16_autocast`` keep fp32 and compute under autocast,
-    ``bf16_buffers_autocast`` keeps bf16 and computes under autocast. fp16 scales the loss."""
+    precision: Preset | PrecisionOptions = Field(default="auto", examples=["bf16_autocast"])
+    """A preset or a combination. ``auto`` keeps trained weights in fp32 and computes in
+    ``model.dtype``. The other presets are those of FSDP + QLoRA's first script: ``fp32`` and
+    ``bf16`` keep and compute everything in that dtype, ``fp16_autocast`` and ``bf16_autocast`` keep
+    fp32 and compute under autocast, ``bf16_buffers_autocast`` keeps bf16 and computes under
+    autocast. A combination is a mapping of ``param``, ``compute``, ``reduce`` and ``buffers``."""
 
     activation_checkpointing: Literal["full", "selective", "none"] = "full"
     """``full`` keeps only the input of each decoder layer and computes the layer again in the

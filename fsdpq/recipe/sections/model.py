@@ -20,9 +20,9 @@ class ModelOptions(Options):
     """Commit, branch or tag of the hub repository; null is its main branch."""
 
     dtype: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
-    """Compute dtype, and dtype of the weights that stay unquantized. ``auto`` follows
-    ``fsdp.precision``; where that is ``auto`` too, it is bf16 on a GPU and on a CPU with bf16
-    instructions, else fp32."""
+    """Dtype of the weights that stay unquantized, and of products where ``fsdp.precision`` names
+    none. ``auto`` follows ``fsdp.precision``; where that is ``auto`` too, it is bf16 on a GPU and
+    on a CPU with bf16 instructions, else fp32."""
 
     attn_implementation: Literal["sdpa", "eager", "flash_attention_2", "flex_attention"] = "sdpa"
     """Attention code path of transformers. ``flash_attention_2`` needs the package ``flash-attn``

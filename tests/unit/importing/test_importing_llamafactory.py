@@ -111,9 +111,13 @@ def test_hqq_full_and_llama_pro(import_text: Importer) -> None:
     hqq = import_text(head + "quantization_bit: 2\nquantization_method: hqq\nlora_rank: 4\n")
     assert hqq.document["quantization"] == {"kind": "hqq", "nbits": 2}
     assert hqq.document["adapter"] == {"kind": "lora", "rank": 4, "alpha": 8}
-    full = import_text(head + "finetuning_type: full\npure_bf16: true\n")
+    full = import_text(
+        head + "finetuning_type: full\npure_bf16: true\n"
+        "fsdp_config:\n  mixed_precision_policy: fp16\n"
+    )
     assert full.document["adapter"] == {"kind": "none"}
     assert full.document["fsdp"]["precision"] == "bf16"
+    assert list(told(full, "dropped")) == ["fsdp_config.mixed_precision_policy"]
     pro = import_text(
         head + "finetuning_type: freeze\nuse_llama_pro: true\nfreeze_trainable_layers: 8\n"
     )

@@ -97,7 +97,8 @@ def test_full_finetuning_with_accelerate_fsdp2(import_text: Importer) -> None:
     accelerate = (
         "distributed_type: FSDP\nmixed_precision: bf16\nnum_processes: 8\nfsdp_config:\n"
         "  fsdp_version: 2\n  fsdp_reshard_after_forward: false\n"
-        "  fsdp_activation_checkpointing: false\nnum_proceses: 3\n"
+        "  fsdp_activation_checkpointing: false\n  fsdp_mixed_precision_policy: bf16\n"
+        "num_proceses: 3\n"
     )
     result = import_text(text, "trl", accelerate=accelerate)
     assert result.document["adapter"] == {"kind": "none"}
@@ -105,10 +106,11 @@ def test_full_finetuning_with_accelerate_fsdp2(import_text: Importer) -> None:
     assert result.document["fsdp"] == {
         "strategy": "shard_grad_op",
         "activation_checkpointing": "full",
+        "precision": {"compute": "bf16", "reduce": "bf16"},
     }
     assert result.document["launch"] == {"nproc_per_node": 8}
     assert result.document["data"]["format"] == "text"
     assert result.document["data"]["truncation"] == "truncate_start"
     assert result.document["data"]["train_on_prompt"] is False
     assert told(result, "no_counterpart") == {"load_in_4bit": 4}
-    assert told(result, "dropped") == {"lora_r": 7, "accelerate.num_proceses": 8}
+    assert told(result, "dropped") == {"lora_r": 7, "accelerate.num_proceses": 9}
