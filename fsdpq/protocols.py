@@ -7,7 +7,7 @@ them on under these protocols.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -139,6 +139,18 @@ class Adapter(Protocol):
         """
         del model, seed, dtype, device
         return ""
+
+
+class Losses(NamedTuple):
+    """Losses of a micro-batch of a mixture; a tuple, so that FSDP finds the tensors in it.
+
+    Attributes:
+        tokens: sum of the token losses, in nats. Scalar.
+        router: the load-balancing loss of the routers, without a coefficient. Scalar.
+    """
+
+    tokens: Tensor
+    router: Tensor
 
 
 class AdaptedLayer(Protocol):

@@ -28,15 +28,19 @@ class MicroBatch:
 
     Attributes:
         input_ids: ``(rows, tokens)``, int64, padded at the right.
-        position_ids: of the same shape where rows are packed: they restart at every document, and
-            once more at the padding. None where every row is one document.
         loss_positions: indices into ``rows * tokens`` whose next token carries loss, int64.
         targets: those next tokens, int64; as many as ``loss_positions``, maybe none.
+        is_token: False at padding, of the shape of ``input_ids``, bool.
+        num_tokens: how often it is True.
+        position_ids: of the same shape where rows are packed: they restart at every document, and
+            once more at the padding. None where every row is one document.
     """
 
     input_ids: Tensor
     loss_positions: Tensor
     targets: Tensor
+    is_token: Tensor
+    num_tokens: int
     position_ids: Tensor | None = None
 
     def to(self, device: torch.device) -> MicroBatch:
@@ -45,6 +49,8 @@ class MicroBatch:
             self.input_ids.to(device, non_blocking=True),
             self.loss_positions.to(device, non_blocking=True),
             self.targets.to(device, non_blocking=True),
+            self.is_token.to(device, non_blocking=True),
+            self.num_tokens,
             None if self.position_ids is None else self.position_ids.to(device, non_blocking=True),
         )
 
@@ -113,7 +119,9 @@ def build_step(batch: Sequence[Row], *, micro_batch_size: int, rank: int, world_
 def collate(rows: Sequence[Row]) -> MicroBatch:
     """Pads rows to the longest of them; no rows give a batch of one token without loss."""
     width = max((len(row.input_ids) for row in rows), default=1)
-    input_ids = torch.full((max(1, len(rows)), width), PAD_ID)
+    lengths = torch.tensor([[len(row.input_ids)] for row in rows] or [[0]])
+    is_token = torch.arange(width) < lengths
+    input_ids = torch.full_like(is_token, PAD_ID, dtype=torch.int64)
     positions: list[int] = []
     targets: list[int] = []
     for index, row in enumerate(rows):
@@ -127,6 +135,8 @@ def collate(rows: Sequence[Row]) -> MicroBatch:
         input_ids,
         torch.tensor(positions, dtype=torch.int64),
         torch.tensor(targets, dtype=torch.int64),
+        is_token,
+        int(lengths.sum()),
         _position_ids(rows, width) if any(row.document_lengths for row in rows) else None,
     )
 

@@ -20,6 +20,12 @@ from torch.utils.checkpoint import checkpoint
 
 from fsdpq.fsdp.offload import HostActivations
 
+OF_HEADS = "position_bias"
+"""MPT's ALiBi, ``(heads, 1, tokens)``: shared by all rows, whatever their number."""
+
+OF_ROWS_AND_HEADS = "alibi"
+"""Bloom's and Falcon's, ``(rows * heads, 1, tokens)``."""
+
 
 @dataclass(frozen=True)
 class LayerRun:
@@ -52,7 +58,7 @@ class RunsInChunks(nn.Module):
         outputs: list[Any] = []
         for index in range(num_chunks):
             part = functools.partial(_rows_of, num_rows=num_rows, chunk=(index, num_chunks))
-            own_kwargs = {key: part(value) for key, value in kwargs.items()}
+            own_kwargs = {key: part(value, name=key) for key, value in kwargs.items()}
             function = functools.partial(plain, **own_kwargs)
             own_args = [part(value) for value in (hidden, *args)]
             if recompute:
@@ -87,11 +93,13 @@ def apply_layer_runs(
         layer.layer_run = LayerRun(recompute, num_chunks, host)  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
 
 
-def _rows_of(value: Any, *, num_rows: int, chunk: tuple[int, int]) -> Any:
+def _rows_of(value: Any, *, num_rows: int, chunk: tuple[int, int], name: str = "") -> Any:
     """Returns a chunk's rows of what has rows (masks, positions); anything else as it is."""
     index, num_chunks = chunk
-    if num_chunks == 1:
+    if num_chunks == 1 or name == OF_HEADS:
         return value
+    if isinstance(value, Tensor) and name == OF_ROWS_AND_HEADS:
+        return value.unflatten(0, (num_rows, -1)).tensor_split(num_chunks)[index].flatten(0, 1)
     if isinstance(value, Tensor):
         # One dimension alone is positions of tokens, shared by all rows.
         by_row = value.dim() >= 2 and value.shape[0] == num_rows
@@ -108,8 +116,10 @@ def _join(outputs: list[Any]) -> Any:
         return first
     if isinstance(first, Tensor):
         return torch.cat(outputs)
-    if isinstance(first, tuple) and all(isinstance(item, Tensor) for item in first):
-        return tuple(torch.cat(parts) for parts in zip(*outputs, strict=True))
+    if first is None:  # beside the hidden states: attention weights that nobody asked for
+        return None
+    if isinstance(first, tuple):
+        return tuple(_join(list(parts)) for parts in zip(*outputs, strict=True))
     raise TypeError(
         f"a decoder layer returns `{type(first).__name__}`, which `training.layer_chunks` cannot "
         "join: use training.layer_chunks=1"

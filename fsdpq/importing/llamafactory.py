@@ -132,6 +132,7 @@ RULES: Mapping[str, Rule] = {
     "val_size": With("data.eval_fraction", read_eval_fraction),
     "eval_dataset": Lost("rows are held out of the training data: `data.eval_fraction`"),
     "pure_bf16": Part("fsdp.precision"),
+    "moe_aux_loss_coef": To("training.router_aux_loss_coef", number),
     "disable_gradient_checkpointing": With("fsdp.activation_checkpointing", _read_no_checkpointing),
     "use_reentrant_gc": Always("checkpointing is never re-entrant"),
     "fsdp_config": FSDP,

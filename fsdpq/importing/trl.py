@@ -101,6 +101,7 @@ RULES: Mapping[str, Rule] = {
     "packing_strategy": Part("data.packing"),
     "assistant_only_loss": Part("data.train_on_prompt"),
     "completion_only_loss": Part("data.train_on_prompt"),
+    "router_aux_loss_coef": To("training.router_aux_loss_coef", number),
     "activation_offloading": To("fsdp.activation_offload", boolean),
     "loss_type": Always("the loss is over tokens, in chunks"),
     "use_liger_kernel": Always("the loss is over tokens, in chunks"),

@@ -207,6 +207,8 @@ def _small_charts(steps: list[Row]) -> list[Chart]:
         "grad_norm": "Gradient norm",
         "tokens_per_s": "Tokens per second",
     }
+    if any("aux_loss" in row for row in steps):
+        titles["aux_loss"] = "Load-balancing loss"
     return [
         build_chart(title, {title: _points(steps, key)}, y_from_zero=True, num_y_ticks=3)
         for key, title in titles.items()

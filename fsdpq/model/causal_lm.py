@@ -20,7 +20,9 @@ from transformers.cache_utils import Cache
 
 from fsdpq.errors import CheckpointError
 from fsdpq.model.chunked_loss import chunked_cross_entropy
+from fsdpq.model.router_loss import RouterLoss
 from fsdpq.model.structure import find_decoder_layers
+from fsdpq.protocols import Losses
 
 HEAD_SCALES = ("logit_scale", "logits_scaling", "lm_head_multiplier", "output_multiplier")
 """Config fields that scale logits. What a field means depends on the family: Granite divides by
@@ -102,9 +104,11 @@ class CausalLM(nn.Module):
         layer_sources: as given.
         layers_prefix: what stands before a layer's number in names (``model.layers.``).
         autocast_dtype: what forward autocasts to, None for no autocast.
+        router_loss: of a mixture that is trained with its load-balancing loss, else None.
     """
 
     autocast_dtype: torch.dtype | None = None
+    router_loss: RouterLoss | None = None
 
     def __init__(self, hf: PreTrainedModel, layer_sources: Sequence[int] | None = None) -> None:
         super().__init__()
@@ -168,15 +172,52 @@ class CausalLM(nn.Module):
                 document begins that does not see the ones before. Transformers builds the mask
                 from them as long as no attention mask is given (`fsdpq.model.packing`).
         """
-        packing = {} if position_ids is None else {"position_ids": position_ids}
         with self._autocast(input_ids.device.type):
-            output = self.hf.base_model(input_ids=input_ids, use_cache=False, **packing)
-            hidden = output.last_hidden_state
+            hidden = self._decode(input_ids, position_ids).last_hidden_state
+            return self._token_losses(hidden, loss_positions, targets)
+
+    def losses(
+        self,
+        input_ids: Tensor,
+        loss_positions: Tensor,
+        targets: Tensor,
+        position_ids: Tensor | None,
+        is_token: Tensor,
+    ) -> Losses:
+        """Returns what forward does, and the load-balancing loss of ``router_loss``.
+
+        Evaluation calls forward: its loss is that of tokens alone. `fsdpq.fsdp.wrap` registers this
+        as another forward.
+
+        Args:
+            input_ids: as forward's.
+            loss_positions: as forward's.
+            targets: as forward's.
+            position_ids: as forward's.
+            is_token: False at padding, ``(rows, tokens)``, bool; one token at least is none.
+        """
+        if self.router_loss is None:
+            raise RuntimeError("this model is trained without a load-balancing loss")
+        with self._autocast(input_ids.device.type):
+            output = self._decode(input_ids, position_ids, record_routers=True)
+            tokens = self._token_losses(output.last_hidden_state, loss_positions, targets)
+            return Losses(tokens, self.router_loss(output.router_logits, is_token))
+
+    def _decode(
+        self, input_ids: Tensor, position_ids: Tensor | None, *, record_routers: bool = False
+    ) -> Any:
+        """Returns the output of the decoder."""
+        options: dict[str, Any] = {} if position_ids is None else {"position_ids": position_ids}
+        if record_routers or getattr(self.hf.config, "output_router_logits", False):
+            options["output_router_logits"] = record_routers
+        return self.hf.base_model(input_ids=input_ids, use_cache=False, **options)
+
+    def _token_losses(self, hidden: Tensor, loss_positions: Tensor, targets: Tensor) -> Tensor:
+        # An empty micro-batch still takes part in every collective of the backward pass.
+        kept = hidden
+        if targets.numel():
             kept = hidden.reshape(-1, hidden.shape[-1]).index_select(0, loss_positions)
-            if targets.numel() == 0:
-                # An empty micro-batch still takes part in every collective of the backward pass.
-                kept = hidden
-            return self.head(kept, targets)
+        return self.head(kept, targets)
 
     @torch.no_grad()
     def next_token_logits(self, input_ids: Tensor, cache: Cache) -> Tensor:

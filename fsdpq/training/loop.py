@@ -76,6 +76,7 @@ class Trainer:
         no_sync: reduce gradients once a step rather than once a micro-batch.
         profiler: traces some steps, None traces none.
         log_memory: write the memory at every phase of the first step.
+        router_aux_loss_coef: factor on the load-balancing loss of a mixture, 0 without it.
     """
 
     model: nn.Module
@@ -92,6 +93,7 @@ class Trainer:
     no_sync: bool = False
     profiler: StepProfiler | None = None
     log_memory: bool = False
+    router_aux_loss_coef: float = 0.0
 
     def run(self, steps: Iterator[Step]) -> Progress:
         """Trains; returns the totals.
@@ -137,7 +139,7 @@ class Trainer:
             parameters=self.parameters,
             max_grad_norm=self.options.max_grad_norm,
             device=self.device,
-            mode=StepMode(self.scaler, self.no_sync, log_memory),
+            mode=StepMode(self.scaler, self.no_sync, log_memory, self.router_aux_loss_coef),
         )
 
     def log_evaluation(self, step: int) -> float | None:
@@ -160,7 +162,7 @@ class Trainer:
 
     def _log(self, window: LogWindow, progress: Progress) -> None:
         """Reads the window's losses from the device, checks them, writes one row."""
-        losses = gather_losses(window.results)
+        losses = gather_losses([result.loss for result in window.results])
         norms = torch.stack([result.grad_norm for result in window.results]).cpu()
         skipped = torch.tensor([result.skipped for result in window.results])
         # A skipped step's gradients overflowed; its scale is lower now, and nothing is wrong.
@@ -186,15 +188,21 @@ class Trainer:
         }
         if self.scaler is not None:
             row |= {"loss_scale": self.scaler.scale, "skipped_steps": self.scaler.num_skipped}
+        shares = [result.aux_loss for result in window.results if result.aux_loss is not None]
+        if shares:
+            row["aux_loss"] = float(gather_losses(shares).sum(dim=1).mean())
         self.metrics.write(row)
 
 
-def gather_losses(results: Sequence[StepResult]) -> Tensor:
+def gather_losses(shares: Sequence[Tensor]) -> Tensor:
     """Returns every rank's share of every step's loss, fp64 on the host, ``(steps, ranks)``.
 
     Ranks: all (collective).
+
+    Args:
+        shares: this rank's, scalars.
     """
-    mine = torch.stack([result.loss for result in results]).double()
+    mine = torch.stack(list(shares)).double()
     return all_gather_rows(mine.unsqueeze(0), world_size()).T.cpu()
 
 

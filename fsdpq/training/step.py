@@ -3,6 +3,10 @@
 The loss of a step is the sum of its token losses over the number of tokens that carry loss, over
 all ranks and micro-batches: gradients do not depend on how a batch was split. Nothing here waits
 for the device; numbers stay tensors until the loop reads them.
+
+A mixture's load-balancing loss is no sum over tokens. That of a step is the mean over its
+micro-batches, weighted by their tokens without padding: it does not depend on which rank computes a
+micro-batch, but on which rows share one.
 """
 
 from __future__ import annotations
@@ -16,8 +20,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
-from fsdpq.data.loader import Step
+from fsdpq.data.loader import MicroBatch, Step
 from fsdpq.dist import own_shard, placement
+from fsdpq.protocols import Losses
 from fsdpq.training.scaler import LossScaler
 
 
@@ -29,11 +34,14 @@ class StepResult:
         loss: this rank's share of the mean token loss; the sum over ranks is the loss. Scalar.
         grad_norm: global norm of the gradients before clipping. Scalar.
         skipped: the scaled gradients overflowed, and the weights stayed.
+        aux_loss: this rank's share of the load-balancing loss, without its coefficient. Scalar,
+            None where it is not computed.
     """
 
     loss: Tensor
     grad_norm: Tensor
     skipped: bool = False
+    aux_loss: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -44,11 +52,13 @@ class StepMode:
         scaler: scales the loss for fp16, None elsewhere.
         no_sync: reduce gradients once, after the last micro-batch, and add them up unsharded.
         on_phase: told ``forward``, ``backward`` and ``optimizer`` as each ends.
+        router_aux_loss_coef: factor on the load-balancing loss; 0 does not compute it.
     """
 
     scaler: LossScaler | None = None
     no_sync: bool = False
     on_phase: Callable[[str], Any] = lambda _phase: None
+    router_aux_loss_coef: float = 0.0
 
 
 def train_step(
@@ -66,7 +76,8 @@ def train_step(
     Ranks: all (collective).
 
     Args:
-        model: returns the sum of a micro-batch's token losses.
+        model: returns the sum of a micro-batch's token losses; its ``losses`` that and the
+            load-balancing loss.
         step: this rank's part of the step.
         optimizer: over ``parameters``.
         parameters: the trained ones.
@@ -76,27 +87,38 @@ def train_step(
     """
     scaler = mode.scaler
     scale = 1.0 if scaler is None else scaler.scale
-    loss = torch.zeros((), device=device)
+    coefficient = mode.router_aux_loss_coef
+    loss, aux_loss = torch.zeros(2, device=device).unbind()
     last = len(step.micro_batches) - 1
     for index, micro_batch in enumerate(step.micro_batches):
         if mode.no_sync:
             reduce_after_backward(model, index == last)
         batch = micro_batch.to(device)
-        token_losses = model(
-            batch.input_ids, batch.loss_positions, batch.targets, batch.position_ids
-        )
+        losses = loss_shares(model, batch, step, with_router=coefficient > 0)
         mode.on_phase("forward")
-        share = token_losses / step.num_trained
-        (share * scale).backward()
+        ((losses.tokens + coefficient * losses.router) * scale).backward()
         mode.on_phase("backward")
-        loss += share.detach()
+        loss += losses.tokens.detach()
+        aux_loss += losses.router.detach()
     grad_norm = clip_gradients(parameters, max_grad_norm, loss_scale=scale)
     skipped = scaler is not None and not scaler.take(grad_norm)
     if not skipped:
         optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     mode.on_phase("optimizer")
-    return StepResult(loss, grad_norm, skipped)
+    return StepResult(loss, grad_norm, skipped, aux_loss if coefficient else None)
+
+
+def loss_shares(model: nn.Module, batch: MicroBatch, step: Step, *, with_router: bool) -> Losses:
+    """Returns what a micro-batch adds to the losses of its step; the router's is 0 without it."""
+    inputs = (batch.input_ids, batch.loss_positions, batch.targets, batch.position_ids)
+    if not (with_router and batch.num_tokens):  # an empty micro-batch has no routed tokens
+        tokens = model(*inputs)
+        return Losses(tokens / step.num_trained, torch.zeros_like(tokens))
+    compute = cast("Callable[..., Losses]", model.losses)
+    losses = compute(*inputs, batch.is_token)
+    weight = batch.num_tokens / step.num_tokens
+    return Losses(losses.tokens / step.num_trained, losses.router * weight)
 
 
 def reduce_after_backward(model: nn.Module, reduce: bool) -> None:

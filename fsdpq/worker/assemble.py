@@ -31,6 +31,7 @@ from fsdpq.model.meta import (
 from fsdpq.model.packing import check_packing_isolates
 from fsdpq.model.quantized_experts import router_ids
 from fsdpq.model.quantized_linear import QuantizedLinear
+from fsdpq.model.router_loss import build_router_loss
 from fsdpq.protocols import BASE, DTYPES, AdaptedLayer, Adapter
 from fsdpq.recipe.precision import Precision, precision_of
 from fsdpq.recipe.root import Recipe
@@ -234,6 +235,7 @@ def build_model(
     )
     if recipe.data.packing != "none":
         check_packing_isolates(model.hf)
+    model.router_loss = build_router_loss(model.hf, recipe.training.router_aux_loss_coef)
     return model
 
 
@@ -262,7 +264,7 @@ def shard_model(
         device=device,
         layers=list(model.decoder_layers),
         embedding_groups=model.embedding_groups,
-        forward_methods=("next_token_logits",),
+        forward_methods=("losses", "next_token_logits"),
         precision=precision,
         layer_chunks=recipe.training.layer_chunks,
     )

@@ -125,6 +125,7 @@ def build_trainer(
     build_optimizer = resolve_builder("optimizer", recipe.optimizer)
     build_schedule = resolve_builder("lr_scheduler", recipe.lr_scheduler)
     held_out = held_out_steps(recipe, data)
+    router_loss = assembled.model.router_loss
     return Trainer(
         model=assembled.model,
         parameters=parameters,
@@ -140,6 +141,7 @@ def build_trainer(
         no_sync=recipe.fsdp.no_sync,
         profiler=StepProfiler(profile, trace, device) if profile else None,
         log_memory=recipe.metrics.log_memory,
+        router_aux_loss_coef=router_loss.coefficient if router_loss else 0.0,
     )
 
 

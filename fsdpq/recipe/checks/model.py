@@ -28,4 +28,21 @@ def check_seq_len_fits(recipe: Recipe, base_dir: Path) -> Iterator[Problem]:
         yield Problem(f"{message} tokens", "data.seq_len", hint=hint)
 
 
-CHECKS = (check_model_revision_used, check_seq_len_fits)
+def check_router_loss_has_routers(recipe: Recipe, base_dir: Path) -> Iterator[Problem]:
+    """A ``router_aux_loss_coef`` above 0 for a model without experts."""
+    coefficient, card = recipe.training.router_aux_loss_coef, card_of(recipe, base_dir)
+    if coefficient and card is not None and not card.num_experts:
+        message = f"`training.router_aux_loss_coef: {coefficient:g}` balances the routers of a"
+        hint = "delete `router_aux_loss_coef`"
+        yield Problem(
+            f"{message} mixture of experts, and the model has none",
+            "training.router_aux_loss_coef",
+            hint=hint,
+        )
+
+
+CHECKS = (
+    check_model_revision_used,
+    check_seq_len_fits,
+    check_router_loss_has_routers,
+)

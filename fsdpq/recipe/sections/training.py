@@ -33,6 +33,10 @@ class TrainingOptions(Options):
     """Each decoder layer runs over so many chunks of the micro-batch, so that weights are gathered
     or read once for many rows, while memory stays that of one chunk."""
 
+    router_aux_loss_coef: float | None = Field(default=None, ge=0)
+    """Factor on the load-balancing loss of a mixture's routers in the training loss; 0 is off, null
+    is what the model's config says (off unless it sets ``output_router_logits``)."""
+
     max_grad_norm: float | None = Field(default=1.0, gt=0)
     """Gradients are scaled down to this global norm; null leaves them."""
 

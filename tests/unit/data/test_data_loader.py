@@ -44,12 +44,16 @@ def test_collate_points_each_position_at_its_next_token() -> None:
     assert batch.input_ids.tolist() == [[5, 6, 7, 0], [8, 9, 3, 4]]
     assert batch.loss_positions.tolist() == [1, 4, 6]
     assert batch.targets.tolist() == [7, 9, 4]
+    assert batch.is_token.tolist() == [[True, True, True, False], [True] * 4]
+    assert batch.num_tokens == 7
 
 
 def test_no_rows_give_a_batch_that_can_be_computed() -> None:
     batch = collate([])
     assert batch.input_ids.shape == (1, 1)
     assert batch.targets.numel() == 0
+    assert batch.num_tokens == 0
+    assert batch.is_token.tolist() == [[False]]
     assert batch.targets.dtype == torch.int64
 
 

@@ -132,3 +132,8 @@ def test_nonsense_is_reported_and_left_out(import_text: Importer, line: str) -> 
     key = line.partition(":")[0]
     outcome = "dropped" if key == "lora_rnak" else "unusable"
     assert told(result, outcome) == {key: 21}
+
+
+def test_the_coefficient_of_the_router_loss_is_kept(import_text: Importer) -> None:
+    result = import_text(LLAMA_8B + "moe_aux_loss_coef: 0.01\n")
+    assert result.document["training"]["router_aux_loss_coef"] == 0.01

@@ -114,3 +114,8 @@ def test_full_finetuning_with_accelerate_fsdp2(import_text: Importer) -> None:
     assert result.document["data"]["train_on_prompt"] is False
     assert told(result, "no_counterpart") == {"load_in_4bit": 4}
     assert told(result, "dropped") == {"lora_r": 7, "accelerate.num_proceses": 9}
+
+
+def test_the_coefficient_of_the_router_loss_is_kept(import_text: Importer) -> None:
+    result = import_text(QLORA + "router_aux_loss_coef: 0.0\n")
+    assert result.document["training"]["router_aux_loss_coef"] == 0.0

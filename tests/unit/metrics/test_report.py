@@ -117,6 +117,15 @@ def test_loss_curve_has_every_point_where_it_belongs(tmp_path):
     assert chart.curves[0].path == "M0.00 100.00L50.00 0.00L100.00 50.00"
 
 
+def test_a_load_balancing_loss_has_a_chart_of_its_own(tmp_path):
+    files = write_run(tmp_path / "demo-1")
+    assert "Load-balancing loss" not in render(files)[0]
+    append_json_line(files.metrics, {"event": "step", "step": 5, "loss": 1.0, "aux_loss": 2.125})
+    html, content = render(files)
+    assert "Load-balancing loss, step 5: 2.125" in html
+    assert content["steps"][-1]["aux_loss"] == 2.125
+
+
 def test_hostile_text_is_escaped_everywhere(tmp_path):
     plain, _ = render(write_run(tmp_path / "demo-1"))
     hostile, content = render(write_run(tmp_path / "demo-2", text=HOSTILE))

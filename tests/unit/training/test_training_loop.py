@@ -14,6 +14,7 @@ from torch import nn
 
 from fsdpq.data.loader import Step, build_step
 from fsdpq.errors import TrainingError
+from fsdpq.protocols import Losses
 from fsdpq.recipe.sections.training import TrainingOptions
 from fsdpq.training.loop import Trainer, check_finite
 
@@ -89,6 +90,15 @@ class Bigram(nn.Module):
         return loss * math.nan if self.calls == self.fail_at else loss
 
 
+class RoutedBigram(Bigram):
+    """Has a load-balancing loss too: how far its table is from zero."""
+
+    def losses(self, *inputs: Any) -> Losses:
+        *of_tokens, is_token = inputs
+        assert is_token.shape == of_tokens[0].shape
+        return Losses(self(*of_tokens), self.table.weight.square().mean())
+
+
 def _train(
     model: Bigram,
     *,
@@ -96,6 +106,7 @@ def _train(
     steps: list[Step],
     evaluate: Callable[[], float] | None = None,
     interval: int | None = None,
+    coefficient: float = 0.0,
 ) -> ListSink:
     sink = ListSink()
     parameters = list(model.parameters())
@@ -110,6 +121,7 @@ def _train(
         metrics=sink,
         evaluate=evaluate,
         device=torch.device("cpu"),
+        router_aux_loss_coef=coefficient,
     )
     trainer.run(iter(steps))
     return sink
@@ -140,3 +152,24 @@ def test_a_nan_between_two_log_lines_is_still_named_by_its_step() -> None:
     steps = [build_step(random_rows(2), micro_batch_size=2, rank=0, world_size=1)] * 8
     with pytest.raises(TrainingError, match="loss of step 6 is not finite on rank 0"):
         _train(Bigram(fail_at=6), log_interval=4, steps=steps)
+
+
+def test_a_load_balancing_loss_has_its_own_number_in_a_log_line() -> None:
+    torch.manual_seed(0)
+    steps = _steps(2)
+    plain = _train(Bigram(), log_interval=1, steps=steps).rows
+    rows = []
+    for interval in (1, 2):
+        torch.manual_seed(0)
+        model = RoutedBigram()
+        start = model.table.weight.square().mean().item()
+        rows.append(_train(model, log_interval=interval, steps=steps, coefficient=9.0).rows)
+    (first, second), (both,) = rows
+    assert "aux_loss" not in plain[0]
+    # Micro-batches of one step have the same one, so their mean has it too.
+    assert first["aux_loss"] == pytest.approx(start, rel=1e-6)
+    assert second["aux_loss"] < first["aux_loss"]
+    assert both["aux_loss"] == pytest.approx((first["aux_loss"] + second["aux_loss"]) / 2)
+    # It is trained, and is no part of the loss.
+    assert first["loss"] == pytest.approx(plain[0]["loss"], rel=1e-6)
+    assert second["loss"] != pytest.approx(plain[1]["loss"], rel=1e-6)
