@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 ON_EVERY_CORE := -n auto --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help train test test-recipes check lint types imports schema schema-check format bench bench-load bench-memory clean
+.PHONY: help train test test-recipes check lint types imports schema schema-check format bench bench-cli bench-load bench-memory clean
 
 help:  ## Show what each target does
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -49,11 +49,13 @@ format: $(VENV)/.installed-dev  ## Format the code
 	$(BIN)/ruff check --fix-only --quiet .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/.installed  ## Measure how long `fsdpq validate` takes
+bench: bench-cli bench-memory  ## Measure `fsdpq validate` and the memory of training (minutes)
+
+bench-cli: $(VENV)/.installed  ## Measure how long `fsdpq validate` takes
 	$(BIN)/python scripts/bench_cli.py
 
-bench-memory: $(VENV)/.installed  ## Measure how activation memory grows with the sequence length
-	$(BIN)/python scripts/bench_memory.py
+bench-memory: $(VENV)/.installed  ## Measure memory by phase and length (BENCH="--full" up to 8192 tokens)
+	PYTHONPATH=scripts $(BIN)/python -m bench_memory $(BENCH)
 
 bench-load: $(VENV)/.installed  ## Measure loading a made-up 1.1B model beside transformers (minutes)
 	$(BIN)/python scripts/bench_load.py

@@ -10,7 +10,8 @@ metrics.jsonl, field ``event`` is one of:
               memory_bytes (of rank 0), time
               with fp16 also loss_scale, skipped_steps; grad_norm is null in a skipped step
     ``eval``  step, loss, perplexity, trained_tokens, time
-    ``memory``  phase, bytes, peak_bytes (of rank 0; `metrics.log_memory`), time
+    ``memory``  phase, bytes, peak_bytes, on a GPU reserved_bytes (of rank 0;
+                `metrics.log_memory`), time
 
 events.jsonl, field ``event`` is one of:
     ``phase``   name (see `PHASES`), time

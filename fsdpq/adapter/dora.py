@@ -3,15 +3,15 @@
 ``y = m / ||W + s B A|| * (W x + s B A x) + bias``, the norm taken over each row and treated as a
 constant in the backward pass (section 4.3 of the paper). Dropout d in training is as PEFT has it:
 what DoRA changes sees the dropped input, at the price of twice the tokens in the base's product:
-``y = W x + m / ||W + s B A|| * (W + s B A) d(x) - W d(x) + bias``.
+``y = m / ||W + s B A|| * (W + s B A) d(x) + W (x - d(x)) + bias``.
 
 PEFT makes ``W + s B A`` whole in every forward to take its norm. Here it never exists, because
 
     ||w_i + s b_i A||^2 = ||w_i||^2 + 2 s b_i (W A^T)_i + s^2 b_i (A A^T) b_i^T
 
-where ``||w_i||`` is measured once after loading, ``A A^T`` is ``rank x rank``, and ``W A^T`` comes
-from the one product that the layer makes anyway: the rows of A ride along as ``rank`` more tokens.
-The base is dequantized as often as LoRA dequantizes it.
+where ``||w_i||`` is measured once after loading, ``A A^T`` is ``rank x rank``, and ``W A^T`` is a
+product with the matrix that the layer dequantizes anyway, as large as ``rank`` more tokens. The
+base is dequantized as often as LoRA dequantizes it. `fsdpq.adapter.dora_product` computes it.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fsdpq.adapter.dora_product import DoraBase, dora_product
 from fsdpq.adapter.lora import LoraAdapter, LoraLinear
 from fsdpq.adapter.saved_modules import KEY
 from fsdpq.dist import gather_whole, own_shard
@@ -55,43 +56,29 @@ class DoraLinear(LoraLinear):
         self.base_norm = nn.Parameter(torch.empty(shape, device=device), requires_grad=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Maps ``(..., in_features)`` to ``(..., out_features)`` in the dtype of ``x``."""
-        x, shape = x.flatten(0, -2), x.shape[:-1]
-        a, b = self.lora_A.to(x.dtype), self.lora_B.to(x.dtype)
+        """Maps ``(..., in_features)`` to ``(..., out_features)`` in the dtype of the product."""
+        kind = x.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+        x, shape = x.flatten(0, -2).to(dtype), x.shape[:-1]
         drops = self.training and self.dropout > 0
-        inputs = [x, functional.dropout(x, self.dropout)] if drops else [x]
-        product = self._base_product(torch.cat([*inputs, a.detach()]))
-        *base, base_times_a = product.split([part.shape[0] for part in (*inputs, a)])
-        addition = functional.linear(functional.linear(inputs[-1], a), b) * self.scaling
-        scale = (self.magnitude / self._norm(base_times_a, a, b)).to(x.dtype)
-        result = (base[-1] + addition) * scale
-        if drops:
-            result = result + (base[0] - base[1])
-        bias: Tensor | None = self.base.bias  # pyright: ignore[reportAssignmentType]
-        result = result if bias is None else result + bias
+        inputs = functional.dropout(x, self.dropout) if drops else x
+        result = dora_product(
+            inputs,
+            x - inputs if drops else None,
+            self._dora_base(dtype),
+            (self.lora_A.to(dtype), self.lora_B.to(dtype)),
+            self.magnitude,
+            scaling=self.scaling,
+        )
         return result.unflatten(0, shape)
 
-    def _base_product(self, x: Tensor) -> Tensor:
-        if isinstance(self.base, nn.Linear):
-            return functional.linear(x, self.base.weight)
-        return self.base.product(x)  # pyright: ignore[reportCallIssue]
-
-    @torch.no_grad()
-    def _norm(self, base_times_a: Tensor, a: Tensor, b: Tensor) -> Tensor:
-        """Returns the row norms of ``W + s B A``, ``(out_features,)``, fp32.
-
-        Args:
-            base_times_a: ``A W^T``, ``(rank, out_features)``.
-            a: A as the forward uses it.
-            b: B as the forward uses it.
-        """
-        a, b = a.float(), b.float()
-        cross = (b * base_times_a.float().T).sum(dim=1)
-        with torch.autocast(a.device.type, enabled=False):
-            own = ((b @ (a @ a.T)) * b).sum(dim=1)
-        square = self.base_norm.square() + 2 * self.scaling * cross + self.scaling**2 * own
-        # A row of zeros has no direction: its magnitude is zero as well, and 0 / tiny is 0.
-        return square.clamp_min(torch.finfo(torch.float32).tiny).sqrt()
+    def _dora_base(self, dtype: torch.dtype) -> DoraBase:
+        base = self.base
+        bias: Tensor | None = base.bias  # pyright: ignore[reportAssignmentType]
+        bias = None if bias is None else bias.to(dtype)
+        if isinstance(base, nn.Linear):
+            return DoraBase((base.weight,), _cast_weight, bias, self.base_norm)
+        return DoraBase(base.packed, base.dequantize, bias, self.base_norm)  # pyright: ignore[reportArgumentType]
 
     def init_norms(self, *, dtype: torch.dtype, device: torch.device) -> None:
         """Measures this rank's row norms of the base; magnitudes start as those.
@@ -113,6 +100,10 @@ class DoraLinear(LoraLinear):
         names: tuple[str, ...] = self.base.packed_names  # pyright: ignore[reportAssignmentType]
         packed = tuple(gather_whole(getattr(self.base, name)).to(device) for name in names)
         return self.base.dequantize(packed, dtype)  # pyright: ignore[reportCallIssue]
+
+
+def _cast_weight(stored: tuple[Tensor, ...], dtype: torch.dtype) -> Tensor:
+    return stored[0].to(dtype)
 
 
 class DoraAdapter(LoraAdapter):

@@ -44,8 +44,11 @@ class MemoryLog:
     enabled: bool
 
     def __call__(self, phase: str) -> None:
-        """Writes one row: memory in use, and the largest so far."""
+        """Writes one row: memory in use, the largest so far, and on a GPU what torch reserved."""
         if not self.enabled:
             return
         row = {"event": "memory", "phase": phase, "bytes": current_bytes(self.device)}
-        self.metrics.write(row | {"peak_bytes": peak_bytes(self.device)})
+        row["peak_bytes"] = peak_bytes(self.device)
+        if self.device.type == "cuda":
+            row["reserved_bytes"] = torch.cuda.memory_reserved(self.device)
+        self.metrics.write(row)

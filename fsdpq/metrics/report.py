@@ -62,6 +62,7 @@ def report_content(record: RunRecord, *, name: str) -> dict[str, Any]:
         "setup": record.setup,
         "summary": record.summary,
         "memory": _memory(record),
+        "memory_phases": record.memory_phases,
         "samples": record.samples,
         "notices": record.notices,
         "steps": record.steps,

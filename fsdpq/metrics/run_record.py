@@ -24,6 +24,8 @@ class RunRecord:
     Attributes:
         steps: ``step`` rows, one per step, in order.
         evals: ``eval`` rows, one per step, in order.
+        memory_phases: ``phase``, ``bytes`` and ``peak_bytes`` of rank 0, one per phase, in order;
+            of micro-batches the one with the most in use.
         setup: fields of `fsdpq.run_files.SetupSummary`, empty where missing.
         summary: fields of `fsdpq.run_files.RunSummary`, empty where missing.
         samples: ``prompt``, ``before``, ``after``; an answer that is not there is None.
@@ -36,6 +38,7 @@ class RunRecord:
 
     steps: list[Row] = field(default_factory=list)
     evals: list[Row] = field(default_factory=list)
+    memory_phases: list[Row] = field(default_factory=list)
     setup: Row = field(default_factory=dict)
     summary: Row = field(default_factory=dict)
     samples: list[Row] = field(default_factory=list)
@@ -61,6 +64,7 @@ def read_record(files: RunFiles) -> RunRecord:
     metrics = _read_rows(files.metrics, record)
     record.steps = _last_of_each_step(metrics, "step")
     record.evals = _last_of_each_step(metrics, "eval")
+    record.memory_phases = _most_of_each_phase(metrics)
     events = _read_rows(files.events, record)
     record.setup = _last_event(events, "setup")
     record.summary = _last_event(events, "done")
@@ -121,6 +125,20 @@ def _last_of_each_step(rows: list[Row], event: str) -> list[Row]:
         {key: value for key, value in by_step[step].items() if key != "event"}
         for step in sorted(by_step)
     ]
+
+
+def _most_of_each_phase(rows: list[Row]) -> list[Row]:
+    """A run that starts again measures again: what follows its last ``start`` counts."""
+    found: dict[str, Row] = {}
+    for row in rows:
+        if row["event"] != "memory" or not row.get("bytes"):
+            continue
+        if row["phase"] == "start":
+            found = {}
+        kept = {"phase": row["phase"], "bytes": row["bytes"], "peak_bytes": row.get("peak_bytes")}
+        if row["bytes"] > found.get(row["phase"], {"bytes": 0})["bytes"]:
+            found[row["phase"]] = kept
+    return list(found.values())
 
 
 def _last_event(events: list[Row], name: str) -> Row:

@@ -139,10 +139,6 @@ class QuantizedLinear(PackedMatrix):
         """Maps ``(..., in_features)`` to ``(..., out_features)`` in `compute_dtype` of ``x``."""
         return dequantized_product(x, self, self.bias, self.packed)
 
-    def product(self, x: Tensor) -> Tensor:
-        """As `forward`, without the bias."""
-        return dequantized_product(x, self, None, self.packed)
-
 
 def packed_parameter_ids(model: nn.Module) -> set[int]:
     """Returns ``id()`` of every packed Parameter in ``model``."""

@@ -157,8 +157,11 @@ def assemble_model(
 ) -> Assembled:
     """Builds, shards and loads the model, what is trained at its initial values.
 
+    Tells ``on_phase`` of the ``start``, and of ``shard``, ``load`` and ``init`` as each ends.
+
     Ranks: all (collective).
     """
+    on_phase("start")
     dtype, precision = resolve_dtype(recipe, device), precision_of(recipe)
     adapter: Adapter = resolve_builder("adapter", recipe.adapter)(recipe.adapter)
     model = build_model(
@@ -175,6 +178,7 @@ def assemble_model(
     on_phase("load")
     digest = adapter.init_adapter(model, seed=recipe.training.seed, dtype=dtype, device=device)
     check_same_on_all_ranks("the initial values of what is trained", digest)
+    on_phase("init")
     notices = tuple(notice for notice in (about_offload, about_base) if notice)
     return Assembled(model, num_parameters, num_quantized, num_groups, notices)
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
-import json
 from pathlib import Path
 
-from torch.profiler import ProfilerActivity, profile
+from bench_memory.allocations import Allocations
 
 from fsdpq.data.loader import build_step
 from support.ranks import RankPool
@@ -14,7 +12,7 @@ from support.sharded import assemble
 from support.tiny import random_rows, save_tiny_llama
 
 
-def peak_of_a_pass(directory: Path, trace: Path, checkpointing: str, layer_chunks: int) -> int:
+def peak_of_a_pass(directory: Path, checkpointing: str, layer_chunks: int) -> int:
     """Returns the largest sum of bytes that torch's host allocator hands out in a pass."""
     assembled = assemble(
         directory,
@@ -23,23 +21,17 @@ def peak_of_a_pass(directory: Path, trace: Path, checkpointing: str, layer_chunk
     )
     rows = random_rows(8, shortest=96, longest=96)
     [batch] = build_step(rows, micro_batch_size=8, rank=0, world_size=1).micro_batches
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+    with Allocations() as allocations:
         loss = assembled.model(batch.input_ids, batch.loss_positions, batch.targets)
         loss.backward()
-    profiler.export_chrome_trace(str(trace))
-    events = json.loads(trace.read_text())["traceEvents"]
-    memory = sorted((e for e in events if e["name"] == "[memory]"), key=lambda e: e["ts"])
-    return max(itertools.accumulate(int(e["args"]["Bytes"]) for e in memory))
+    return allocations.peak_bytes
 
 
 def test_peak_falls_with_recomputation_and_with_chunks(ranks: RankPool, tmp_path: Path) -> None:
     # A wide layer, so that its activations outweigh hidden states and logits.
     directory = save_tiny_llama(tmp_path / "wide", num_hidden_layers=6, intermediate_size=1280)
     settings = [("none", 1), ("selective", 1), ("full", 1), ("full", 8)]
-    peaks = [
-        ranks.run(1, peak_of_a_pass, directory, tmp_path / "trace.json", *setting)[0]
-        for setting in settings
-    ]
+    peaks = [ranks.run(1, peak_of_a_pass, directory, *setting)[0] for setting in settings]
     keep_all, keep_half, keep_inputs, one_chunk = peaks
     # Half of the layers keep everything, and one more is computed again.
     assert keep_half < 0.75 * keep_all

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import gc
-import itertools
-import json
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,9 +11,9 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from bench_memory.allocations import Allocations
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
-from torch.profiler import ProfilerActivity, profile
 
 from fsdpq.data.loader import build_step
 from fsdpq.dist import own_shard, shard_range
@@ -26,33 +23,10 @@ from support.sharded import assemble
 from support.tiny import random_rows, save_tiny_llama
 
 
-class PeakAllocation:
-    """Adds up what torch's host allocator hands out and takes back, inside operators too.
-
-    Attributes:
-        peak_bytes: the largest sum so far.
-    """
-
-    def __enter__(self) -> PeakAllocation:
-        gc.collect()  # what an earlier test left must not be given back meanwhile
-        self._profile = profile(activities=[ProfilerActivity.CPU], profile_memory=True)
-        self._profile.__enter__()
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        self._profile.__exit__(*error)
-        with tempfile.TemporaryDirectory() as directory:
-            path = Path(directory) / "trace.json"
-            self._profile.export_chrome_trace(str(path))
-            events = json.loads(path.read_text())["traceEvents"]
-        memory = sorted((e for e in events if e["name"] == "[memory]"), key=lambda e: e["ts"])
-        self.peak_bytes = max(itertools.accumulate(int(e["args"]["Bytes"]) for e in memory))
-
-
 def measure_loading(directory: Path, double_quant: bool) -> dict[str, Any]:
     """Loads the model; returns resident and peak bytes of this rank and what they are made of."""
     quantization = {"kind": "bnb", "double_quant": double_quant}
-    with PeakAllocation() as tracker:
+    with Allocations() as tracker:
         assembled = assemble(directory, quantization=quantization)
     frozen = [p for p in assembled.model.parameters() if not p.requires_grad]
     return {

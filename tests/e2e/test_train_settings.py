@@ -43,7 +43,10 @@ def test_settings_together_train_and_leave_their_files(fsdpq: Run, tmp_path: Pat
     assert steps[-1]["loss_scale"] == 2.0**16
     assert steps[-1]["skipped_steps"] == 0
     memory = [row["phase"] for row in rows if row["event"] == "memory"]
-    assert memory == ["shard", "load", "forward", "backward", "forward", "backward", "optimizer"]
+    passes = ["forward", "backward"] * 2
+    assert memory == ["start", "shard", "load", "init", *passes, "optimizer"]
+    report = json.loads(files.report_json.read_text())["memory_phases"]
+    assert [row["phase"] for row in report] == [*memory[:6], "optimizer"]
 
     events = EventAccumulator(str(files.tensorboard))
     events.Reload()

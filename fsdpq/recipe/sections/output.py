@@ -58,7 +58,8 @@ class MetricsOptions(Options):
     """What is measured and shown."""
 
     log_interval: int = Field(default=1, ge=1)
-    """Steps between two lines of metrics; in between nothing waits for the device."""
+    """Steps between two lines of metrics. In between fsdpq reads nothing from the device, except
+    with fp16, where each step asks whether its gradients overflowed."""
 
     sinks: tuple[Literal["jsonl", "tensorboard", "wandb"], ...] = ("jsonl",)
     """Where metrics go; ``metrics.jsonl`` is always written. ``tensorboard`` and ``wandb`` need the
@@ -68,8 +69,9 @@ class MetricsOptions(Options):
     """Settings of the sink ``wandb``."""
 
     log_memory: bool = False
-    """Also write memory at every phase: after load, sharding, and the forward, backward and
-    optimizer of the first step."""
+    """Also write memory at every phase, for ``metrics.jsonl`` and the report: at the start, after
+    sharding, load and the initial values, and after forward, backward and optimizer of the first
+    step."""
 
     profile: ProfileOptions | None = None
     """Trace some steps; null traces none."""

@@ -4,24 +4,30 @@ from __future__ import annotations
 
 import copy
 
+import pytest
 import torch
 from peft import LoraConfig
 from peft.tuners.lora.layer import Linear as PeftLinear
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from fsdpq.adapter.dora import DoraLinear
+from fsdpq.adapter.dora_product import row_norms
 from fsdpq.recipe.sections.adapter import DoraOptions
 
 OPTIONS = DoraOptions(kind="dora", rank=4, alpha=12.0, dropout=0.4)
 CPU = torch.device("cpu")
 
 
-def _layers(dtype: torch.dtype) -> tuple[DoraLinear, nn.Module]:
+def _layers(
+    dtype: torch.dtype, *, out_features: int = 40, bias: bool = True
+) -> tuple[DoraLinear, nn.Module]:
     """Returns our layer and PEFT's with the same weights, away from their initial values."""
     torch.manual_seed(0)
-    linear = nn.Linear(48, 40, dtype=dtype)
+    linear = nn.Linear(48, out_features, bias=bias, dtype=dtype)
     linear.requires_grad_(False)
-    linear.bias.mul_(50)  # qwen2's biases are that big
+    if bias:
+        linear.bias.mul_(50)  # qwen2's biases are that big
     ours = DoraLinear(linear, OPTIONS)
     ours.init_norms(dtype=dtype, device=CPU)
     config = LoraConfig(r=4, lora_alpha=12, lora_dropout=0.4, use_dora=True)
@@ -48,8 +54,10 @@ def _run(layer: nn.Module, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tens
     return out.detach(), x.grad
 
 
-def test_output_and_gradients_equal_pefts_with_dropout() -> None:
-    ours, theirs = _layers(torch.float32)
+# A layer that widens without a bias keeps its output for backward, others what comes before it.
+@pytest.mark.parametrize(("out_features", "bias"), [(40, True), (80, True), (80, False)])
+def test_output_and_gradients_equal_pefts_with_dropout(out_features: int, bias: bool) -> None:
+    ours, theirs = _layers(torch.float32, out_features=out_features, bias=bias)
     for training in (True, False):
         ours.train(training)
         theirs.train(training)
@@ -72,15 +80,16 @@ def test_output_and_gradients_equal_pefts_with_dropout() -> None:
 def test_bf16_norm_is_close_to_the_norm_in_fp32() -> None:
     ours, _ = _layers(torch.bfloat16)
     a, b = ours.lora_A.to(torch.bfloat16), ours.lora_B.to(torch.bfloat16)
-    base_times_a = nn.functional.linear(a, ours.base.weight)  # pyright: ignore
-    norm = ours._norm(base_times_a, a, b)
+    base_times_a = nn.functional.linear(ours.base.weight, a)  # pyright: ignore
+    norm = row_norms(ours.base_norm, base_times_a, a, b, scaling=ours.scaling)
     whole = ours.base.weight.float() + ours.scaling * (b.float() @ a.float())  # pyright: ignore
     # One factor is rounded to bf16's 8 bits; PEFT rounds the norm itself to them.
     assert torch.allclose(norm, whole.norm(dim=1), rtol=2**-9)
 
 
-def test_a_row_of_zeros_stays_finite() -> None:
-    linear = nn.Linear(8, 3, bias=False).requires_grad_(False)
+@pytest.mark.parametrize("out_features", [3, 12])
+def test_a_row_of_zeros_stays_finite(out_features: int) -> None:
+    linear = nn.Linear(8, out_features, bias=False).requires_grad_(False)
     linear.weight[1] = 0
     layer = DoraLinear(linear, OPTIONS)
     layer.init_norms(dtype=torch.float32, device=CPU)
@@ -89,3 +98,20 @@ def test_a_row_of_zeros_stays_finite() -> None:
     out = layer.eval()(torch.ones(2, 8))
     assert out.isfinite().all()
     assert (out[:, 1] == 0).all()
+    out.sum().backward()
+    for parameter in (layer.lora_A, layer.lora_B, layer.magnitude):
+        assert parameter.grad is not None
+        assert parameter.grad.isfinite().all()
+    assert (layer.lora_B.grad[1] == 0).all()  # pyright: ignore[reportOptionalSubscript]
+
+
+def test_an_output_changed_in_place_is_no_silent_mistake() -> None:
+    layer, _ = _layers(torch.float32, out_features=80, bias=False)
+    layer.eval()  # no dropout: the layer keeps its output
+    x = torch.randn(2, 48, requires_grad=True)
+    with pytest.raises(RuntimeError, match="inplace"):  # autograd's own check
+        layer(x).clamp_(-1, 1).sum().backward()
+    with pytest.raises(RuntimeError, match="in place"):
+        checkpoint(lambda x: layer(x).clamp_(-1, 1).exp(), x, use_reentrant=False).sum().backward()
+    narrow, _ = _layers(torch.float32)
+    narrow(x).clamp_(-1, 1).sum().backward()

@@ -106,6 +106,26 @@ def test_json_holds_the_same_numbers(tmp_path):
     assert content["missing"] == []
 
 
+def test_memory_by_phase_of_the_last_start(tmp_path):
+    files = write_run(tmp_path / "demo-1")
+    without, content = render(files)
+    assert content["memory_phases"] == []
+    assert "Memory by phase" not in without
+    mib = 2**20
+    measured = [("start", 100), ("load", 900), ("start", 100), ("load", 160), ("forward", 250)]
+    measured += [("backward", 190), ("forward", 280), ("backward", 180), ("optimizer", 170)]
+    for phase, size in measured:
+        row = {"event": "memory", "phase": phase, "bytes": size * mib, "peak_bytes": 300 * mib}
+        append_json_line(files.metrics, row)
+    html, content = render(files)
+    found = [(row["phase"], row["bytes"] // mib) for row in content["memory_phases"]]
+    assert found == [
+        ("start", 100), ("load", 160), ("forward", 280), ("backward", 190), ("optimizer", 170)
+    ]  # fmt: skip
+    assert "forward280.0 MiB300.0 MiB" in words(html).replace(" MiB ", " MiB")
+    assert "width: 100.00%" in html
+
+
 def test_loss_curve_has_every_point_where_it_belongs(tmp_path):
     html, _ = render(write_run(tmp_path / "demo-1"))
     titles = re.findall(r"<title>([^<]*step[^<]*)</title>", html)
