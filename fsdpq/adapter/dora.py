@@ -3,7 +3,8 @@
 ``y = m / ||W + s B A|| * (W x + s B A x) + bias``, the norm taken over each row and treated as a
 constant in the backward pass (section 4.3 of the paper). Dropout d in training is as PEFT has it:
 what DoRA changes sees the dropped input, at the price of twice the tokens in the base's product:
-``y = W x + m / ||W + s B A|| * (W + s B A) d(x) - W d(x) + bias``.
+``y = W x + m / ||W + s B A|| * (W + s B A) d(x) - W d(x) + bias``. It is added up as
+``W x + s B A d(x) + (m / ||W + s B A|| - 1) * (W + s B A) d(x)``, the small parts first.
 
 PEFT makes ``W + s B A`` whole in every forward to take its norm. Here it never exists, because
 
@@ -61,10 +62,9 @@ class DoraLinear(LoraLinear):
         product = self._base_product(torch.cat([*inputs, a.detach()]))
         *base, base_times_a = product.split([part.shape[0] for part in (*inputs, a)])
         addition = functional.linear(functional.linear(inputs[-1], a), b) * self.scaling
-        scale = (self.magnitude / self._norm(base_times_a, a, b)).to(x.dtype)
-        result = (base[-1] + addition) * scale
-        if drops:
-            result = result + (base[0] - base[1])
+        # The factor less 1: bf16 has no number between 1 and 1.0078, and magnitudes move by less.
+        change = (self.magnitude / self._norm(base_times_a, a, b) - 1.0).to(x.dtype)
+        result = base[0] + (addition + (base[-1] + addition) * change)
         bias: Tensor | None = self.base.bias  # pyright: ignore[reportAssignmentType]
         result = result if bias is None else result + bias
         return result.unflatten(0, shape)
