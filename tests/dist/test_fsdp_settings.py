@@ -21,6 +21,7 @@ from fsdpq.data.tokenize import Row
 from fsdpq.dist import placement
 from fsdpq.fsdp.layers import RunsInChunks
 from fsdpq.fsdp.precision import needs_loss_scaling
+from fsdpq.model.meta import DTYPES
 from fsdpq.model.quantized_linear import QuantizedLinear
 from fsdpq.training.scaler import LossScaler
 from fsdpq.training.step import reduce_after_backward
@@ -132,8 +133,12 @@ def test_strategies_place_the_bits_of_the_library(
 
 
 def load_rounded(directory: Path, dtype: torch.dtype) -> nn.Module:
-    """Returns the dequantized model in ``dtype``, quantized from that dtype as fsdpq does."""
-    return reference.load_dequantized(directory, dtype=dtype).train()
+    """Returns the dequantized model in ``dtype``, quantized from that dtype as fsdpq does.
+
+    A model in fp16 computes in fp32: what PEFT trains without a scaled loss loses small gradients.
+    """
+    model = reference.load_dequantized(directory, dtype=dtype).train()
+    return model.float() if dtype is torch.float16 else model
 
 
 @pytest.mark.parametrize(
@@ -142,10 +147,12 @@ def load_rounded(directory: Path, dtype: torch.dtype) -> nn.Module:
         # bf16 keeps 8 bits, and roundings average out over tokens: seen are 9e-5 in the losses and
         # 3e-3 in the norms. fp16 keeps 11 bits: 9e-6 and 1e-4. The autocasts are compared with
         # fp32, which they approximate.
-        ("bf16", torch.bfloat16, torch.bfloat16, 5e-4),
-        ("bf16_buffers_autocast", torch.bfloat16, torch.bfloat16, 5e-4),
-        ("bf16_autocast", torch.float32, torch.float32, 5e-4),
-        ("fp16_autocast", torch.float32, torch.float32, 5e-5),
+        ("auto", "bf16", torch.float32, 5e-4),
+        ("auto", "fp16", torch.float32, 5e-5),
+        ("bf16", "bf16", torch.bfloat16, 5e-4),
+        ("bf16_buffers_autocast", "bf16", torch.bfloat16, 5e-4),
+        ("bf16_autocast", "fp32", torch.float32, 5e-4),
+        ("fp16_autocast", "fp32", torch.float32, 5e-5),
     ],
 )
 def test_presets_train_close_to_peft_in_the_same_dtype(
@@ -153,14 +160,14 @@ def test_presets_train_close_to_peft_in_the_same_dtype(
     tiny: Path,
     one_rank: dict[str, Any],
     precision: str,
-    dtype: torch.dtype,
+    dtype: str,
     trained: torch.dtype,
     rel: float,
 ) -> None:
-    name = "bf16" if dtype is torch.bfloat16 else "fp32"
-    sections: Sections = {"fsdp": {"precision": precision}, "model": {"dtype": name}}
+    sections: Sections = {"fsdp": {"precision": precision}, "model": {"dtype": dtype}}
     answers = ranks.run(2, run, tiny, sections)
-    peft_model = reference.with_peft_lora(load_rounded(tiny, dtype), answers[0]["initial"], rank=4)
+    model = load_rounded(tiny, DTYPES[dtype])
+    peft_model = reference.with_peft_lora(model, answers[0]["initial"], rank=4)
     losses, norms = reference.train(peft_model, batches(), lr=LR, max_norm=1.0)
     for answer in answers:
         assert answer["dtypes"] == {trained}
@@ -169,37 +176,6 @@ def test_presets_train_close_to_peft_in_the_same_dtype(
         assert answer["losses"] != pytest.approx(one_rank["losses"], rel=1e-7), "not in fp32"
         # Gradients pass through more roundings, and average over fewer numbers.
         assert answer["norms"] == pytest.approx(norms, rel=20 * rel)
-
-
-def overfit(directory: Path, sections: Sections) -> list[float]:
-    """Returns the losses of training on one batch over and over."""
-    assembled = assemble(directory, **sections)
-    precision = sections["fsdp"]["precision"]
-    scaler = LossScaler() if needs_loss_scaling(precision, sections["model"]["dtype"]) else None
-    rows = [batches()[0]] * 12
-    return train(
-        assembled, rows, micro_batch_size=4, lr=2e-2, max_norm=1.0, scaler=scaler, no_sync=False
-    )[0]
-
-
-@pytest.mark.parametrize(
-    ("precision", "dtype"),
-    [
-        ("auto", "bf16"),
-        ("auto", "fp16"),
-        ("bf16", "bf16"),
-        ("fp16_autocast", "fp32"),
-        ("bf16_autocast", "fp32"),
-        ("bf16_buffers_autocast", "bf16"),
-    ],
-)
-def test_losses_fall_under_every_preset(
-    ranks: RankPool, tiny: Path, precision: str, dtype: str
-) -> None:
-    sections: Sections = {"fsdp": {"precision": precision}, "model": {"dtype": dtype}}
-    losses = ranks.run(2, overfit, tiny, sections)[0]
-    assert all(loss == loss and loss < 100 for loss in losses)
-    assert losses[-1] < 0.9 * losses[0]
 
 
 def overflow_on_one_rank(directory: Path) -> tuple[list[bool], list[float], list[Tensor]]:
