@@ -101,10 +101,10 @@ class _DoraProduct(torch.autograd.Function):
             low = x @ a.T
             norms = row_norms(base.row_norms, weight @ a.T, a, b, scaling=scaling)
             product = (x @ weight.T).addmm_(low, b.T, alpha=scaling)
-            scale = (magnitude / norms).to(x.dtype)
             plain = rest is None and base.bias is None
             ctx.keeps_output = plain and weight.shape[0] > weight.shape[1]
-            output = product.mul_(scale) if ctx.keeps_output else product * scale
+            output = product if ctx.keeps_output else torch.empty_like(product)
+            scale_columns(product, magnitude / norms, out=output)
             kept = output if ctx.keeps_output else product
             if rest is not None:
                 output.addmm_(rest, weight.T)
@@ -126,7 +126,8 @@ class _DoraProduct(torch.autograd.Function):
         # A magnitude of zero has a row of zeros in W and, since nothing reaches it, in B.
         by = magnitude.where(magnitude != 0, torch.inf) if ctx.keeps_output else norms
         grad_magnitude = column_products(grad_output, kept) / by
-        by_product = grad_output * (magnitude / norms).to(dtype)
+        by_product = torch.empty_like(grad_output)
+        scale_columns(grad_output, magnitude / norms, out=by_product)
         grad_b = (by_product.T @ low) * ctx.scaling
         grad_low = (by_product @ b) * ctx.scaling
         grad_a = grad_low.T @ x
@@ -139,6 +140,20 @@ class _DoraProduct(torch.autograd.Function):
             grad_rest = grad_output @ weight if needs_rest else None
         frozen = (None,) * (2 + len(stored))
         return (grad_x, grad_rest, grad_a, grad_b, grad_magnitude, *frozen)
+
+
+def scale_columns(product: Tensor, factors: Tensor, *, out: Tensor) -> None:
+    """Writes ``product`` with each column times its factor.
+
+    As ``z + z * (factor - 1)``: factors are close to 1, and bf16 has none between 1 and 1.0078.
+
+    Args:
+        product: ``(tokens, features)``.
+        factors: ``(features,)``, fp32.
+        out: of the shape and dtype of ``product``; may be ``product`` itself.
+    """
+    change = (factors - 1.0).to(product.dtype)
+    torch.addcmul(product, product, change, out=out)
 
 
 def column_products(left: Tensor, right: Tensor) -> Tensor:

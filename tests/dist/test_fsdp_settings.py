@@ -1,4 +1,7 @@
-"""Every way to shard, store, offload and recompute gives the numbers of the plain way."""
+"""Places of shards, loss scaling and chunked layers.
+
+That no strategy or memory option changes a gradient is in test_split_independence.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,9 @@ import pytest
 import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
+from support.ranks import RankPool
+from support.sharded import assemble, train
+from support.tiny import random_rows, save_tiny_llama
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
@@ -20,9 +26,6 @@ from fsdpq.fsdp.layers import RunsInChunks
 from fsdpq.model.quantized_linear import QuantizedLinear
 from fsdpq.training.scaler import LossScaler
 from fsdpq.training.step import reduce_after_backward
-from support.ranks import RankPool
-from support.sharded import assemble, train
-from support.tiny import random_rows, save_tiny_llama
 
 Sections = dict[str, dict[str, Any]]
 
@@ -44,110 +47,48 @@ def whole(parameter: Tensor) -> Tensor:
     return value.full_tensor() if isinstance(value, DTensor) else value
 
 
-def run(directory: Path, sections: Sections) -> dict[str, Any]:
-    """Trains on this rank; returns losses, norms, and how things are held."""
-    assembled = assemble(directory, **sections)
-    fsdp = sections.get("fsdp", {})
-    layer = next(m for m in assembled.model.modules() if isinstance(m, QuantizedLinear))
-    codes = {name: whole(getattr(layer, name)) for name in layer.packed_names}
-    losses, norms = train(
-        assembled,
-        batches(),
-        micro_batch_size=sections.get("training", {}).get("micro_batch_size", 2),
-        lr=LR,
-        max_norm=1.0,
-        no_sync=fsdp.get("no_sync", False),
-    )
-    place = placement(getattr(layer, layer.packed_names[0]))
-    return {
-        "losses": losses,
-        "norms": norms,
-        "codes": codes,
-        "place": (place.index, place.size),
-    }
-
-
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny_llama(tmp_path_factory.mktemp("tiny"))
 
 
-@pytest.fixture(scope="module")
-def one_rank(ranks: RankPool, tiny: Path) -> dict[str, Any]:
-    """What the plain recipe gives on one rank."""
-    return ranks.run(1, run, tiny, {})[0]
+def held(directory: Path, strategies: list[str]) -> dict[str, dict[str, Any]]:
+    """Returns how the codes of a layer are held under each strategy, and all of them."""
+    found: dict[str, dict[str, Any]] = {}
+    for strategy in strategies:
+        model = assemble(directory, fsdp={"strategy": strategy}).model
+        layer = next(m for m in model.modules() if isinstance(m, QuantizedLinear))
+        place = placement(layer.get_parameter("codes"))
+        codes = {name: whole(layer.get_parameter(name)) for name in layer.packed_names}
+        found[strategy] = codes | {"place": (place.index, place.size)}
+    return found
 
 
-def same_numbers(answer: dict[str, Any], expected: dict[str, Any], rel: float = 1e-5) -> None:
-    """Compares losses and norms: fp32 sums in another order, amplified by Adam's steps."""
-    assert answer["losses"] == pytest.approx(expected["losses"], rel=rel)
-    assert answer["norms"] == pytest.approx(expected["norms"], rel=rel)
+PLACES = {
+    1: {"ddp": [(0, 1)]},
+    2: {"hybrid_full_shard": [(0, 1), (0, 1)], "full_shard": [(0, 2), (1, 2)]},
+    4: {
+        "shard_grad_op": [(0, 4), (1, 4), (2, 4), (3, 4)],
+        "ddp": [(0, 1)] * 4,
+        "hybrid_full_shard": [(0, 2), (1, 2), (0, 2), (1, 2)],
+        "hybrid_shard_grad_op": [(0, 2), (1, 2), (0, 2), (1, 2)],
+    },
+}
+"""Ranks -> strategies -> which part of how many each rank holds."""
 
 
-@pytest.mark.parametrize(
-    ("strategy", "num_ranks", "places"),
-    [
-        ("shard_grad_op", 4, [(0, 4), (1, 4), (2, 4), (3, 4)]),
-        ("ddp", 1, [(0, 1)]),
-        ("ddp", 4, [(0, 1)] * 4),
-        ("hybrid_full_shard", 2, [(0, 1), (0, 1)]),
-        ("hybrid_full_shard", 4, [(0, 2), (1, 2), (0, 2), (1, 2)]),
-        ("hybrid_shard_grad_op", 4, [(0, 2), (1, 2), (0, 2), (1, 2)]),
-    ],
-)
-def test_strategies_equal_one_rank_and_keep_the_bits(
-    ranks: RankPool,
-    tiny: Path,
-    one_rank: dict[str, Any],
-    strategy: str,
-    num_ranks: int,
-    places: list[tuple[int, int]],
+@pytest.mark.parametrize("num_ranks", PLACES)
+def test_strategies_place_the_bits_of_the_library(
+    ranks: RankPool, tiny: Path, num_ranks: int
 ) -> None:
-    answers = ranks.run(num_ranks, run, tiny, {"fsdp": {"strategy": strategy}})
-    assert [answer["place"] for answer in answers] == places
+    answers = ranks.run(num_ranks, held, tiny, list(PLACES[num_ranks]))
     weight = load_file(tiny / "model.safetensors")["model.layers.0.self_attn.q_proj.weight"]
     codes, state = bnb.quantize_4bit(weight, quant_type="nf4", compress_statistics=True)
-    for answer in answers:
-        same_numbers(answer, one_rank)
-        assert torch.equal(answer["codes"]["codes"].flatten(), codes.flatten())
-        assert torch.equal(answer["codes"]["absmax"].flatten(), state.absmax)
-
-
-@pytest.mark.parametrize(
-    ("num_ranks", "sections"),
-    [
-        (2, {"fsdp": {"strategy": "hybrid_full_shard", "shard_size": 2}}),
-        (2, {"fsdp": {"no_sync": True}}),
-        (
-            4,
-            {
-                "fsdp": {"no_sync": True, "strategy": "hybrid_full_shard"},
-                "training": {"micro_batch_size": 1},
-            },
-        ),
-        (1, {"fsdp": {"offload": "cpu"}}),
-        (2, {"fsdp": {"offload": "cpu"}}),
-        (2, {"fsdp": {"offload": "cpu", "strategy": "ddp", "activation_offload": True}}),
-        (2, {"fsdp": {"activation_checkpointing": "none"}}),
-        (2, {"fsdp": {"activation_checkpointing": "selective"}}),
-        (2, {"fsdp": {"activation_checkpointing": "selective", "activation_offload": True}}),
-        (2, {"training": {"layer_chunks": 2}}),
-        (2, {"training": {"layer_chunks": 2}, "fsdp": {"activation_checkpointing": "none"}}),
-        (
-            2,
-            {
-                "training": {"layer_chunks": 2},
-                "fsdp": {"activation_offload": True, "offload": "cpu", "no_sync": True},
-            },
-        ),
-    ],
-    ids=lambda value: str(value) if isinstance(value, dict) else None,
-)
-def test_settings_do_not_change_the_numbers(
-    ranks: RankPool, tiny: Path, one_rank: dict[str, Any], num_ranks: int, sections: Sections
-) -> None:
-    for answer in ranks.run(num_ranks, run, tiny, sections):
-        same_numbers(answer, one_rank)
+    for strategy, places in PLACES[num_ranks].items():
+        assert [answer[strategy]["place"] for answer in answers] == places
+        for answer in answers:
+            assert torch.equal(answer[strategy]["codes"].flatten(), codes.flatten())
+            assert torch.equal(answer[strategy]["absmax"].flatten(), state.absmax)
 
 
 def overflow_on_one_rank(directory: Path) -> tuple[list[bool], list[float], list[Tensor]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import bitsandbytes
@@ -18,7 +18,11 @@ with warnings.catch_warnings():
 
 
 def with_library_linears(
-    model: nn.Module, quantization: dict[str, Any], dtype: torch.dtype = torch.float32
+    model: nn.Module,
+    quantization: dict[str, Any],
+    dtype: torch.dtype = torch.float32,
+    *,
+    trained: Collection[str] = (),
 ) -> nn.Module:
     """Replaces the linears inside the layers in place, by the library of ``quantization``.
 
@@ -30,15 +34,19 @@ def with_library_linears(
         model: of transformers, unquantized.
         quantization: the section of a recipe.
         dtype: that the modules compute in.
+        trained: full names of linears that stay as they are.
     """
     build = {"bnb": _linear4bit, "hqq": _hqq_linear}[quantization["kind"]]
+    # PEFT asks for it before it takes a `Linear4bit` for one.
+    model.is_loaded_in_4bit = quantization["kind"] == "bnb"  # pyright: ignore[reportArgumentType]
     keeps = {1, *(getattr(model.config, name, 1) for name in NUM_EXPERTS)}
     kept = tuple(quantization.get("modules_to_not_convert", ()))
     for parent_name, parent in list(model.named_modules()):
         if not any(part.isdigit() for part in parent_name.split(".")):
             continue
         for name, child in list(parent.named_children()):
-            if not isinstance(child, nn.Linear) or name in kept:
+            is_kept = name in kept or f"{parent_name}.{name}" in trained
+            if not isinstance(child, nn.Linear) or is_kept:
                 continue
             if child.out_features not in keeps:
                 setattr(parent, name, build(child, quantization, dtype))
@@ -64,7 +72,7 @@ def _rounded(
 
 
 def _linear4bit(linear: nn.Linear, options: dict[str, Any], dtype: torch.dtype) -> nn.Module:
-    layer = bitsandbytes.nn.Linear4bit(
+    layer = _NeverRepacks(
         linear.in_features, linear.out_features, bias=linear.bias is not None, compute_dtype=dtype
     )
     # Untyped: its parameters are those of `__new__`, which type checkers do not find.
@@ -78,17 +86,14 @@ def _linear4bit(linear: nn.Linear, options: dict[str, Any], dtype: torch.dtype) 
         module=layer,
     )
     layer.bias = linear.bias
-    # In eval mode its forward repacks the weight on some CPUs, for a kernel of other rounding.
-    return _AlwaysTraining(layer.to("cpu"))
+    return layer.to("cpu")
 
 
-class _AlwaysTraining(nn.Module):
-    def __init__(self, layer: nn.Module) -> None:
-        super().__init__()
-        self.layer = layer
+class _NeverRepacks(bitsandbytes.nn.Linear4bit):
+    """In eval mode the plain one repacks on some CPUs, for a kernel of other rounding."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.layer.train()(x)
+        return super(_NeverRepacks, self.train()).forward(x)
 
 
 def _hqq_linear(linear: nn.Linear, options: dict[str, Any], dtype: torch.dtype) -> nn.Module:

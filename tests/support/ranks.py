@@ -35,6 +35,7 @@ Of the packages that are installed only: the server does not know pytest's ``pyt
 def _serve(rank: int, connection: Connection) -> None:
     import torch
     import torch.distributed as dist
+    from torch.distributed.tensor.debug import _clear_sharding_prop_cache
 
     torch.set_num_threads(1)
     while True:
@@ -51,6 +52,9 @@ def _serve(rank: int, connection: Connection) -> None:
         finally:
             if dist.is_initialized():
                 dist.destroy_process_group()
+            # torch 2.13 remembers the mesh of a DTensor by its shape: one of the last call's would
+            # come back in the next call, and its groups are gone, or are other groups by now.
+            _clear_sharding_prop_cache()
         connection.send_bytes(pickle.dumps(answer))
 
 

@@ -8,9 +8,12 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor, nn
 
 from fsdpq.data.loader import build_step
 from fsdpq.data.tokenize import Row
+from fsdpq.dist import gather_whole
+from fsdpq.model.loading.targets import checkpoint_name
 from fsdpq.training.scaler import LossScaler
 from fsdpq.training.step import StepMode, train_step
 from fsdpq.worker.assemble import Assembled, assemble_model
@@ -26,6 +29,24 @@ def assemble(directory: Path, **sections: dict[str, Any]) -> Assembled:
     """
     recipe = tiny_recipe(**sections)
     return assemble_model(recipe, directory, device=CPU, report_load=lambda _done, _total: None)
+
+
+def named_trained(assembled: Assembled) -> dict[str, nn.Parameter]:
+    """Returns the trained Parameters by transformers' names; an adapter's by its layer's name."""
+    return {checkpoint_name(name): p for name, p in assembled.named_trainable.items()}
+
+
+def whole_a(assembled: Assembled) -> dict[str, Tensor]:
+    """Returns a copy of every whole A, by the name of its layer.
+
+    Ranks: all (collective).
+    """
+    named = named_trained(assembled)
+    return {
+        name.removesuffix(".lora_A"): gather_whole(parameter).clone()
+        for name, parameter in named.items()
+        if name.endswith(".lora_A")
+    }
 
 
 def train(

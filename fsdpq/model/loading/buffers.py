@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from fsdpq.errors import CheckpointError
 from fsdpq.model.causal_lm import CausalLM
+from fsdpq.protocols import BASE
 
 
 def allocate(
@@ -22,11 +23,18 @@ def allocate(
         model: on meta.
         device: of its parameters.
         buffers: the device of its buffers.
-        frozen: False leaves frozen parameters on meta, to be mapped from a file.
+        frozen: False leaves frozen parameters of the base on meta, to be mapped from a file.
     """
+    of_adapters = {
+        id(parameter)
+        for module in model.modules()
+        if hasattr(module, BASE)
+        for parameter in module.parameters(recurse=False)
+    }
 
     def give_memory(tensor: Tensor) -> Tensor:
-        stays = isinstance(tensor, nn.Parameter) and not (frozen or tensor.requires_grad)
+        of_base = isinstance(tensor, nn.Parameter) and id(tensor) not in of_adapters
+        stays = of_base and not (frozen or tensor.requires_grad)
         return torch.empty_like(tensor, device="meta" if stays else device)
 
     model._apply(give_memory)

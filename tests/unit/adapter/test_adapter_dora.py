@@ -87,6 +87,21 @@ def test_bf16_norm_is_close_to_the_norm_in_fp32() -> None:
     assert torch.allclose(norm, whole.norm(dim=1), rtol=2**-9)
 
 
+def test_bf16_shows_a_change_of_the_magnitudes_below_its_step_at_one() -> None:
+    linear = nn.Linear(64, 48, bias=False, dtype=torch.bfloat16).requires_grad_(False)
+    layer = DoraLinear(linear, OPTIONS).eval()
+    layer.init_norms(dtype=torch.bfloat16, device=CPU)
+    nn.init.normal_(layer.lora_A)
+    nn.init.zeros_(layer.lora_B)
+    x = torch.randn(500, 64, generator=torch.Generator().manual_seed(0)).bfloat16()
+    before = layer(x).double()
+    with torch.no_grad():
+        layer.magnitude.mul_(1.003)
+    factor = (layer(x).double() * before).sum() / before.square().sum()
+    # 1.003 itself is 1 in bf16; thousands of outputs that are rounded up or down average to it.
+    assert abs(factor.item() - 1.003) < 3e-4
+
+
 @pytest.mark.parametrize("out_features", [3, 12])
 def test_a_row_of_zeros_stays_finite(out_features: int) -> None:
     linear = nn.Linear(8, out_features, bias=False).requires_grad_(False)
