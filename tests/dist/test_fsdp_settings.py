@@ -27,8 +27,6 @@ from fsdpq.model.quantized_linear import QuantizedLinear
 from fsdpq.training.scaler import LossScaler
 from fsdpq.training.step import reduce_after_backward
 
-Sections = dict[str, dict[str, Any]]
-
 NUM_STEPS = 3
 BATCH = 8
 LR = 1e-3
