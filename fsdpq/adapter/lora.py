@@ -60,10 +60,19 @@ class LoraLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps ``(..., in_features)`` to ``(..., out_features)`` in the dtype of ``x``."""
+        x, shape = x.flatten(0, -2), x.shape[:-1]
         dropped = functional.dropout(x, self.dropout, self.training)
-        low_rank = functional.linear(dropped, self.lora_A.to(x.dtype))
+        low_rank = functional.linear(dropped, self.lora_A.to(x.dtype)) * self.scaling
         addition = functional.linear(low_rank, self.lora_B.to(x.dtype))
-        return self.base(x) + addition * self.scaling
+        # The base comes last: a checkpointed layer that ends here need not compute it again.
+        return self._add_base(addition, x).unflatten(0, shape)
+
+    def _add_base(self, addition: Tensor, x: Tensor) -> Tensor:
+        """Returns ``addition`` plus the base's output for ``x``, ``(tokens, out_features)``."""
+        if isinstance(self.base, nn.Linear):
+            product = torch.addmm(addition, x, self.base.weight.T)
+            return product if self.base.bias is None else product + self.base.bias
+        return self.base.add_to(addition, x)  # pyright: ignore[reportCallIssue]
 
     def init_weights(self, name: str, *, seed: int, device: torch.device) -> Tensor:
         """Fills this rank's rows as PEFT does, and takes from the base what ``init`` says.

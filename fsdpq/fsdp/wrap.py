@@ -13,13 +13,16 @@ What is trained in a group must have one dtype: weights that stay fp32 beside ot
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import itertools
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from typing import cast
 
 import torch
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import (
+    CPUOffloadPolicy,
     FSDPModule,
     MixedPrecisionPolicy,
     OffloadPolicy,
@@ -125,6 +128,7 @@ def apply_groups(
 
     ``apart`` puts Parameters of a decoder layer into a second group.
     """
+    whole = whole_parameters(model, mesh, policy)
     for layer in layers:
         fully_shard(
             layer,
@@ -133,21 +137,49 @@ def apply_groups(
             shard_placement_fn=apart,
             mp_policy=_policy_of([layer], casts),
             offload_policy=policy,
+            ignored_params=whole,
         )
-    for group in embedding_groups:
-        trained = any(parameter.requires_grad for m in group for parameter in m.parameters())
+    gathered = [
+        group for group in embedding_groups if any(p not in whole for p in _parameters(group))
+    ]
+    for group in gathered:
         fully_shard(
             group,
             mesh=mesh,
             reshard_after_forward=True,
             mp_policy=_policy_of(group, casts),
             offload_policy=policy,
+            ignored_params=whole,
         )
-        if not trained:
+        if not any(parameter.requires_grad for parameter in _parameters(group)):
             # The loss computes the gradient of the head's input in forward: no gather in backward.
             cast("FSDPModule", group[0]).set_unshard_in_backward(False)
-    fully_shard(model, mesh=mesh, mp_policy=_policy_of([model], casts), offload_policy=policy)
-    return len(layers) + len(embedding_groups) + 1
+    fully_shard(
+        model,
+        mesh=mesh,
+        mp_policy=_policy_of([model], casts),
+        offload_policy=policy,
+        ignored_params=whole,
+    )
+    return len(layers) + len(gathered) + 1
+
+
+def whole_parameters(
+    model: nn.Module, mesh: DeviceMesh, policy: OffloadPolicy
+) -> set[nn.Parameter]:
+    """Returns the parameters that FSDP has nothing to do for: it would only copy them.
+
+    They are frozen and lie on the device, and one rank has all of their rows: with ``ddp``, or one
+    rank alone. Tied weights are none of them: FSDP keeps them one when they are given memory.
+    """
+    if mesh.shape[-1] > 1 or isinstance(policy, CPUOffloadPolicy):
+        return set()
+    names = Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))
+    return {p for p in model.parameters() if not p.requires_grad and names[id(p)] == 1}
+
+
+def _parameters(group: Sequence[nn.Module]) -> Iterator[nn.Parameter]:
+    return itertools.chain.from_iterable(module.parameters() for module in group)
 
 
 def shard_apart(mesh: DeviceMesh, parameters: set[nn.Parameter]) -> ApartFn:

@@ -57,10 +57,7 @@ def check_bf16(dtype: str | None, gpus: list[str]) -> None:
 
 
 def cpu_has_bf16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
-    """Whether the CPU multiplies bf16 matrices in hardware; False where Linux does not say so.
-
-    A rule rather than a measurement, so that one machine always trains in one dtype.
-    """
+    """Whether the CPU multiplies bf16 matrices in hardware; False where Linux does not say so."""
     if not cpuinfo.exists():
         return False
     lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()

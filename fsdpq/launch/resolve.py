@@ -6,7 +6,7 @@ import os
 from typing import Any, Literal
 
 from fsdpq.errors import EnvironmentProblemError
-from fsdpq.launch.devices import cpu_has_bf16
+from fsdpq.launch.cpu_rates import find_cpu_dtype
 from fsdpq.recipe.precision import Dtype, base_dtype
 from fsdpq.recipe.root import Recipe
 
@@ -18,7 +18,7 @@ GLOBAL_BATCH_SIZE = 16
 
 
 def resolve_launch(
-    recipe: Recipe, *, num_gpus: int, num_cpus: int | None = None, cpu_bf16: bool | None = None
+    recipe: Recipe, *, num_gpus: int, num_cpus: int | None = None, cpu_dtype: str | None = None
 ) -> Recipe:
     """Returns ``recipe`` with device, number of ranks, dtype and batch size made concrete.
 
@@ -26,7 +26,7 @@ def resolve_launch(
         recipe: as it was loaded.
         num_gpus: GPUs that this process may use.
         num_cpus: CPU cores, by default those of this machine.
-        cpu_bf16: whether the CPU has bf16 instructions, by default this machine's.
+        cpu_dtype: what ``auto`` is on a CPU, by default the faster dtype of this machine's.
 
     Raises:
         EnvironmentProblemError: it asks for GPUs that are not there.
@@ -38,7 +38,7 @@ def resolve_launch(
     num_ranks = default if launch.nproc_per_node == "auto" else launch.nproc_per_node
     if device == "cuda":
         _check_gpus(num_ranks, num_gpus)
-    dtype: Any = resolve_dtype(recipe, device, cpu_bf16)
+    dtype: Any = resolve_dtype(recipe, device, cpu_dtype)
     return recipe.model_copy(
         update={
             "launch": launch.model_copy(update={"device": device, "nproc_per_node": num_ranks}),
@@ -49,11 +49,24 @@ def resolve_launch(
     )
 
 
-def resolve_dtype(recipe: Recipe, device: str, cpu_bf16: bool | None = None) -> str:
+def resolve_dtype(recipe: Recipe, device: str, cpu_dtype: str | None = None) -> str:
     """Returns ``model.dtype`` as it will be on ``device``: ``bf16``, ``fp16`` or ``fp32``."""
-    has_bf16 = device == "cuda" or (cpu_has_bf16() if cpu_bf16 is None else cpu_bf16)
-    default: Dtype = "bf16" if has_bf16 else "fp32"
-    return base_dtype(recipe, default) or default
+    told = base_dtype(recipe)
+    if told is not None:
+        return told
+    return "bf16" if device == "cuda" else cpu_dtype or find_cpu_dtype().dtype
+
+
+def explain_dtype(recipe: Recipe, resolved: Recipe) -> str | None:
+    """Returns why ``model.dtype`` is what it is where this CPU decided; None elsewhere.
+
+    Args:
+        recipe: as it was loaded.
+        resolved: what `resolve_launch` made of it.
+    """
+    if base_dtype(recipe) is not None or resolved.launch.device == "cuda":
+        return None
+    return f"model.dtype is {resolved.model.dtype}: {find_cpu_dtype().why}"
 
 
 def _resolve_batch(recipe: Recipe, num_ranks: int) -> Any:

@@ -14,7 +14,7 @@ from fsdpq.launch.inputs import fetch_inputs, make_inputs, shrink
 from fsdpq.launch.lock_file import describe_run
 from fsdpq.launch.processes import TRUST_FLAG
 from fsdpq.launch.quantize import QUANTIZER, QuantizeJob
-from fsdpq.launch.resolve import resolve_launch
+from fsdpq.launch.resolve import explain_dtype, resolve_launch
 from fsdpq.launch.run_dir import check_run_dir, create_run_dir
 from fsdpq.launch.screen import Screen
 from fsdpq.launch.torchrun import WORKER, Row, check_endpoint, run_torchrun
@@ -60,6 +60,8 @@ def train(
     gpus = [] if smoke else list_gpus()
     wanted = shrink(loaded, screen=screen) if smoke else loaded.recipe
     recipe = resolve_launch(wanted, num_gpus=len(gpus))
+    if why := explain_dtype(wanted, recipe):
+        screen.report(f"note: {why}")
     check_packages(recipe)
     if recipe.launch.device == "cuda":
         check_bf16(told_dtype(recipe), gpus)

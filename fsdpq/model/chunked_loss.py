@@ -21,6 +21,9 @@ from torch.nn import functional
 MAX_CHUNK_LOGITS = 1 << 25
 """Logits that exist at once. A chunk needs about 10 bytes for each, in bf16 and fp32 together."""
 
+MAX_CHUNK_LOGITS_CPU = 1 << 23
+"""The same on a CPU, where chunks of the size of its caches are faster (docs/developing/log.md)."""
+
 
 class _ChunkedLoss(torch.autograd.Function):
     @staticmethod
@@ -32,7 +35,7 @@ class _ChunkedLoss(torch.autograd.Function):
         targets: Tensor,
         softcap: float | None,
     ) -> Tensor:
-        rows = max(1, MAX_CHUNK_LOGITS // weight.shape[0])
+        rows = rows_per_chunk(weight)
         gradients = _Gradients(ctx.needs_input_grad, hidden, weight)
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         for start in range(0, hidden.shape[0], rows):
@@ -64,6 +67,13 @@ class _ChunkedLoss(torch.autograd.Function):
             for gradient, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         ]
         return (*scaled, None, None)
+
+
+def rows_per_chunk(weight: Tensor) -> int:
+    """Returns how many positions have logits at once for a head ``(vocabulary, hidden)``."""
+    on_cpu = weight.device.type == "cpu"
+    most = min(MAX_CHUNK_LOGITS, MAX_CHUNK_LOGITS_CPU) if on_cpu else MAX_CHUNK_LOGITS
+    return max(1, most // weight.shape[0])
 
 
 class _Gradients:

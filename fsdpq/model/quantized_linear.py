@@ -35,27 +35,36 @@ class Dequantizer(Protocol):
 
 
 class _DequantizedProduct(torch.autograd.Function):
-    """``x @ dequantize(packed).T + bias``, with gradients for ``x`` only.
+    """``x @ dequantize(packed).T``, added to a tensor if one is given; with a gradient for ``x``.
+
+    Nothing goes through ``save_for_backward``. The packed tensors are Parameters, which outlive the
+    step, and FSDP has gathered them by the time of backward. And a checkpointed layer is computed
+    again only up to the last tensor that it saves: its last product is not done a third time.
 
     Autocast does not reach into a Function's backward, so nothing here relies on it: ``x`` and
-    ``bias`` come in the dtype of the product.
+    ``addend`` come in the dtype of the product.
     """
 
     @staticmethod
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx: Any, x: Tensor, layer: Dequantizer, bias: Tensor | None, *packed: Tensor
+        ctx: Any, x: Tensor, layer: Dequantizer, addend: Tensor | None, *packed: Tensor
     ) -> Tensor:
-        ctx.layer = layer
-        ctx.save_for_backward(*packed)
-        return functional.linear(x, layer.dequantize(packed, x.dtype), bias)
+        ctx.layer, ctx.packed = layer, packed
+        weight = layer.dequantize(packed, x.dtype)
+        if addend is None:
+            return functional.linear(x, weight)
+        ctx.mark_dirty(addend)
+        return addend.addmm_(x, weight.T)
 
     @staticmethod
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: Any, grad_output: Tensor
     ) -> tuple[Tensor | None, ...]:
-        packed: tuple[Tensor, ...] = ctx.saved_tensors
-        weight = ctx.layer.dequantize(packed, grad_output.dtype)
-        return (grad_output @ weight, None, None, *(None for _ in packed))
+        needs_x, _, needs_addend, *_ = ctx.needs_input_grad
+        grad_x: Tensor | None = None
+        if needs_x:
+            grad_x = grad_output @ ctx.layer.dequantize(ctx.packed, grad_output.dtype)
+        return (grad_x, None, grad_output if needs_addend else None, *(None for _ in ctx.packed))
 
 
 def dequantized_product(
@@ -70,8 +79,8 @@ def dequantized_product(
         packed: the whole packed tensors, all that backward keeps.
     """
     dtype = compute_dtype(x)
-    bias = None if bias is None else bias.to(dtype)
-    return _DequantizedProduct.apply(x.to(dtype), layer, bias, *packed)  # pyright: ignore[reportReturnType]
+    product = _DequantizedProduct.apply(x.to(dtype), layer, None, *packed)
+    return product if bias is None else product + bias.to(dtype)  # pyright: ignore
 
 
 class PackedMatrix(nn.Module):
@@ -138,6 +147,20 @@ class QuantizedLinear(PackedMatrix):
     def forward(self, x: Tensor) -> Tensor:
         """Maps ``(..., in_features)`` to ``(..., out_features)`` in `compute_dtype` of ``x``."""
         return dequantized_product(x, self, self.bias, self.packed)
+
+    def add_to(self, addend: Tensor, x: Tensor) -> Tensor:
+        """Adds what `forward` gives for ``x`` to ``addend``, in place, and returns it.
+
+        The matrix product adds by itself: no pass over memory of its own, and one rounding.
+
+        Args:
+            addend: ``(tokens, out_features)`` in `compute_dtype` of ``x``; saved by no operation.
+            x: ``(tokens, in_features)``.
+        """
+        dtype = compute_dtype(x)
+        if self.bias is not None:
+            addend = addend.add_(self.bias.to(dtype))
+        return _DequantizedProduct.apply(x.to(dtype), self, addend, *self.packed)  # pyright: ignore[reportReturnType]
 
 
 def packed_parameter_ids(model: nn.Module) -> set[int]:

@@ -29,7 +29,7 @@ def run_dir(tmp_path: Path) -> Path:
     from fsdpq.launch.run_dir import create_run_dir
     from fsdpq.recipe.load import load_recipe
 
-    recipe = resolve_launch(load_recipe(Path(QUICKSTART)).recipe, num_gpus=0)
+    recipe = resolve_launch(load_recipe(Path(QUICKSTART)).recipe, num_gpus=0, cpu_dtype="fp32")
     return create_run_dir(recipe, raw=b"", lock={}, run_dir=tmp_path / "run").root
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -105,7 +106,59 @@ def shapes_kept_by_backward(directory: Path) -> dict[str, Any]:
 
 def test_backward_keeps_no_dequantized_weight(ranks: RankPool, tmp_path: Path) -> None:
     answer = ranks.run(1, shapes_kept_by_backward, save_tiny_llama(tmp_path))[0]
-    # Four packed Parameters of seven linears of three layers; the first layer's q, k and v have no
-    # trainable parameter before them, so nothing flows through their frozen part.
-    assert answer["packed"] == (3 * 7 - 3) * 4
+    # Packed Parameters outlive the step: autograd saves none of them, or checkpointed layers would
+    # be computed again to their end.
+    assert answer["packed"] == 0
     assert not answer["weights"] & answer["kept"]
+
+
+def times_dequantized(directory: Path, adapter: dict[str, Any]) -> dict[str, int]:
+    """Returns how often a training pass with checkpointed layers dequantizes each linear."""
+    assembled = assemble(directory, adapter=adapter)
+    names = {id(module): name for name, module in assembled.model.named_modules()}
+    times = dict.fromkeys(assembled.adapted_layers, 0)
+    dequantize = QuantizedLinear.dequantize
+
+    def count(layer: QuantizedLinear, *arguments: Any) -> Tensor:
+        times[names[id(layer)].removeprefix("hf.").removesuffix(".base")] += 1
+        return dequantize(layer, *arguments)
+
+    [batch] = build_step(random_rows(2), micro_batch_size=2, rank=0, world_size=1).micro_batches
+    with mock.patch.object(QuantizedLinear, "dequantize", count):
+        assembled.model(batch.input_ids, batch.loss_positions, batch.targets).backward()
+    return times
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_a_checkpointed_layer_does_not_compute_its_last_product_again(
+    ranks: RankPool, tmp_path: Path, dropout: float
+) -> None:
+    adapter = {"rank": 4, "alpha": 8.0, "dropout": dropout}
+    times = ranks.run(1, times_dequantized, save_tiny_llama(tmp_path), adapter)[0]
+    assert len(times) == 3 * 7
+    for name, count in times.items():
+        # Forward, forward again, and backward; but nothing trained lies before the first q, k, v.
+        first = name.endswith(("layers.0.self_attn.q_proj", "0.self_attn.k_proj", "0.self_attn.v_proj"))
+        assert count == (2 if first or name.endswith("down_proj") else 3), name
+
+
+def own_types(directory: Path, sections: dict[str, dict[str, Any]]) -> tuple[set[bool], set[bool]]:
+    """Returns whether FSDP holds the frozen, and the trained parameters."""
+    assembled = assemble(directory, **sections)
+    frozen, trained = (
+        {isinstance(p, DTensor) for p in assembled.model.parameters() if p.requires_grad == wanted}
+        for wanted in (False, True)
+    )
+    return frozen, trained
+
+
+def test_fsdp_copies_no_frozen_weight_that_a_rank_has_whole(
+    ranks: RankPool, tmp_path: Path
+) -> None:
+    untied = save_tiny_llama(tmp_path / "untied", tied=False)
+    assert ranks.run(1, own_types, untied, {}) == [({False}, {True})]
+    ddp = {"fsdp": {"strategy": "ddp"}}
+    assert ranks.run(2, own_types, untied, ddp) == [({False}, {True})] * 2
+    offloaded = {"fsdp": {"offload": "cpu"}}
+    assert ranks.run(1, own_types, untied, offloaded) == [({True}, {True})]
+    assert ranks.run(2, own_types, untied, {}) == [({True}, {True})] * 2

@@ -21,8 +21,9 @@ class ModelOptions(Options):
 
     dtype: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     """Dtype of the weights that stay unquantized, and of products where ``fsdp.precision`` names
-    none. ``auto`` follows ``fsdp.precision``; where that is ``auto`` too, it is bf16 on a GPU and
-    on a CPU with bf16 instructions, else fp32."""
+    none. ``auto`` follows ``fsdp.precision``; where that is ``auto`` too, it is bf16 on a GPU. On a
+    CPU it is fp32, or bf16 where the CPU multiplies bf16 matrices faster, which the first run
+    measures."""
 
     attn_implementation: Literal["sdpa", "eager", "flash_attention_2", "flex_attention"] = "sdpa"
     """Attention code path of transformers. ``flash_attention_2`` needs the package ``flash-attn``

@@ -79,7 +79,7 @@ def job(tmp_path: Path) -> Callable[..., QuantizeJob]:
 
     def make(*overrides: str, sha256: str = "a" * 64) -> QuantizeJob:
         loaded = load_recipe(tmp_path / "recipe.yaml", overrides)
-        recipe = resolve_launch(loaded.recipe, num_gpus=0)
+        recipe = resolve_launch(loaded.recipe, num_gpus=0, cpu_dtype="fp32")
         given = {"directory": str(model), "sha256": sha256, "source": "here", "revision": None}
         return QuantizeJob(loaded, recipe, [], given)
 

@@ -29,7 +29,7 @@ class Usage(NamedTuple):
 @pytest.fixture
 def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Recipe:
     monkeypatch.chdir(tmp_path)
-    return resolve_launch(load_recipe(QUICKSTART).recipe, num_gpus=0, num_cpus=2)
+    return resolve_launch(load_recipe(QUICKSTART).recipe, num_gpus=0, num_cpus=2, cpu_dtype="fp32")
 
 
 def create(recipe: Recipe, run_dir: Path | None = None) -> RunFiles:

@@ -62,7 +62,9 @@ def test_workers_read_the_same_dtypes_from_the_resolved_recipe(
     written: Any, dtype: str, has_bf16: bool, tmp_path: Any
 ) -> None:
     asked = recipe(written, dtype)
-    resolved = resolve_launch(asked, num_gpus=0, num_cpus=2, cpu_bf16=has_bf16)
+    resolved = resolve_launch(
+        asked, num_gpus=0, num_cpus=2, cpu_dtype="bf16" if has_bf16 else "fp32"
+    )
     path = tmp_path / "recipe.yaml"
     path.write_text(dump_recipe(resolved), encoding="utf-8")
     expected = precision_of(asked, default="bf16" if has_bf16 else "fp32")
