@@ -20,6 +20,7 @@ from transformers.cache_utils import Cache
 
 from fsdpq.errors import CheckpointError
 from fsdpq.model.chunked_loss import chunked_cross_entropy
+from fsdpq.model.packing import document_bounds
 from fsdpq.model.structure import find_decoder_layers
 
 HEAD_SCALES = ("logit_scale", "logits_scaling", "lm_head_multiplier", "output_multiplier")
@@ -102,9 +103,12 @@ class CausalLM(nn.Module):
         layer_sources: as given.
         layers_prefix: what stands before a layer's number in names (``model.layers.``).
         autocast_dtype: what forward autocasts to, None for no autocast.
+        flattens_packed: compute packed rows as one long row: flash attention keeps documents apart
+            within a row only.
     """
 
     autocast_dtype: torch.dtype | None = None
+    flattens_packed: bool = False
 
     def __init__(self, hf: PreTrainedModel, layer_sources: Sequence[int] | None = None) -> None:
         super().__init__()
@@ -168,7 +172,10 @@ class CausalLM(nn.Module):
                 document begins that does not see the ones before. Transformers builds the mask
                 from them as long as no attention mask is given (`fsdpq.model.packing`).
         """
-        packing = {} if position_ids is None else {"position_ids": position_ids}
+        packing: dict[str, Any] = {} if position_ids is None else {"position_ids": position_ids}
+        if position_ids is not None and self.flattens_packed:
+            input_ids, position_ids = input_ids.reshape(1, -1), position_ids.reshape(1, -1)
+            packing = {"position_ids": position_ids, **document_bounds(position_ids)}
         with self._autocast(input_ids.device.type):
             output = self.hf.base_model(input_ids=input_ids, use_cache=False, **packing)
             hidden = output.last_hidden_state
