@@ -163,6 +163,10 @@ def check_packages(recipe: Recipe) -> None:
         row = find_row(section, getattr(recipe, section).kind)
         who = f"`{section}: {{kind: {row.kind}}}`"
         missing |= {name: who for name in row.requires if not is_installed(name)}
+    if recipe.model.attn_implementation == "flash_attention_2" and not is_installed("flash_attn"):
+        missing["flash-attn"] = "`attn_implementation: flash_attention_2`"
+    if recipe.model.use_liger_kernel and not is_installed("liger_kernel"):
+        missing["liger-kernel"] = "`use_liger_kernel: true`"
     for sink in recipe.metrics.sinks:
         if sink in SINK_PACKAGES and not is_installed(SINK_PACKAGES[sink]):
             missing[SINK_PACKAGES[sink]] = f"`{sink}` in `metrics.sinks`"

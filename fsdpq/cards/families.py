@@ -29,6 +29,7 @@ class Family:
         experts: the feed-forward is a router and experts (3-D parameters in transformers 5).
         lacks_attention: values of ``attn_implementation`` that transformers refuses for it.
         isolates_documents: packed documents do not see each other (its masks read position ids).
+        has_liger_kernels: liger-kernel 0.8.5 has kernels for it.
     """
 
     projections: tuple[str, ...] = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
@@ -45,6 +46,7 @@ class Family:
     experts: bool = False
     lacks_attention: tuple[str, ...] = ()
     isolates_documents: bool = True
+    has_liger_kernels: bool = True
 
 
 FAMILIES: dict[str, Family] = {
@@ -58,7 +60,12 @@ FAMILIES: dict[str, Family] = {
     "gemma2": Family(layer_norms=4, lacks_attention=("sdpa",)),
     "gemma3_text": Family(layer_norms=4, qk_norm="head"),
     "olmo2": Family(qk_norm="full"),
-    "stablelm": Family(projection_bias=True, norm_bias=True, lacks_attention=("flex_attention",)),
+    "stablelm": Family(
+        projection_bias=True,
+        norm_bias=True,
+        lacks_attention=("flex_attention",),
+        has_liger_kernels=False,
+    ),
     "phi": Family(
         output="self_attn.dense",
         gates=("mlp.fc1",),
@@ -69,6 +76,7 @@ FAMILIES: dict[str, Family] = {
         head_bias=True,
         layer_norms=1,
         norm_bias=True,
+        has_liger_kernels=False,
     ),
     "phi3": Family(projections=("self_attn.qkv_proj",), gates=("mlp.gate_up_proj",)),
     "falcon": Family(
@@ -81,6 +89,7 @@ FAMILIES: dict[str, Family] = {
         norm_bias=True,
         lacks_attention=("flex_attention",),
         isolates_documents=False,
+        has_liger_kernels=False,
     ),
     "gpt_neox": Family(
         projections=("attention.query_key_value",),
@@ -91,6 +100,7 @@ FAMILIES: dict[str, Family] = {
         projection_bias=True,
         other_bias=True,
         norm_bias=True,
+        has_liger_kernels=False,
     ),
 }
 """transformers' ``model_type`` -> its family."""

@@ -88,9 +88,14 @@ def apply_layer_runs(
         recompute = checkpointing == "full" or (checkpointing == "selective" and index % 2 == 0)
         if not recompute and num_chunks == 1:
             continue
-        kind = type(layer)
-        layer.__class__ = type(f"Chunked{kind.__name__}", (RunsInChunks, kind), {})
+        layer.__class__ = _chunked_class(type(layer))
         layer.layer_run = LayerRun(recompute, num_chunks, host)  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
+
+
+@functools.cache
+def _chunked_class(kind: type[nn.Module]) -> type[nn.Module]:
+    """Returns one class for all layers of a kind: compiled graphs are shared by class."""
+    return type(f"Chunked{kind.__name__}", (RunsInChunks, kind), {})
 
 
 def _rows_of(value: Any, *, num_rows: int, chunk: tuple[int, int], name: str = "") -> Any:

@@ -13,6 +13,7 @@ What is trained in a group must have one dtype: weights that stay fp32 beside ot
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -129,38 +130,23 @@ def apply_groups(
     ``apart`` puts Parameters of a decoder layer into a second group.
     """
     whole = whole_parameters(model, mesh, policy)
+    shard = functools.partial(fully_shard, mesh=mesh, offload_policy=policy, ignored_params=whole)
     for layer in layers:
-        fully_shard(
+        shard(
             layer,
-            mesh=mesh,
             reshard_after_forward=reshard,
             shard_placement_fn=apart,
             mp_policy=_policy_of([layer], casts),
-            offload_policy=policy,
-            ignored_params=whole,
         )
     gathered = [
         group for group in embedding_groups if any(p not in whole for p in _parameters(group))
     ]
     for group in gathered:
-        fully_shard(
-            group,
-            mesh=mesh,
-            reshard_after_forward=True,
-            mp_policy=_policy_of(group, casts),
-            offload_policy=policy,
-            ignored_params=whole,
-        )
+        shard(group, reshard_after_forward=True, mp_policy=_policy_of(group, casts))
         if not any(parameter.requires_grad for parameter in _parameters(group)):
             # The loss computes the gradient of the head's input in forward: no gather in backward.
             cast("FSDPModule", group[0]).set_unshard_in_backward(False)
-    fully_shard(
-        model,
-        mesh=mesh,
-        mp_policy=_policy_of([model], casts),
-        offload_policy=policy,
-        ignored_params=whole,
-    )
+    shard(model, mp_policy=_policy_of([model], casts))
     return len(layers) + len(gathered) + 1
 
 

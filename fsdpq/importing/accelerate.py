@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 from fsdpq.importing import known_keys
-from fsdpq.importing.draft import Always, Draft, Lost, Part, Rule, Table
+from fsdpq.importing.draft import Always, Draft, Lost, Part, Rule, Table, With
 from fsdpq.importing.huggingface import BY_ITSELF, FSDP_CONFIG
-from fsdpq.importing.values import text, whole
+from fsdpq.importing.values import mapping, text, whole
 from fsdpq.recipe.source import Source
 
 REFUSED = "accelerate does not know it and refuses the file"
@@ -18,6 +19,14 @@ FSDP = Table(
     {f"fsdp_{key.removeprefix('fsdp_')}": rule for key, rule in FSDP_CONFIG.items()},
     known_keys.ACCELERATE_FSDP, DROPPED, {},
 )  # fmt: skip
+
+
+def _read_dynamo(draft: Draft, key: str, value: Any) -> None:
+    backend = text(mapping(value).get("dynamo_backend", "NO")).upper()
+    draft.put("training.compile", backend != "NO", key=key)
+    note = "" if backend in ("NO", "INDUCTOR") else "layers are compiled by inductor"
+    draft.note("assumed" if note else "converted", key, note, target="training.compile")
+
 
 RULES: Mapping[str, Rule] = {
     "distributed_type": Part("fsdp.strategy"),
@@ -29,7 +38,7 @@ RULES: Mapping[str, Rule] = {
     "main_process_port": Part("launch.rdzv_endpoint"),
     "use_cpu": Part("launch.device"),
     "deepspeed_config": Lost("`fsdp.strategy: full_shard` shards as its stage 3 does"),
-    "dynamo_config": Lost("nothing is compiled"),
+    "dynamo_config": With("training.compile", _read_dynamo),
     "gpu_ids": Lost("set `CUDA_VISIBLE_DEVICES` where you start the run"),
     **dict.fromkeys(
         ("compute_environment", "debug", "downcast_bf16", "enable_cpu_affinity", "machine_rank",

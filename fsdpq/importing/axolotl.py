@@ -116,6 +116,17 @@ def _attention_switch(word: str) -> With:
     return With("model.attn_implementation", read)
 
 
+def _read_compile(draft: Draft, key: str, value: Any) -> None:
+    draft.put("training.compile", value == "auto" or boolean(value), key=key)
+    draft.note("converted", key, target="training.compile")
+
+
+def _read_liger(draft: Draft, key: str, value: Any) -> None:
+    if boolean(value):
+        draft.put("model.use_liger_kernel", True, key=key)
+    draft.note("converted", key, target="model.use_liger_kernel")
+
+
 DATASET_RULES: Mapping[str, Rule] = {
     "path": With("data.dataset, data.path", read_hub_dataset),
     "type": With("data.format", _read_type),
@@ -185,6 +196,16 @@ RULES: Mapping[str, Rule] = {
     "sdp_attention": _attention_switch("sdpa"),
     "eager_attention": _attention_switch("eager"),
     "flex_attention": _attention_switch("flex_attention"),
+    **dict.fromkeys(
+        ("liger_rope", "liger_rms_norm", "liger_layer_norm", "liger_swiglu",
+         "liger_glu_activation"),
+        With("model.use_liger_kernel", _read_liger),
+    ),
+    **dict.fromkeys(
+        ("liger_cross_entropy", "liger_fused_linear_cross_entropy"),
+        Always("the loss is over tokens, in chunks"),
+    ),
+    "torch_compile": With("training.compile", _read_compile),
     "attn_implementation": Choice("model.attn_implementation", ATTENTION),
     "activation_offloading": To("fsdp.activation_offload", boolean),
     "fsdp_config": FSDP,

@@ -211,7 +211,11 @@ COMMON: Mapping[str, Rule] = {
     "trust_remote_code": Lost("code out of a model's repository is not run for a recipe"),
     "resume_from_checkpoint": Lost("a run goes on by its directory, not by its recipe"),
     "deepspeed": Lost("`fsdp.strategy: full_shard` shards as its stage 3 does"),
-    "torch_compile": Lost("nothing is compiled"),
+    "torch_compile": To("training.compile", boolean),
+    **dict.fromkeys(
+        ("torch_compile_backend", "torch_compile_mode"),
+        Lost("layers are compiled by inductor, in its default mode"),
+    ),
     "output_dir": Always("runs go to `runs/<name>-<hash>`, or to `--run-dir`"),
     **dict.fromkeys(
         (
@@ -252,6 +256,8 @@ TRAINING: Mapping[str, Rule] = {
     "do_train": Always("`fsdpq train` trains"),
     "do_eval": Always("rows of `data.eval_fraction` are evaluated before and after training"),
     "use_cpu": Part("launch.device"),
+    "use_liger_kernel": To("model.use_liger_kernel", boolean),
+    "liger_kernel_config": Lost("norms, rotary embedding and feed-forwards run Liger's kernels"),
     "include_num_input_tokens_seen": Always("tokens are counted"),
 }
 """Training arguments under the names that transformers gives them."""

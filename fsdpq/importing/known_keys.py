@@ -89,8 +89,10 @@ AXOLOTL = _names(
     is_qwen_derived_model jagged_restart_anneal_steps jagged_restart_steps
     jagged_restart_warmup_steps kto_desirable_weight kto_undesirable_weight large_head_attention
     layer_offloading learning_rate lisa_layers_attribute lisa_n_layers lisa_step_interval
-    llama4_linearized_experts load_best_model_at_end load_in_4bit load_in_8bit local_rank
-    logging_steps lora_alpha lora_alpha_pattern lora_dropout lora_embedding_kernel
+    liger_cross_entropy liger_fused_linear_cross_entropy liger_glu_activation liger_layer_norm
+    liger_rms_norm liger_rope liger_swiglu llama4_linearized_experts load_best_model_at_end
+    load_in_4bit load_in_8bit local_rank logging_steps lora_alpha lora_alpha_pattern lora_dropout
+    lora_embedding_kernel
     lora_fan_in_fan_out lora_mlp_kernel lora_model_dir lora_modules_to_save lora_o_kernel
     lora_on_cpu lora_qkv_kernel lora_r lora_rank_pattern lora_target_linear lora_target_modules
     lora_target_parameters loraplus_lr_embedding loraplus_lr_ratio loss_watchdog_patience
@@ -137,7 +139,7 @@ AXOLOTL = _names(
     warmup_ratio warmup_steps weight_decay world_size xformers_attention
     """
 )
-"""axolotl's top level."""
+"""axolotl's top level, and what its Liger plugin reads there."""
 
 AXOLOTL_FSDP = _names(
     """

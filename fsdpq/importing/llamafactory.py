@@ -102,6 +102,7 @@ RULES: Mapping[str, Rule] = {
     **TRAINING,
     "model_name_or_path": To("model.name_or_path", text),
     "model_revision": To("model.revision", text),
+    "enable_liger_kernel": To("model.use_liger_kernel", boolean),
     "flash_attn": Choice("model.attn_implementation", _ATTENTION),
     "adapter_name_or_path": Lost("a new adapter is trained: its weights start anew"),
     "stage": With("data.format", _read_stage),

@@ -56,6 +56,12 @@ def _read_dataset(draft: Draft, key: str, value: Any) -> None:
     draft.note("assumed" if note else "converted", key, note, target="data.dataset, data.format")
 
 
+def _read_compile(draft: Draft, key: str, value: Any) -> None:
+    parts = mapping(value) if isinstance(value, dict) else {"model": value}
+    draft.put("training.compile", boolean(parts.get("model", False)), key=key)
+    draft.note("converted", key, target="training.compile")
+
+
 def _read_source(draft: Draft, key: str, value: Any) -> None:
     name = text(value)
     if name in ("json", "csv", "parquet"):
@@ -239,7 +245,7 @@ RULES: Mapping[str, Rule] = {
     "save_adapter_weights_only": Part("export.merge"),
     "resume_from_checkpoint": Lost("a run goes on by its directory, not by its recipe"),
     "optimizer_in_bwd": Lost("the optimizer steps once a step, after the backward pass"),
-    "compile": Lost("nothing is compiled"),
+    "compile": With("training.compile", _read_compile),
     "dataset_val": Lost("rows are held out of the training data: `data.eval_fraction`"),
     "run_val_every_n_steps": Lost("set `training.eval_interval` and `data.eval_fraction`"),
     "shuffle": Part("data"),

@@ -104,7 +104,6 @@ RULES: Mapping[str, Rule] = {
     "router_aux_loss_coef": To("training.router_aux_loss_coef", number),
     "activation_offloading": To("fsdp.activation_offload", boolean),
     "loss_type": Always("the loss is over tokens, in chunks"),
-    "use_liger_kernel": Always("the loss is over tokens, in chunks"),
     "padding_free": Always("`data.packing` leaves out the padding"),
     "eval_packing": Always("held-out rows are treated like the others"),
     "fsdp_config": Table(FSDP_CONFIG, (), "transformers drops it in silence", {}, strip="fsdp_"),

@@ -83,6 +83,7 @@ PACKAGES = (
     Package(
         "flash-attn", "2.8", "`model.attn_implementation: flash_attention_2`", "'fsdpq[flash]'"
     ),
+    Package("liger-kernel", "0.8", "`model.use_liger_kernel: true`", "'fsdpq[liger]'"),
     Package("wandb", "0.19", "`wandb` in `metrics.sinks`", "'fsdpq[wandb]'"),
     Package("tensorboard", "2.18", "`tensorboard` in `metrics.sinks`", "'fsdpq[tensorboard]'"),
 )

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from fsdpq.errors import EnvironmentProblemError
 from fsdpq.launch.cpu_rates import find_cpu_dtype
-from fsdpq.recipe.precision import Dtype, base_dtype
+from fsdpq.recipe.precision import base_dtype
 from fsdpq.recipe.root import Recipe
 
 CPU_RANKS = 2

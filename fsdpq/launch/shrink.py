@@ -48,7 +48,7 @@ def shrink_recipe(recipe: Recipe) -> Shrunk:
             update={"seq_len": min(recipe.data.seq_len, SEQ_LEN), "max_rows": None}
         ),
         "lr_scheduler": _shrink_schedule(recipe),
-        "training": _shrink_training(recipe),
+        "training": _shrink_training(recipe, replaced),
         "checkpoint": recipe.checkpoint.model_copy(
             update={"interval": None if recipe.checkpoint.interval is None else 2}
         ),
@@ -64,6 +64,9 @@ def _shrink_model(recipe: Recipe, replaced: list[str]) -> Any:
     if recipe.model.attn_implementation not in ("sdpa", "eager"):
         replaced.append(f"attention: `{recipe.model.attn_implementation}` by `sdpa`, on the CPU")
         changed["attn_implementation"] = "sdpa"
+    if recipe.model.use_liger_kernel:
+        replaced.append("kernels: Liger's by torch's own, on the CPU")
+        changed["use_liger_kernel"] = False
     return recipe.model.model_copy(update=changed)
 
 
@@ -80,8 +83,10 @@ def _shrink_schedule(recipe: Recipe) -> Any:
     return recipe.lr_scheduler.model_copy(update=changed)
 
 
-def _shrink_training(recipe: Recipe) -> Any:
+def _shrink_training(recipe: Recipe, replaced: list[str]) -> Any:
     training = recipe.training
+    if training.compile:
+        replaced.append("compile: layers run as they are: compiling takes longer than the run")
     chunks = min(training.layer_chunks, MICRO_BATCH_SIZE)
     accumulates = (training.gradient_accumulation_steps or 2) > 1
     rows = MICRO_BATCH_SIZE * NUM_RANKS * (ACCUMULATION if accumulates else 1)
@@ -92,6 +97,7 @@ def _shrink_training(recipe: Recipe) -> Any:
         "gradient_accumulation_steps": None,
         "micro_batch_size": MICRO_BATCH_SIZE,
         "layer_chunks": chunks,
+        "compile": False,
         "eval_interval": None if training.eval_interval is None else 2,
     }
     return training.model_copy(update=changed)

@@ -11,6 +11,7 @@ from fsdpq.launch.base_cache import find_base, held_inputs, remove_damaged_base
 from fsdpq.launch.devices import check_bf16, list_gpus
 from fsdpq.launch.failure import count_oom_kills, explain_failure
 from fsdpq.launch.inputs import fetch_inputs, make_inputs, shrink
+from fsdpq.launch.kernels import check_kernels
 from fsdpq.launch.lock_file import describe_run
 from fsdpq.launch.processes import TRUST_FLAG
 from fsdpq.launch.quantize import QUANTIZER, QuantizeJob
@@ -63,6 +64,7 @@ def train(
     if why := explain_dtype(wanted, recipe):
         screen.report(f"note: {why}")
     check_packages(recipe)
+    check_kernels(recipe)
     if recipe.launch.device == "cuda":
         check_bf16(told_dtype(recipe), gpus)
     check_endpoint(recipe.launch)

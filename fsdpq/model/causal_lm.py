@@ -20,6 +20,7 @@ from transformers.cache_utils import Cache
 
 from fsdpq.errors import CheckpointError
 from fsdpq.model.chunked_loss import chunked_cross_entropy
+from fsdpq.model.packing import document_bounds
 from fsdpq.model.router_loss import RouterLoss
 from fsdpq.model.structure import find_decoder_layers
 from fsdpq.protocols import Losses
@@ -105,10 +106,13 @@ class CausalLM(nn.Module):
         layers_prefix: what stands before a layer's number in names (``model.layers.``).
         autocast_dtype: what forward autocasts to, None for no autocast.
         router_loss: of a mixture that is trained with its load-balancing loss, else None.
+        flattens_packed: compute packed rows as one long row: flash attention keeps documents apart
+            within a row only.
     """
 
     autocast_dtype: torch.dtype | None = None
     router_loss: RouterLoss | None = None
+    flattens_packed: bool = False
 
     def __init__(self, hf: PreTrainedModel, layer_sources: Sequence[int] | None = None) -> None:
         super().__init__()
@@ -208,6 +212,9 @@ class CausalLM(nn.Module):
     ) -> Any:
         """Returns the output of the decoder."""
         options: dict[str, Any] = {} if position_ids is None else {"position_ids": position_ids}
+        if position_ids is not None and self.flattens_packed:
+            input_ids, position_ids = input_ids.reshape(1, -1), position_ids.reshape(1, -1)
+            options = {"position_ids": position_ids, **document_bounds(position_ids)}
         if record_routers or getattr(self.hf.config, "output_router_logits", False):
             options["output_router_logits"] = record_routers
         return self.hf.base_model(input_ids=input_ids, use_cache=False, **options)

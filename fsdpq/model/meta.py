@@ -14,9 +14,10 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from fsdpq.errors import CheckpointError
+from fsdpq.errors import CheckpointError, EnvironmentProblemError
 from fsdpq.model.causal_lm import CausalLM
 from fsdpq.model.expansion import expand_config
+from fsdpq.model.liger import apply_liger_kernels
 from fsdpq.model.loading.bnb_checkpoint import swap_stored_linears
 from fsdpq.model.quantized_experts import QuantizedExperts, named_experts, router_ids
 from fsdpq.model.quantized_linear import PackedMatrix, QuantizedLinear, packed_parameter_ids
@@ -38,6 +39,7 @@ def build_meta_model(
     dtype: torch.dtype,
     attn_implementation: str,
     quantizer: Quantizer,
+    use_liger_kernel: bool = False,
     trust_remote_code: bool = False,
     layer_sources: Callable[[int], Sequence[int]] = range,
     unfreeze: Callable[[PreTrainedModel, nn.ModuleList, Sequence[int]], None] | None = None,
@@ -50,6 +52,7 @@ def build_meta_model(
         attn_implementation: attention code path of transformers.
         quantizer: packs the linear layers inside the decoder layers; the head stays. Of a
             checkpoint with 4-bit weights of bitsandbytes, those layers that it holds quantized.
+        use_liger_kernel: run Liger's kernels where it has some.
         trust_remote_code: run the model class that the checkpoint brings as Python code.
         layer_sources: returns the checkpoint's layer of every layer that the model is to have, from
             the checkpoint's number of layers.
@@ -58,8 +61,9 @@ def build_meta_model(
 
     Raises:
         CheckpointError: the architecture is unknown to transformers or not decoder-only.
+        EnvironmentProblemError: a package that the model or its attention needs is missing.
     """
-    try:
+    with _explained_build(directory):
         config = read_config(directory, trust_remote_code=trust_remote_code)
         stored = _check_not_foreign(config, directory)
         sources = layer_sources(config.get_text_config().num_hidden_layers)
@@ -71,15 +75,10 @@ def build_meta_model(
                 attn_implementation=attn_implementation,
                 trust_remote_code=trust_remote_code,
             )
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"transformers cannot build the model of {directory}: {error}",
-            hint="set `model.attn_implementation: eager`"
-            if "attn_implementation" in str(error)
-            else "the directory needs the config.json of a causal language model",
-        ) from error
     hf.tie_weights()
     hf.requires_grad_(False)
+    if use_liger_kernel:
+        apply_liger_kernels(hf)
     if unfreeze is not None:
         unfreeze(hf, find_decoder_layers(hf), sources)
     model = CausalLM(hf, sources)
@@ -117,6 +116,32 @@ def explained_remote_code(directory: Path) -> Iterator[None]:
             "when you say so",
             hint="read it; if you trust its authors, add `--trust-remote-code` to the command",
         ) from error
+
+
+@contextmanager
+def _explained_build(directory: Path) -> Iterator[None]:
+    """Explains why transformers cannot build a model."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"transformers cannot build the model of {directory}: {error}",
+            hint="set `model.attn_implementation: eager`"
+            if _is_about_attention(error)
+            else "the directory needs the config.json of a causal language model",
+        ) from error
+    except ImportError as error:
+        raise EnvironmentProblemError(
+            f"transformers cannot build the model of {directory}: {error}",
+            hint="set `model.attn_implementation: sdpa`"
+            if _is_about_attention(error)
+            else "install the package that it names",
+        ) from error
+
+
+def _is_about_attention(error: Exception) -> bool:
+    message = str(error).lower()
+    return "attention" in message or "attn_implementation" in message
 
 
 def _check_not_foreign(config: PreTrainedConfig, directory: Path) -> bool:

@@ -5,6 +5,10 @@ transformers builds a block-diagonal mask from position ids that restart, in
 families that build their masks through ``create_causal_mask`` and its siblings and pass it the
 position ids. Layers that are no attention (state space, linear attention) carry state across
 documents, and ALiBi counts its distances by itself.
+
+Flash attention has no mask. It takes the places where documents begin, which transformers reads
+from the position ids of a single row (``modeling_flash_attention_utils._is_packed_sequence``), in
+every layer anew, or is told. Families hand on one or both, or neither.
 """
 
 from __future__ import annotations
@@ -15,11 +19,17 @@ import textwrap
 from collections.abc import Callable
 from typing import Any
 
+import torch
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from fsdpq.errors import CheckpointError
+from fsdpq.model.structure import find_decoder_layers
 
 ISOLATING_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
+KERNEL_CALL = "attention_interface"
+"""What transformers' attention modules call the function of ``attn_implementation``."""
+
 MASK_ARGUMENTS = {"config", "attention_mask", "past_key_values"}
 
 
@@ -34,6 +44,27 @@ def check_packing_isolates(hf: PreTrainedModel) -> None:
         )
 
 
+def document_bounds(position_ids: Tensor) -> dict[str, Any]:
+    """Returns where the documents of packed rows begin, as transformers passes it to its kernels.
+
+    Args:
+        position_ids: ``(1, tokens)``, 0 at the start of every document and of the padding.
+
+    Returns:
+        ``FlashAttentionKwargs``: bounds ``(documents + 1,)``, int32, and the longest document's
+        tokens, each for queries and for keys.
+    """
+    starts = (position_ids[0] == 0).nonzero().reshape(-1)
+    bounds = torch.cat([starts, starts.new_tensor([position_ids.shape[1]])]).int()
+    longest = int(bounds.diff().max())
+    return {
+        "cu_seq_lens_q": bounds,
+        "cu_seq_lens_k": bounds,
+        "max_length_q": longest,
+        "max_length_k": longest,
+    }
+
+
 def _leak(hf: PreTrainedModel) -> str:
     config = hf.config.get_text_config()
     others = set(getattr(config, "layer_types", None) or ()) - ISOLATING_LAYERS
@@ -41,9 +72,43 @@ def _leak(hf: PreTrainedModel) -> str:
         return f"has layers of the type `{min(others)}`"
     if getattr(config, "alibi", False):
         return "has ALiBi positions"
-    if not _masks_by_position(type(hf.base_model).forward):
+    flash = config._attn_implementation == "flash_attention_2"
+    if flash and not _hands_positions_on(find_decoder_layers(hf)[0]):
+        return "does not hand position ids to flash attention"
+    if not flash and not _masks_by_position(type(hf.base_model).forward):
         return "does not build its attention mask from position ids"
     return ""
+
+
+def _hands_positions_on(layer: nn.Module) -> bool:
+    """Returns whether a decoder layer's attention gets the position ids, and its kernel too.
+
+    Each is a call with ``position_ids``, or with all that the caller was given and does not name.
+    """
+    kernels = {
+        name: call for name, each in layer.named_modules() for call in _calls(each, KERNEL_CALL)
+    }
+    inner = [
+        call
+        for name in kernels
+        for call in _calls(layer, f"self.{name}")
+        if not _takes(layer, "position_ids") or "position_ids" in _argument_names(call)
+    ]
+    passed = [
+        _argument_names(call) & {"position_ids", None} for call in (*kernels.values(), *inner)
+    ]
+    return bool(inner) and all(passed)
+
+
+def _calls(module: nn.Module, function: str) -> list[ast.Call]:
+    """Returns the calls of ``function`` in the forward of ``module``, None stands for ``**``."""
+    tree = ast.parse(textwrap.dedent(inspect.getsource(inspect.unwrap(type(module).forward))))
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    return [call for call in calls if ast.unparse(call.func) == function]
+
+
+def _takes(module: nn.Module, argument: str) -> bool:
+    return argument in inspect.signature(inspect.unwrap(type(module).forward)).parameters
 
 
 def _masks_by_position(forward: Callable[..., Any]) -> bool:

@@ -103,6 +103,11 @@ class QuantizedExperts(nn.Module):
             top_k_index: the experts of each token, ``(tokens, top_k)``, int64.
             top_k_weights: their weights, ``(tokens, top_k)``.
         """
+        return self._run_experts(hidden, top_k_index, top_k_weights)  # pyright: ignore[reportCallIssue]
+
+    @torch.compiler.disable
+    def _run_experts(self, hidden: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
+        # Which experts run depends on values: a compiler would make graphs without end.
         num_tokens, top_k = top_k_index.shape
         order = top_k_index.reshape(-1).argsort(stable=True)
         counts = torch.bincount(top_k_index.reshape(-1), minlength=self.num_experts).tolist()

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fsdpq.model.compiled_product import Unpacking, compiled_product, find_unpacking
 from fsdpq.protocols import Quantizer
 
 
@@ -95,6 +96,7 @@ class PackedMatrix(nn.Module):
     Attributes:
         packed_names: names of the packed Parameters, uint8, frozen, with the shapes of
             `fsdpq.protocols.Quantizer.packed_shapes`.
+        unpacking: what `fsdpq.model.compiled_product` knows this kind of matrix by.
     """
 
     def __init__(
@@ -106,6 +108,8 @@ class PackedMatrix(nn.Module):
         self.quantizer = quantizer
         shapes = quantizer.packed_shapes(out_features, in_features)
         self.packed_names = tuple(shapes)
+        shape = (out_features, in_features)
+        self.unpacking = find_unpacking(Unpacking(quantizer, self.packed_names, shape))
         for name, shape in shapes.items():
             packed = torch.empty(shape, dtype=torch.uint8, device=device)
             self.register_parameter(name, nn.Parameter(packed, requires_grad=False))
@@ -146,7 +150,7 @@ class QuantizedLinear(PackedMatrix):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps ``(..., in_features)`` to ``(..., out_features)`` in `compute_dtype` of ``x``."""
-        return dequantized_product(x, self, self.bias, self.packed)
+        return self._product(x, self.bias)
 
     def add_to(self, addend: Tensor, x: Tensor) -> Tensor:
         """Adds what `forward` gives for ``x`` to ``addend``, in place, and returns it.
@@ -157,10 +161,19 @@ class QuantizedLinear(PackedMatrix):
             addend: ``(tokens, out_features)`` in `compute_dtype` of ``x``; saved by no operation.
             x: ``(tokens, in_features)``.
         """
+        if torch.compiler.is_compiling():
+            return addend + self._product(x, self.bias)
         dtype = compute_dtype(x)
         if self.bias is not None:
             addend = addend.add_(self.bias.to(dtype))
         return _DequantizedProduct.apply(x.to(dtype), self, addend, *self.packed)  # pyright: ignore[reportReturnType]
+
+    def _product(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        if not torch.compiler.is_compiling():
+            return dequantized_product(x, self, bias, self.packed)
+        dtype = compute_dtype(x)
+        bias = None if bias is None else bias.to(dtype)
+        return compiled_product(x.to(dtype), list(self.packed), bias, self.unpacking)
 
 
 def packed_parameter_ids(model: nn.Module) -> set[int]:

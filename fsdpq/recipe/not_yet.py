@@ -13,9 +13,7 @@ from fsdpq.errors import Problem
 from fsdpq.recipe.options import Options
 
 IMPLEMENTED: dict[str, tuple[Any, ...]] = {
-    "model.attn_implementation": ("sdpa", "eager"),
     "data.on_bad_row": ("error",),
-    "training.compile": (False,),
     "checkpoint.interval": (None,),
     "checkpoint.interval_minutes": (None,),
     "checkpoint.keep_best": (False,),

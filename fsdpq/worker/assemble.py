@@ -18,6 +18,7 @@ from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBas
 
 from fsdpq.dist import check_same_on_all_ranks, own_shard
 from fsdpq.errors import EnvironmentProblemError
+from fsdpq.fsdp.compiled_layers import apply_compile
 from fsdpq.fsdp.precision import apply_buffers_dtype, autocast_dtype
 from fsdpq.fsdp.wrap import apply_fsdp
 from fsdpq.model.causal_lm import CausalLM
@@ -145,6 +146,14 @@ def resolve_dtype(recipe: Recipe, device: torch.device) -> torch.dtype:
     return dtype
 
 
+def without_gpu_kernels(recipe: Recipe) -> Recipe:
+    """Returns ``recipe`` with attention and kernels that a CPU has too."""
+    model, changed = recipe.model, {"use_liger_kernel": False}
+    if model.attn_implementation not in ("sdpa", "eager"):
+        changed |= {"attn_implementation": "eager"}  # every architecture has it
+    return recipe.model_copy(update={"model": model.model_copy(update=changed)})
+
+
 def assemble_model(
     recipe: Recipe,
     model_dir: Path,
@@ -231,6 +240,7 @@ def build_model(
         dtype=dtype,
         attn_implementation=recipe.model.attn_implementation,
         quantizer=quantizer,
+        use_liger_kernel=recipe.model.use_liger_kernel,
         trust_remote_code=trust_remote_code,
         layer_sources=adapter.layer_sources,
         unfreeze=lambda hf, layers, sources: adapter.unfreeze_base(
@@ -239,6 +249,9 @@ def build_model(
     )
     if recipe.data.packing != "none":
         check_packing_isolates(model.hf)
+        # With chunks, rows stay rows, and one chunk is one row: `check_packed_rows_stay_apart`.
+        flash = recipe.model.attn_implementation == "flash_attention_2"
+        model.flattens_packed = flash and recipe.training.layer_chunks == 1
     model.router_loss = build_router_loss(model.hf, recipe.training.router_aux_loss_coef)
     return model
 
@@ -262,6 +275,8 @@ def shard_model(
     """
     model.autocast_dtype = autocast_dtype(precision)
     cast_buffers(model, precision, persistent=False)
+    if recipe.training.compile:
+        apply_compile(list(model.decoder_layers))
     return apply_fsdp(
         model,
         recipe.fsdp,

@@ -8,7 +8,13 @@ from fsdpq import dist
 from fsdpq.recipe.load import load_resolved
 from fsdpq.run_files import RunFiles
 from fsdpq.worker.answerer import Answerer
-from fsdpq.worker.assemble import assemble_model, load_tokenizer, read_inputs, stop_ids
+from fsdpq.worker.assemble import (
+    assemble_model,
+    load_tokenizer,
+    read_inputs,
+    stop_ids,
+    without_gpu_kernels,
+)
 from fsdpq.worker.export import FORMATS
 
 
@@ -34,6 +40,8 @@ def generate(
         trust_remote_code: run code that the model brings.
     """
     recipe = load_resolved(files.resolved)
+    if device_type == "cpu":
+        recipe = without_gpu_kernels(recipe)
     inputs = read_inputs(files, trust_remote_code=trust_remote_code)
     device = dist.start_process_group(device_type)
     dist.seed_everything(recipe.training.seed)

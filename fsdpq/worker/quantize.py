@@ -17,7 +17,7 @@ from fsdpq.recipe.load import load_resolved
 from fsdpq.recipe.root import Recipe
 from fsdpq.run_files import RunFiles
 from fsdpq.tensor_files.base_manifest import BaseManifest, Key
-from fsdpq.worker.assemble import build_model, read_inputs, resolve_dtype
+from fsdpq.worker.assemble import build_model, read_inputs, resolve_dtype, without_gpu_kernels
 from fsdpq.worker.base import key_of_run, open_checkpoint_source
 from fsdpq.worker.outputs import open_rows
 from fsdpq.worker.train import enter, load_reporter
@@ -52,9 +52,16 @@ def start_job(files: RunFiles) -> Job:
 def build_frozen_model(
     recipe: Recipe, model_dir: Path, *, dtype: torch.dtype, trust_remote_code: bool
 ) -> CausalLM:
-    """Returns the recipe's model on meta, every layer of it quantized and none trained."""
+    """Returns the recipe's model on meta, every layer of it quantized and none trained.
+
+    It computes nothing, so it needs no kernels: a base can be quantized where none are installed.
+    """
     return build_model(
-        recipe, model_dir, _AllFrozen(), dtype=dtype, trust_remote_code=trust_remote_code
+        without_gpu_kernels(recipe),
+        model_dir,
+        _AllFrozen(),
+        dtype=dtype,
+        trust_remote_code=trust_remote_code,
     )
 
 

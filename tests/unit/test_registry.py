@@ -46,7 +46,11 @@ def test_all_missing_packages_are_named_at_once(monkeypatch: pytest.MonkeyPatch)
         {
             "version": 1,
             "name": "r",
-            "model": {"name_or_path": "base"},
+            "model": {
+                "name_or_path": "base",
+                "attn_implementation": "flash_attention_2",
+                "use_liger_kernel": True,
+            },
             "quantization": {"kind": "hqq"},
             "data": {"path": "rows.jsonl"},
             "metrics": {"sinks": ["wandb"], "wandb": {"project": "p"}},
@@ -59,5 +63,6 @@ def test_all_missing_packages_are_named_at_once(monkeypatch: pytest.MonkeyPatch)
         check_packages(recipe)
     assert "`quantization: {kind: hqq}` needs `hqq`" in caught.value.message
     assert "`wandb` in `metrics.sinks` needs `wandb`" in caught.value.message
-    assert caught.value.hint == "pip install hqq termcolor wandb"
+    assert "`use_liger_kernel: true` needs `liger-kernel`" in caught.value.message
+    assert caught.value.hint == "pip install hqq termcolor flash-attn liger-kernel wandb"
     assert caught.value.exit_code is ExitCode.ENVIRONMENT

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +11,9 @@ from fsdpq.recipe.root import Recipe
 
 KEY = "model.attn_implementation"
 HINT = "use `attn_implementation: sdpa`"
+
+MAX_FLASH_HEAD_DIM = 256
+"""https://github.com/Dao-AILab/flash-attention#nvidia-cuda-support"""
 
 
 def check_flash_attention_runs(recipe: Recipe, _base_dir: Path) -> Iterator[Problem]:
@@ -27,20 +29,21 @@ def check_flash_attention_runs(recipe: Recipe, _base_dir: Path) -> Iterator[Prob
         yield Problem(message, KEY, hint=f"{HINT}, or compute in bf16")
 
 
-def check_flash_attention_installed(recipe: Recipe, _base_dir: Path) -> Iterator[Problem]:
-    """``flash_attention_2`` without the package ``flash-attn``."""
-    wanted = recipe.model.attn_implementation == "flash_attention_2"
-    if wanted and recipe.launch.device != "cpu" and importlib.util.find_spec("flash_attn") is None:
-        message = "`flash_attention_2` needs the package `flash-attn`, which is not installed"
-        hint = "`pip install 'fsdpq[flash]'` (it compiles for a while), or "
-        yield Problem(message, KEY, hint=hint + HINT)
+def check_flash_attention_head_size(recipe: Recipe, base_dir: Path) -> Iterator[Problem]:
+    """``flash_attention_2`` for a model with heads of more than 256 values."""
+    card = card_of(recipe, base_dir)
+    if recipe.model.attn_implementation != "flash_attention_2" or card is None:
+        return
+    if card.head_dim > MAX_FLASH_HEAD_DIM:
+        message = f"`flash_attention_2` computes heads of at most {MAX_FLASH_HEAD_DIM} values, and "
+        yield Problem(f"{message}the model has {card.head_dim}", KEY, hint=HINT)
 
 
 def check_flex_attention_runs(recipe: Recipe, _base_dir: Path) -> Iterator[Problem]:
-    """``flex_attention`` on a CPU: it has no backward pass there."""
+    """``flex_attention`` on a CPU: it has no backward pass there (torch 2.13)."""
     on_cpu = recipe.launch.device == "cpu"
     if recipe.model.attn_implementation == "flex_attention" and on_cpu:
-        message = "`flex_attention` needs a GPU, and `launch.device` is `cpu`"
+        message = "`flex_attention` cannot be trained on a CPU, and `launch.device` is `cpu`"
         yield Problem(message, KEY, hint=HINT)
 
 
@@ -55,27 +58,31 @@ def check_architecture_has_attention(recipe: Recipe, base_dir: Path) -> Iterator
 def check_packed_rows_stay_apart(recipe: Recipe, base_dir: Path) -> Iterator[Problem]:
     """Packing where one document would see another.
 
-    transformers 5.23 keeps documents apart by their position ids: in the masks of ``sdpa``,
-    ``eager`` and ``flex_attention`` for every architecture but Falcon, and in
-    ``flash_attention_2`` for one row at a time (``_is_packed_sequence``).
+    transformers 5.23 keeps documents apart by their position ids in the masks of ``sdpa``,
+    ``eager`` and ``flex_attention``, for every architecture but Falcon. ``flash_attention_2`` is
+    told where documents begin in a micro-batch, or finds it out for one row
+    (``_is_packed_sequence``).
     """
     if recipe.data.packing == "none":
         return
     training, card = recipe.training, card_of(recipe, base_dir)
-    rows = training.micro_batch_size // training.layer_chunks
+    rows = -(-training.micro_batch_size // training.layer_chunks)
+    chunked_flash = (
+        recipe.model.attn_implementation == "flash_attention_2" and training.layer_chunks > 1
+    )
     if card is not None and not card.family.isolates_documents:
         message = f"`data.packing`: in `{card.model_type}` models packed rows would see each other"
         yield Problem(message, "data.packing", hint="use `packing: none`")
-    elif recipe.model.attn_implementation == "flash_attention_2" and rows > 1:
+    elif chunked_flash and rows > 1:
         message = "`data.packing`: with `flash_attention_2` packed rows see each other unless a"
-        hint = "use `training.micro_batch_size: 1` and a longer `seq_len`, or "
-        message = f"{message} layer computes one sequence at a time, and here it computes {rows}"
-        yield Problem(message, "data.packing", hint=hint + HINT)
+        message = f"{message} chunk of a layer is one sequence, and here it is {rows}"
+        hint = f"use `training.layer_chunks: {training.micro_batch_size}` or `1`, or {HINT[4:]}"
+        yield Problem(message, "data.packing", hint=hint)
 
 
 CHECKS = (
     check_flash_attention_runs,
-    check_flash_attention_installed,
+    check_flash_attention_head_size,
     check_flex_attention_runs,
     check_architecture_has_attention,
     check_packed_rows_stay_apart,

@@ -28,3 +28,7 @@ class ModelOptions(Options):
     attn_implementation: Literal["sdpa", "eager", "flash_attention_2", "flex_attention"] = "sdpa"
     """Attention code path of transformers. ``flash_attention_2`` needs the package ``flash-attn``
     and a GPU, ``flex_attention`` a GPU."""
+
+    use_liger_kernel: bool = False
+    """Liger's fused kernels for RMSNorm, rotary embedding and SwiGLU or GeGLU, on GPUs; needs the
+    package ``liger-kernel``. Its losses are not used: the loss is computed in chunks anyway."""

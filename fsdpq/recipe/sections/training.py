@@ -44,7 +44,8 @@ class TrainingOptions(Options):
     """Seed of the adapters, the row order and the dropout."""
 
     compile: bool = False
-    """Compile every decoder layer by ``torch.compile``."""
+    """Compile the decoder layers by ``torch.compile``. The first steps take minutes longer; a C++
+    compiler must be installed."""
 
     eval_interval: int | None = Field(default=None, ge=1)
     """Evaluate every so many steps; null is before and after training only."""

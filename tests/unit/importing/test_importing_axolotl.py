@@ -68,6 +68,9 @@ fsdp_config:
   fsdp_sharding_strategy: FULL_SHARD
 special_tokens:
   pad_token: <|end_of_text|>
+torch_compile: auto
+liger_rope: true
+liger_fused_linear_cross_entropy: true
 """
 
 
@@ -78,7 +81,11 @@ def test_qlora_fsdp_70b_becomes_this_recipe(import_text: Importer) -> None:
         "version": 1,
         "name": "llama-70b-qlora",
         "description": "Imported from axolotl",
-        "model": {"name_or_path": "some/llama-70b", "attn_implementation": "flash_attention_2"},
+        "model": {
+            "name_or_path": "some/llama-70b",
+            "attn_implementation": "flash_attention_2",
+            "use_liger_kernel": True,
+        },
         "quantization": {"kind": "bnb"},
         "adapter": {
             "kind": "lora",
@@ -102,7 +109,12 @@ def test_qlora_fsdp_70b_becomes_this_recipe(import_text: Importer) -> None:
         },
         "optimizer": {"kind": "adamw", "lr": 1e-5, "weight_decay": 0.0},
         "lr_scheduler": {"kind": "cosine", "warmup_steps": 10},
-        "training": {"epochs": 4, "gradient_accumulation_steps": 4, "micro_batch_size": 1},
+        "training": {
+            "epochs": 4,
+            "gradient_accumulation_steps": 4,
+            "micro_batch_size": 1,
+            "compile": True,
+        },
         "metrics": {"log_interval": 1},
     }
 
@@ -126,7 +138,7 @@ def test_every_key_of_the_source_is_accounted_for(import_text: Importer) -> None
 
 def test_typo_of_a_shipped_example_is_found(import_text: Importer) -> None:
     result = import_text(LLAMA_70B + "context_parapllel_size: 2\n")
-    assert told(result, "dropped")["context_parapllel_size"] == 61
+    assert told(result, "dropped")["context_parapllel_size"] == 64
     [message] = messages(result, "context_parapllel_size")
     assert message.endswith("did you mean `context_parallel_size`?")
 

@@ -37,6 +37,8 @@ val_size: 0.1
 per_device_eval_batch_size: 1
 eval_strategy: steps
 eval_steps: 500
+flash_attn: fa2
+enable_liger_kernel: true
 """
 
 ACCELERATE = """\
@@ -56,6 +58,8 @@ num_processes: 8
 main_process_ip: 10.0.0.1
 main_process_port: 29500
 use_cpu: false
+dynamo_config:
+  dynamo_backend: INDUCTOR
 """
 
 
@@ -66,7 +70,12 @@ def test_fsdp_qlora_example_becomes_this_recipe(import_text: Importer) -> None:
         "version": 1,
         "name": "llama-8b-instruct-qlora",
         "description": "Imported from llamafactory",
-        "model": {"name_or_path": "org/Llama-8B-Instruct", "dtype": "bf16"},
+        "model": {
+            "name_or_path": "org/Llama-8B-Instruct",
+            "dtype": "bf16",
+            "attn_implementation": "flash_attention_2",
+            "use_liger_kernel": True,
+        },
         "quantization": {"kind": "bnb"},
         "adapter": {"kind": "lora", "rank": 8, "alpha": 16, "target_modules": ["q_proj", "v_proj"]},
         "data": {

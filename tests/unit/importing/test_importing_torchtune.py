@@ -55,7 +55,7 @@ epochs: 1
 max_steps_per_epoch: null
 gradient_accumulation_steps: 8
 clip_grad_norm: null
-compile: False
+compile: {model: True, loss: True}
 metric_logger:
   _component_: torchtune.training.metric_logging.DiskLogger
   log_dir: ${output_dir}/logs
@@ -111,6 +111,7 @@ def test_405b_qlora_becomes_this_recipe(import_text: Importer) -> None:
             "gradient_accumulation_steps": 8,
             "micro_batch_size": 1,
             "max_grad_norm": None,
+            "compile": True,
         },
         "metrics": {"log_interval": 1, "log_memory": True},
         "launch": {"device": "cuda"},

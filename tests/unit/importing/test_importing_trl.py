@@ -25,6 +25,7 @@ run_name: first
 bf16: true
 use_4bit: true
 max_seq_lenght: 4096
+use_liger_kernel: true
 """
 
 
@@ -35,7 +36,7 @@ def test_qdora_becomes_this_recipe(import_text: Importer) -> None:
         "version": 1,
         "name": "small-qdora",
         "description": "Imported from trl",
-        "model": {"name_or_path": "org/small", "dtype": "bf16"},
+        "model": {"name_or_path": "org/small", "dtype": "bf16", "use_liger_kernel": True},
         "quantization": {"kind": "bnb", "double_quant": False},
         "adapter": {
             "kind": "dora",

@@ -11,7 +11,7 @@ from support.tiny import save_tiny_llama
 from torch import nn
 from transformers import AutoConfig
 
-from fsdpq.errors import CheckpointError
+from fsdpq.errors import CheckpointError, EnvironmentProblemError
 from fsdpq.model.causal_lm import logit_scale
 from fsdpq.model.loading.targets import checkpoint_name
 from fsdpq.model.meta import build_meta_model, count_parameters
@@ -41,6 +41,14 @@ def test_every_linear_of_the_layers_is_swapped_and_nothing_has_memory(tmp_path: 
     per_layer = 192 * 192 * 2 + 192 * 96 * 2 + 3 * 192 * 320
     assert num_quantized == 3 * per_layer
     assert num_parameters == num_quantized + 331 * 192 + 7 * 192
+
+
+def test_attention_that_is_not_installed_is_a_problem_of_the_machine(tmp_path: Path) -> None:
+    save_tiny_llama(tmp_path)
+    with pytest.raises(EnvironmentProblemError) as caught:
+        _build(tmp_path, attn_implementation="flash_attention_2")
+    assert "FlashAttention2" in caught.value.message
+    assert caught.value.hint == "set `model.attn_implementation: sdpa`"
 
 
 def test_modules_not_to_convert_stay_linear(tmp_path: Path) -> None:

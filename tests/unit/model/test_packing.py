@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 from typing import Any
 
 import pytest
 import torch
+from support.flash import FakeFlashAttention, install_fake_flash_attention
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -108,10 +110,68 @@ def test_a_packed_batch_has_the_loss_and_gradients_of_its_rows(attention: str) -
         assert torch.allclose(gradient, wanted[name], rtol=1e-4, atol=1e-5), name
 
 
-def _refused(family: str, **changes: Any) -> str:
+@pytest.fixture
+def flash(monkeypatch: pytest.MonkeyPatch) -> FakeFlashAttention:
+    """flash-attn in plain torch: what it is told is transformers' and ours."""
+    return install_fake_flash_attention(monkeypatch)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_flash_attention_keeps_the_documents_of_several_rows_apart(
+    family: str, flash: FakeFlashAttention
+) -> None:
+    rows = [_row(length, seed) for seed, length in enumerate([5, 9, 3, 12, 7, 4, 16])]
+    packed = collate(pack_rows(rows, 16))
+    assert 1 < packed.input_ids.shape[0] < len(rows)
+    model = _model(family, "flash_attention_2")
+    model.head.weight.requires_grad_(False)
+    assert model.hf.config._attn_implementation == "flash_attention_2"
+    check_packing_isolates(model.hf)
+    model.flattens_packed = True
+    loss, gradients = _gradients(model, packed)
+    assert set(flash.calls) == {"varlen"}
+    reference = _model(family, "eager")
+    reference.head.weight.requires_grad_(False)
+    expected, wanted = _gradients(reference, collate(rows))
+    assert loss == pytest.approx(expected, rel=1e-5)  # fp32 sums in another order
+    for name, gradient in gradients.items():
+        bound = 2e-5 * wanted[name].abs().max().item() + 1e-6
+        assert torch.allclose(gradient, wanted[name], rtol=0, atol=bound), name
+
+
+def test_flash_attention_needs_the_bounds_of_more_than_one_row(flash: FakeFlashAttention) -> None:
+    rows = [_row(length, seed) for seed, length in enumerate([5, 9, 3, 12, 7, 4, 16])]
+    packed = pack_rows(rows, 16)
+    model = _model("llama", "flash_attention_2")
+    with torch.no_grad():
+        alone = _loss(model, collate(rows)).item()
+        one_by_one = sum(_loss(model, collate([row])).item() for row in packed)
+        assert set(flash.calls) == {"dense", "varlen"}
+        flash.calls.clear()
+        together = _loss(model, collate(packed)).item()
+    assert one_by_one == pytest.approx(alone, rel=1e-5)
+    assert flash.calls == ["dense", "dense"]
+    assert abs(together - alone) > 1e-3, "transformers reads the position ids of several rows now"
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="flex_attention is compiled, by g++")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of dynamo, in torch's own code
+def test_flex_attention_on_a_cpu_computes_the_same_and_cannot_be_trained() -> None:
+    rows = [_row(length, seed) for seed, length in enumerate([5, 9, 3, 12])]
+    packed = collate(pack_rows(rows, 16))
+    model = _model("llama", "flex_attention")
+    with pytest.raises(NotImplementedError, match="does not support backward on CPU"):
+        _loss(model, packed)
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    expected = _loss(_model("llama", "eager"), collate(rows)).item()
+    assert _loss(model, packed).item() == pytest.approx(expected, rel=1e-5)
+
+
+def _refused(family: str, attention: str | None = None, **changes: Any) -> str:
     config = AutoConfig.for_model(family, **changes)
     with torch.device("meta"):
-        hf = AutoModelForCausalLM.from_config(config)
+        hf = AutoModelForCausalLM.from_config(config, attn_implementation=attention)
     with pytest.raises(CheckpointError) as caught:
         check_packing_isolates(hf)
     assert "data.packing=none" in caught.value.hint
@@ -126,3 +186,11 @@ def test_families_whose_documents_would_leak_are_refused() -> None:
     assert "mask from position ids" in _refused("falcon", num_attention_heads=4, **small)
     assert "mask from position ids" in _refused("opt", num_attention_heads=4, **small)
     assert "`linear_attention`" in _refused("mamba", **small)
+
+
+def test_families_that_keep_positions_from_flash_attention_are_refused(
+    flash: FakeFlashAttention,
+) -> None:
+    small = {"num_hidden_layers": 2, "hidden_size": 32, "vocab_size": 64}
+    message = _refused("falcon", "flash_attention_2", num_attention_heads=4, **small)
+    assert "does not hand position ids to flash attention" in message

@@ -41,6 +41,7 @@ def ask(rule: str, base_dir: Path = Path(), **edits: Any) -> list[Problem]:
 HQQ = {"quantization__kind": "hqq"}
 PRO = {"adapter__kind": "llama_pro"}
 FULL = {"adapter__kind": "none", "quantization__kind": "none"}
+LIGER = {"model__use_liger_kernel": True}
 FLASH = {"model__attn_implementation": "flash_attention_2"}
 SMOLLM = {"model__name_or_path": "pypi:smollm2-135m-instruct"}
 GEMMA2 = {"model__name_or_path": "google/gemma-2-9b"}
@@ -83,7 +84,11 @@ CASES: list[tuple[str, dict[str, Any], str, str, str]] = [
      "model.attn_implementation", "`fsdp.precision.compute` is `fp32`", "bf16"),
     ("check_flex_attention_runs",
      {"model__attn_implementation": "flex_attention", "launch__device": "cpu"},
-     "model.attn_implementation", "needs a GPU", "sdpa"),
+     "model.attn_implementation", "cannot be trained on a CPU", "sdpa"),
+    ("check_liger_kernel_runs", {**LIGER, "launch__device": "cpu"},
+     "model.use_liger_kernel", "needs a GPU", "delete `use_liger_kernel`"),
+    ("check_liger_kernel_used", {**LIGER, **FALCON},
+     "model.use_liger_kernel", "has no effect on `falcon` models", "delete `use_liger_kernel`"),
     ("check_architecture_has_attention", GEMMA2,
      "model.attn_implementation", "`gemma2` models do not run with", "eager"),
     ("check_architecture_has_attention",
@@ -91,8 +96,9 @@ CASES: list[tuple[str, dict[str, Any], str, str, str]] = [
      "model.attn_implementation", "`falcon` models do not run with", "eager"),
     ("check_packed_rows_stay_apart", {**FALCON, "data__packing": "best_fit"},
      "data.packing", "in `falcon` models packed rows would see each other", "packing: none"),
-    ("check_packed_rows_stay_apart", {**FLASH, "data__packing": "best_fit"},
-     "data.packing", "here it computes 4", "training.micro_batch_size: 1"),
+    ("check_packed_rows_stay_apart",
+     {**FLASH, "data__packing": "best_fit", "training__layer_chunks": 3},
+     "data.packing", "is one sequence, and here it is 2", "training.layer_chunks: 4` or `1`"),
     ("check_base_can_be_trained", {"adapter__kind": "none"},
      "adapter.kind", "quantized weights cannot be trained", "quantization: {kind: none}"),
     ("check_hqq_groups_fit", {**SMOLLM, **HQQ, "quantization__group_size": 128},
@@ -297,11 +303,12 @@ FINE: list[tuple[str, dict[str, Any]]] = [
     ("check_reduce_sends", {"fsdp__precision": {"reduce": "bf16"}}),
     ("check_flash_attention_runs",
      {**FLASH, "model__dtype": "fp32", "fsdp__precision": "bf16_autocast"}),
-    ("check_flash_attention_installed", {**FLASH, "launch__device": "cpu"}),
+    ("check_liger_kernel_runs", {**LIGER, "launch__device": "cuda"}),
+    ("check_liger_kernel_used", {**LIGER, "model__name_or_path": "nobody/knows"}),
     ("check_architecture_has_attention", {**GEMMA2, "model__attn_implementation": "eager"}),
     ("check_packed_rows_stay_apart", {"data__packing": "best_fit"}),
     ("check_packed_rows_stay_apart",
-     {**FLASH, "data__packing": "best_fit", "training__micro_batch_size": 1}),
+     {**FLASH, "data__packing": "best_fit"}),
     ("check_packed_rows_stay_apart",
      {**FLASH, "data__packing": "best_fit", "training__layer_chunks": 4}),
     ("check_base_can_be_trained", FULL),
@@ -384,7 +391,7 @@ def test_rule_lets_through(rule: str, edits: dict[str, Any]) -> None:
 def test_every_rule_has_a_case() -> None:
     tested = {case[0] for case in CASES}
     elsewhere = {
-        "check_flash_attention_installed",
+        "check_flash_attention_head_size",
         "check_dataset_name",
         "check_stored_quantization_agrees",
     }
@@ -404,13 +411,18 @@ def test_rules_are_all_listed_and_named_once() -> None:
     assert len(RULES) == len(CHECKS)
 
 
-def test_a_missing_flash_attention_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", {}.get)
-    [problem] = ask("check_flash_attention_installed", **FLASH)
-    assert "which is not installed" in problem.message
-    assert "fsdpq[flash]" in problem.hint
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
-    assert ask("check_flash_attention_installed", **FLASH) == []
+def test_heads_that_flash_attention_cannot_compute_are_refused(tmp_path: Path) -> None:
+    config = {
+        "model_type": "llama", "num_hidden_layers": 2, "hidden_size": 2048, "vocab_size": 100,
+        "intermediate_size": 128, "num_attention_heads": 4, "max_position_embeddings": 4096,
+    }  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    local = {"model__name_or_path": "."}
+    [problem] = ask("check_flash_attention_head_size", tmp_path, **(FLASH | local))
+    assert "heads of at most 256 values, and the model has 512" in problem.message
+    assert ask("check_flash_attention_head_size", tmp_path, **local) == []
+    (tmp_path / "config.json").write_text(json.dumps(config | {"head_dim": 256}))
+    assert ask("check_flash_attention_head_size", tmp_path, **(FLASH | local)) == []
 
 
 def test_the_config_of_a_local_model_bounds_seq_len(tmp_path: Path) -> None:
