@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fsdpq.data.loader import build_step
 from fsdpq.data.tokenize import Row
 from fsdpq.dist import gather_whole
-from fsdpq.protocols import BASE
+from fsdpq.protocols import BASE, DTYPES
 from fsdpq.recipe.precision import precision_of
 from fsdpq.training.scaler import INITIAL_SCALE, LossScaler
 from fsdpq.worker.assemble import Assembled
@@ -36,6 +36,7 @@ LR = 1e-3
 SMALL_LR = 1e-5
 """Steps that a magnitude near 0.3 in bf16 rounds away."""
 FULL: Sections = {"adapter": {"kind": "none"}, "quantization": {"kind": "none"}}
+DORA = {"kind": "dora", "rank": 4, "alpha": 8.0}
 FP32, BF16, FP16 = torch.float32, torch.bfloat16, torch.float16
 
 
@@ -109,19 +110,24 @@ def batches() -> list[list[Row]]:
 
 
 class Reductions(TorchDispatchMode):
-    """Records the dtypes of what is summed over ranks."""
+    """Records the dtypes of what is summed over ranks, along the axes of the mesh."""
 
     def __init__(self) -> None:
         super().__init__()
         self.dtypes: set[torch.dtype] = set()
+        self.operators: set[str] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if "reduce_scatter" in func.__name__:
             self.dtypes.add(args[1].dtype)
+            self.operators.add("reduce_scatter")
+        elif "allreduce" in func.__name__:
+            self.dtypes |= {tensor.dtype for tensor in args[0]}
+            self.operators.add("all_reduce")
         return func(*args, **(kwargs or {}))
 
 
-def observe(assembled: Assembled) -> dict[str, set[torch.dtype]]:
+def observe(assembled: Assembled) -> dict[str, set[Any]]:
     """Runs one forward and backward; returns the dtypes that are seen on the way."""
     weights: set[torch.dtype] = set()
     products: set[torch.dtype] = set()
@@ -133,7 +139,9 @@ def observe(assembled: Assembled) -> dict[str, set[torch.dtype]]:
         products.add(output.dtype)
 
     hook = layer.mlp.up_proj.register_forward_hook(look)
-    step = build_step(batches()[0], micro_batch_size=4, rank=dist.get_rank(), world_size=2)
+    step = build_step(
+        batches()[0], micro_batch_size=4, rank=dist.get_rank(), world_size=dist.get_world_size()
+    )
     batch = step.micro_batches[0]
     with Reductions() as reductions:
         assembled.model(batch.input_ids, batch.loss_positions, batch.targets).backward()
@@ -145,6 +153,7 @@ def observe(assembled: Assembled) -> dict[str, set[torch.dtype]]:
         "weights": {dtype for dtype in weights if dtype.is_floating_point},
         "products": products,
         "reduced": reductions.dtypes,
+        "operators": reductions.operators,
         "gradients": gradients,
         "params": {p.dtype for p in assembled.trainable},
         "rope": {b.dtype for n, b in assembled.model.named_buffers() if n.endswith("inv_freq")},
@@ -202,6 +211,7 @@ def check(
         "weights": {case.base},
         "products": {case.autocast or case.base},
         "reduced": {case.reduce},
+        "operators": {"reduce_scatter"},
         "gradients": {case.param},
         "params": {case.param},
         "rope": {FP32},
@@ -249,6 +259,22 @@ def test_full_finetuning_in_every_precision_equals_plain_torch_with_masters(
     fp32 = expected_of(CASES["fp32"], reference.load_plain(tiny))
     for answer in ranks.run(2, run, tiny, case.sections | FULL):
         check(answer, case, expected, fp32)
+
+
+def observe_hybrid(directory: Path, sections: Sections) -> dict[str, set[Any]]:
+    """Returns what one forward and backward show."""
+    return observe(assemble(directory, **sections))
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_both_axes_of_a_hybrid_mesh_sum_in_the_told_dtype(
+    ranks: RankPool, tiny: Path, dtype: str
+) -> None:
+    fsdp = {"strategy": "hybrid_full_shard", "precision": {"reduce": dtype, "param": "bf16"}}
+    for answer in ranks.run(4, observe_hybrid, tiny, {"fsdp": fsdp, "adapter": DORA}):
+        assert answer["operators"] == {"reduce_scatter", "all_reduce"}
+        assert answer["reduced"] == {DTYPES[dtype]}
+        assert answer["gradients"] == answer["params"] == {BF16, FP32}, "magnitudes are fp32"
 
 
 def run_dora(directory: Path, sections: Sections) -> dict[str, Any]:
@@ -318,7 +344,7 @@ def test_dora_in_bf16_trains_fp32_magnitudes_as_peft(
     sections: Sections = {
         "fsdp": {"precision": "bf16", **fsdp},
         "model": {"dtype": "bf16"},
-        "adapter": {"kind": "dora", "rank": 4, "alpha": 8.0},
+        "adapter": DORA,
         "quantization": quantization,
         "training": training,
     }
