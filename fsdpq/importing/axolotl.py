@@ -17,11 +17,7 @@ from fsdpq.importing.huggingface import (
     COMMON,
     DATA_LOADING,
     FSDP_CONFIG,
-    NO_OPTIMIZER,
-    NO_SCHEDULE,
-    OPTIMIZERS,
     REASONS,
-    SCHEDULES,
     STEPS_ONLY,
     assemble_adapter,
     assemble_bits,
@@ -29,6 +25,7 @@ from fsdpq.importing.huggingface import (
     read_eval_fraction,
     read_hub_dataset,
 )
+from fsdpq.importing.optimizers import NO_OPTIMIZER, NO_SCHEDULE, OPTIMIZERS, SCHEDULES
 from fsdpq.importing.values import boolean, mapping, names, number, text, whole
 
 NAME = "axolotl"

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fsdpq.importing.draft import Always, Choice, Draft, Lost, Part, Rule, To, With
+from fsdpq.importing.optimizers import NO_OPTIMIZER, NO_SCHEDULE, OPTIMIZERS, SCHEDULES
 from fsdpq.importing.values import (
     boolean,
     mapping,
@@ -18,35 +19,6 @@ from fsdpq.importing.values import (
 BY_ITSELF = "fsdpq loads, wraps and saves in one way, which needs no setting"
 DATA_LOADING = "rows are tokenized ahead and dealt out by fsdpq's own loader"
 STEPS_ONLY = "it counts steps: set `{}`"
-_STATES = "its states are kept in {} there and not here: they are those of the adapter only"
-
-OPTIMIZERS: dict[str, Any] = {
-    **dict.fromkeys(("adamw_torch", "adamw_torch_fused", "adamw_hf", "adamw_apex_fused"), "adamw"),
-    **dict.fromkeys(("adamw_bnb_8bit", "adamw_8bit", "adamw_torch_8bit"), "adamw_8bit"),
-    "paged_adamw_8bit": ("adamw_8bit", _STATES.format("pageable memory")),
-    "ademamix_8bit": ("adamw_8bit", "AdamW has one mean of gradients, not two"),
-    "muon": ("muon", "its learning rates are scaled to AdamW's"),
-    **dict.fromkeys(
-        ("paged_adamw", "paged_adamw_32bit"), ("adamw", _STATES.format("pageable memory"))
-    ),
-    "adamw_torch_4bit": ("adamw", _STATES.format("4 bits")),
-    "sgd": "sgd",
-}
-NO_OPTIMIZER = "choose one of `fsdpq kinds optimizer`; without it the recipe takes adamw"
-
-SCHEDULES: dict[str, Any] = {
-    "constant": "constant",
-    "constant_with_warmup": "constant",
-    "linear": "linear",
-    "cosine": "cosine",
-    "cosine_with_min_lr": "cosine",
-    "warmup_stable_decay": (
-        "wsd",
-        "set `lr_scheduler.decay_steps`: a tenth of the steps by default",
-    ),
-    "cosine_with_restarts": ("cosine", "one half cosine, without restarts"),
-}
-NO_SCHEDULE = "choose one of `fsdpq kinds lr_scheduler`; without it the rate stays constant"
 
 ATTENTION: dict[str, Any] = {
     "sdpa": "sdpa",
