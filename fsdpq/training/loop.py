@@ -76,6 +76,8 @@ class Trainer:
         no_sync: reduce gradients once a step rather than once a micro-batch.
         profiler: traces some steps, None traces none.
         log_memory: write the memory at every phase of the first step.
+        check_base: raises where the base that is trained over has changed; called before every log
+            line.
     """
 
     model: nn.Module
@@ -92,6 +94,7 @@ class Trainer:
     no_sync: bool = False
     profiler: StepProfiler | None = None
     log_memory: bool = False
+    check_base: Callable[[], None] = lambda: None
 
     def run(self, steps: Iterator[Step]) -> Progress:
         """Trains; returns the totals.
@@ -160,6 +163,7 @@ class Trainer:
 
     def _log(self, window: LogWindow, progress: Progress) -> None:
         """Reads the window's losses from the device, checks them, writes one row."""
+        self.check_base()  # first: weights that changed may have spoiled the losses
         losses = gather_losses(window.results)
         norms = torch.stack([result.grad_norm for result in window.results]).cpu()
         skipped = torch.tensor([result.skipped for result in window.results])

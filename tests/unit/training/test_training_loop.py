@@ -13,7 +13,7 @@ from support.tiny import VOCAB_SIZE, random_rows
 from torch import nn
 
 from fsdpq.data.loader import Step, build_step
-from fsdpq.errors import TrainingError
+from fsdpq.errors import DamagedBaseError, TrainingError
 from fsdpq.recipe.sections.training import TrainingOptions
 from fsdpq.training.loop import Trainer, check_finite
 
@@ -96,6 +96,7 @@ def _train(
     steps: list[Step],
     evaluate: Callable[[], float] | None = None,
     interval: int | None = None,
+    check_base: Callable[[], None] = lambda: None,
 ) -> ListSink:
     sink = ListSink()
     parameters = list(model.parameters())
@@ -110,6 +111,7 @@ def _train(
         metrics=sink,
         evaluate=evaluate,
         device=torch.device("cpu"),
+        check_base=check_base,
     )
     trainer.run(iter(steps))
     return sink
@@ -140,3 +142,12 @@ def test_a_nan_between_two_log_lines_is_still_named_by_its_step() -> None:
     steps = [build_step(random_rows(2), micro_batch_size=2, rank=0, world_size=1)] * 8
     with pytest.raises(TrainingError, match="loss of step 6 is not finite on rank 0"):
         _train(Bigram(fail_at=6), log_interval=4, steps=steps)
+
+
+def test_a_base_that_changed_is_named_before_the_losses_that_it_spoiled() -> None:
+    def changed() -> None:
+        raise DamagedBaseError("the base is damaged")
+
+    steps = [build_step(random_rows(2), micro_batch_size=2, rank=0, world_size=1)] * 2
+    with pytest.raises(DamagedBaseError):
+        _train(Bigram(fail_at=1), log_interval=2, steps=steps, check_base=changed)
