@@ -126,7 +126,10 @@ def remove_damaged_base(files: RunFiles, inputs: Mapping[str, Any], error: Fsdpq
     """
     base = inputs.get("base")
     damages = [r for r in read_rank_errors(files) if r.kind == DamagedBaseError.__name__]
-    if base is None or not any(base["directory"] in record.message for record in damages):
+    if base is None:
+        return
+    is_damaged = isinstance(error, DamagedBaseError) and base["directory"] in error.message
+    if not is_damaged and not any(base["directory"] in record.message for record in damages):
         return
     if not _is_cached(base):
         error.hint = f"delete `{base['directory']}` and make it again with `fsdpq quantize`"

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from fsdpq.errors import EnvironmentProblemError, ExitCode, FsdpqError, LaunchError
 from fsdpq.run_files import RankError, RunFiles
+from fsdpq.tensor_files.base_manifest import WEIGHTS_NAME, damaged, read_manifest
 
 MEMORY_HINT = (
     "use less memory: a smaller `training.micro_batch_size` or `data.seq_len`; on a CPU also "
@@ -70,7 +71,11 @@ def count_oom_kills() -> dict[str, int]:
 
 
 def explain_failure(
-    files: RunFiles, *, exit_code: int, oom_kills_before: Mapping[str, int]
+    files: RunFiles,
+    *,
+    exit_code: int,
+    oom_kills_before: Mapping[str, int],
+    mapped_base: Path | None = None,
 ) -> FsdpqError:
     """Returns the error that tells the user why the run failed.
 
@@ -78,6 +83,7 @@ def explain_failure(
         files: the run directory.
         exit_code: torchrun's, not 0.
         oom_kills_before: `count_oom_kills` from before the run.
+        mapped_base: directory of the base that the ranks mapped (``fsdp.offload: disk``).
     """
     after = count_oom_kills()
     num_oom_kills = max([after[key] - oom_kills_before.get(key, 0) for key in after], default=0)
@@ -91,7 +97,10 @@ def explain_failure(
     causes = [record for record in records if not _is_lost_peer(record)]
     first_killed = min(killed, key=lambda rank: rank.time, default=None)
     if first_killed and not any(record.time < first_killed.time + 1 for record in causes):
-        return _killed(f"rank {first_killed.rank}", -first_killed.exit_code, num_oom_kills)
+        who = f"rank {first_killed.rank}"
+        if mapped_base is not None and first_killed.exit_code == -signal.SIGBUS:
+            return _lost_page(who, mapped_base)
+        return _killed(who, -first_killed.exit_code, num_oom_kills)
     if causes or records:
         return _explain_record((causes or records)[0], files)
     return _explain_by_logs(files, exit_code)
@@ -171,6 +180,26 @@ def _killed(who: str, number: int, num_oom_kills: int) -> LaunchError:
         message += ": that is how the system ends a process when memory runs out"
         return LaunchError(message, hint=MEMORY_HINT)
     return LaunchError(message, hint="its log in `logs/` may tell more")
+
+
+def _lost_page(who: str, base: Path) -> FsdpqError:
+    """Returns the error for a rank that the system ended over a page of a file it cannot give."""
+    path = base / WEIGHTS_NAME
+    try:
+        found, expected = path.stat().st_size, read_manifest(base).num_bytes
+    except (OSError, FsdpqError) as error:
+        why = error.message if isinstance(error, FsdpqError) else error.strerror
+        message = f"{who} was killed (SIGBUS) while it read the quantized base {path}: {why}"
+        return LaunchError(message, hint="leave the base alone while a run uses it; start again")
+    if found < expected:
+        size = f"{found} bytes instead of {expected}"
+        return damaged(
+            base, f"{WEIGHTS_NAME} has {size}; {who}, which read it, was killed (SIGBUS)"
+        )
+    message = f"{who} was killed (SIGBUS) while it trained over the quantized base {path}, whose "
+    message += "size is right: a disk that cannot be read does that, or a full `/dev/shm`"
+    hint = f"look for disk errors with `dmesg`; copy {path} elsewhere to see whether it can be read"
+    return LaunchError(message, hint=hint)
 
 
 def _explain_by_logs(files: RunFiles, exit_code: int) -> LaunchError:

@@ -21,7 +21,7 @@ from fsdpq.launch.screen import Screen
 from fsdpq.launch.torchrun import WORKER, Row, check_endpoint, run_torchrun
 from fsdpq.recipe.checks.facts import told_dtype
 from fsdpq.recipe.load import load_recipe
-from fsdpq.recipe.sections.launch import LaunchOptions
+from fsdpq.recipe.root import Recipe
 from fsdpq.registry import check_packages
 from fsdpq.run_files import RunFiles
 
@@ -83,13 +83,13 @@ def train(
     worker = (*worker, TRUST_FLAG) if trust_remote_code else worker
     with held_inputs(inputs):
         files = create_run_dir(recipe, raw=loaded.raw, lock=lock, run_dir=run_dir)
-        run_ranks(files, recipe.launch, inputs=inputs, screen=screen, worker=worker)
+        run_ranks(files, recipe, inputs=inputs, screen=screen, worker=worker)
     return files
 
 
 def run_ranks(
     files: RunFiles,
-    launch: LaunchOptions,
+    recipe: Recipe,
     *,
     inputs: dict[str, Any],
     screen: Screen,
@@ -99,7 +99,7 @@ def run_ranks(
 
     Args:
         files: the run directory.
-        launch: resolved options.
+        recipe: resolved.
         inputs: those of the lock.
         screen: shows what happens.
         worker: arguments of torchrun that name the worker.
@@ -112,13 +112,19 @@ def run_ranks(
     progress = _Progress(screen)
     oom_kills = count_oom_kills()
     try:
-        code, stopped_by = run_torchrun(files, launch, on_row=progress.take, worker=worker)
+        code, stopped_by = run_torchrun(files, recipe.launch, on_row=progress.take, worker=worker)
     finally:
         screen.close()
     if stopped_by:
         raise progress.stopped(stopped_by, files)
     if code != 0:
-        error = explain_failure(files, exit_code=code, oom_kills_before=oom_kills)
+        is_mapped = recipe.fsdp.offload == "disk" and "base" in inputs
+        error = explain_failure(
+            files,
+            exit_code=code,
+            oom_kills_before=oom_kills,
+            mapped_base=Path(inputs["base"]["directory"]) if is_mapped else None,
+        )
         remove_damaged_base(files, inputs, error)
         raise error
     if not progress.done:

@@ -77,6 +77,8 @@ class Trainer:
         profiler: traces some steps, None traces none.
         log_memory: write the memory at every phase of the first step.
         router_aux_loss_coef: factor on the load-balancing loss of a mixture, 0 without it.
+        check_base: raises where the base that is trained over has changed; called before every log
+            line.
     """
 
     model: nn.Module
@@ -94,6 +96,7 @@ class Trainer:
     profiler: StepProfiler | None = None
     log_memory: bool = False
     router_aux_loss_coef: float = 0.0
+    check_base: Callable[[], None] = lambda: None
 
     def run(self, steps: Iterator[Step]) -> Progress:
         """Trains; returns the totals.
@@ -162,6 +165,7 @@ class Trainer:
 
     def _log(self, window: LogWindow, progress: Progress) -> None:
         """Reads the window's losses from the device, checks them, writes one row."""
+        self.check_base()  # first: weights that changed may have spoiled the losses
         losses = gather_losses([result.loss for result in window.results])
         norms = torch.stack([result.grad_norm for result in window.results]).cpu()
         skipped = torch.tensor([result.skipped for result in window.results])

@@ -22,6 +22,8 @@ from fsdpq.fsdp.compiled_layers import apply_compile
 from fsdpq.fsdp.precision import apply_buffers_dtype, autocast_dtype
 from fsdpq.fsdp.wrap import apply_fsdp
 from fsdpq.model.causal_lm import CausalLM
+from fsdpq.model.loading.base_source import QuantizedBaseSource
+from fsdpq.model.loading.mapped_base import MappedBase
 from fsdpq.model.loading.stream import load_base
 from fsdpq.model.loading.targets import checkpoint_name
 from fsdpq.model.meta import (
@@ -44,6 +46,7 @@ from fsdpq.worker.base import (
     open_source,
     read_base_input,
 )
+from fsdpq.worker.from_disk import read_ahead
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,7 @@ class Assembled:
         num_quantized: those stored quantized.
         num_groups: FSDP groups.
         notices: what the user should know about how it is held and where it came from.
+        mapped_base: the rows that are pages of a file, None where there are none.
     """
 
     model: CausalLM
@@ -82,6 +86,7 @@ class Assembled:
     num_quantized: int
     num_groups: int
     notices: tuple[str, ...] = ()
+    mapped_base: MappedBase | None = None
 
     @property
     def trainable(self) -> list[nn.Parameter]:
@@ -180,7 +185,7 @@ def assemble_model(
     apply_adapter(model, adapter)
     num_groups, about_offload = shard_model(model, recipe, device, precision=precision)
     on_phase("shard")
-    about_base = fill_base(
+    mapped_base, about_base = fill_base(
         model, recipe, model_dir, base, dtype=dtype, device=device, report=report_load
     )
     cast_buffers(model, precision, persistent=True)
@@ -189,7 +194,7 @@ def assemble_model(
     check_same_on_all_ranks("the initial values of what is trained", digest)
     on_phase("init")
     notices = tuple(notice for notice in (about_offload, about_base) if notice)
-    return Assembled(model, num_parameters, num_quantized, num_groups, notices)
+    return Assembled(model, num_parameters, num_quantized, num_groups, notices, mapped_base)
 
 
 def fill_base(
@@ -201,8 +206,11 @@ def fill_base(
     dtype: torch.dtype,
     device: torch.device,
     report: Callable[[int, int], Any],
-) -> str:
-    """Loads the base of a sharded meta model, in place; returns a notice or an empty text.
+) -> tuple[MappedBase | None, str]:
+    """Loads the base of a sharded meta model, in place.
+
+    Returns:
+        What of it stays in a file, and a notice or an empty text.
 
     Ranks: all (collective).
     """
@@ -211,7 +219,10 @@ def fill_base(
         model, options, model_dir, base, dtype=dtype, device=device, offload=offload
     )
     load_base(model, source, dtype=dtype, device=device, offload=offload, report=report)
-    return notice
+    mapped = source.mapped_base if isinstance(source, QuantizedBaseSource) else None
+    if mapped is not None:
+        read_ahead(model, mapped, recipe.fsdp)
+    return mapped, notice
 
 
 def apply_adapter(model: CausalLM, adapter: Adapter) -> None:

@@ -28,6 +28,7 @@ from fsdpq.training.loop import Trainer
 from fsdpq.training.scaler import LossScaler
 from fsdpq.training.step import evaluate
 from fsdpq.worker.assemble import Assembled, Inputs
+from fsdpq.worker.from_disk import base_watch
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,7 @@ def build_trainer(
     assembled: Assembled,
     data: Data,
     metrics: MetricSink,
+    events: MetricSink,
     *,
     files: RunFiles,
     device: torch.device,
@@ -142,6 +144,7 @@ def build_trainer(
         profiler=StepProfiler(profile, trace, device) if profile else None,
         log_memory=recipe.metrics.log_memory,
         router_aux_loss_coef=router_loss.coefficient if router_loss else 0.0,
+        check_base=base_watch(assembled.mapped_base, events),
     )
 
 

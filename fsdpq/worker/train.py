@@ -28,6 +28,7 @@ from fsdpq.worker.assemble import (
     stop_ids,
 )
 from fsdpq.worker.export import FORMATS
+from fsdpq.worker.from_disk import reading_notices, return_freed_memory
 from fsdpq.worker.outputs import open_metrics, open_rows
 from fsdpq.worker.setup import Data, build_trainer, load_data, steps_of_rank
 
@@ -43,6 +44,7 @@ def train(files: RunFiles, *, trust_remote_code: bool = False) -> None:
     inputs = read_inputs(files, trust_remote_code=trust_remote_code)
     device = dist.start_process_group(recipe.launch.device)
     dist.seed_everything(recipe.training.seed)
+    return_freed_memory(recipe)
     events = open_rows(files.events)
     enter(events, "data")
     tokenizer = load_tokenizer(inputs.model_dir, trust_remote_code=trust_remote_code)
@@ -58,9 +60,9 @@ def train(files: RunFiles, *, trust_remote_code: bool = False) -> None:
         trust_remote_code=trust_remote_code,
         on_phase=MemoryLog(metrics, device, recipe.metrics.log_memory),
     )
-    for notice in assembled.notices:
+    for notice in (*assembled.notices, *reading_notices(recipe, assembled.mapped_base)):
         events.write({"event": "notice", "message": notice})
-    trainer = build_trainer(recipe, assembled, data, metrics, files=files, device=device)
+    trainer = build_trainer(recipe, assembled, data, metrics, events, files=files, device=device)
     summary = summarize_setup(recipe, assembled, data, trainer, device)
     events.write({"event": "setup", **dataclasses.asdict(summary)})
     stops = stop_ids(inputs.model_dir, tokenizer)

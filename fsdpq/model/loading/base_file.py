@@ -2,15 +2,18 @@
 
 Checksums cover chunks of 1 MiB; a chunk that holds any row of this rank is read whole and compared
 while it is read. Rows can be copied, or left where they are and mapped: then they are pages of the
-file, which the system drops and reads again as it likes, and no memory of the process.
+file, which the system drops and reads again as it likes, and no memory of the process
+(`fsdpq.model.loading.mapped_base` keeps watch over those).
 """
 
 from __future__ import annotations
 
 import mmap
 import os
+import time
 import warnings
 import zlib
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -25,11 +28,34 @@ STAGING_BYTES = 16 << 20
 """Rows for a GPU come through host memory in pieces of this size."""
 
 
+@dataclass(frozen=True)
+class MappedRows:
+    """Rows of one tensor, where they lie in the file.
+
+    Attributes:
+        rows: this rank's, and possibly more after them; read-only.
+        entry: the tensor.
+        start: offset in the file of the first byte of this rank's rows.
+        stop: offset after their last byte.
+    """
+
+    rows: Tensor
+    entry: Entry
+    start: int
+    stop: int
+
+
 class BaseFile:
     """The weights of a base, opened and checked up to the rows themselves.
 
     Args:
         directory: of the base.
+
+    Attributes:
+        descriptor: of the weights' file; open until `close`.
+        checked_bytes: read and compared with their checksums so far.
+        checked_s: seconds that this took.
+        opened_at: what `storage_bytes` was when it was opened.
 
     Raises:
         CheckpointError: there is no base.
@@ -42,14 +68,16 @@ class BaseFile:
         self._checksums = check_files(directory, self.manifest)
         path = directory / WEIGHTS_NAME
         self.entries = read_header(path).entries
-        self._descriptor = os.open(path, os.O_RDONLY)
+        self.descriptor = os.open(path, os.O_RDONLY)
+        self.checked_bytes, self.checked_s = 0, 0.0
+        self.opened_at = storage_bytes()
         self._chunk = bytearray(self.manifest.chunk_bytes)
         self._chunk_index = -1
         self._mapped: Tensor | None = None
 
     def close(self) -> None:
         """Closes the file; mapped rows stay."""
-        os.close(self._descriptor)
+        os.close(self.descriptor)
 
     def copy_rows(self, name: str, shard: Shard) -> None:
         """Fills this rank's rows of one tensor, in place.
@@ -72,24 +100,43 @@ class BaseFile:
                 piece.copy_(host)
             position += piece.numel()
 
-    def map_rows(self, name: str, shard: Shard) -> Tensor:
-        """Returns this rank's rows of one tensor where they lie in the file, read-only.
+    def map_rows(self, name: str, shard: Shard, *, num_rows: int) -> MappedRows:
+        """Returns rows of one tensor where they lie in the file.
 
-        They are compared with their checksums once, here.
+        This rank's own are compared with their checksums once, here.
 
         Args:
             name: of the tensor in the file.
             shard: says which rows, of which dtype and shape; nothing is written to it.
+            num_rows: rows to return, at least the shard's: this rank's first, and after them
+                whatever follows in the file. Fewer where the file ends before.
 
         Raises:
             DamagedBaseError: a byte of the rows, or of a chunk that they lie in, has changed.
         """
         entry = self.entries[name]
         start, stop = _range_of(entry, shard)
+        self.check(entry, start, stop)
+        own_rows = shard.rows.shape[0] if shard.rows.dim() else 1
+        row_bytes = _row_bytes(entry)
+        if start + num_rows * row_bytes > self.manifest.num_bytes:
+            num_rows = own_rows
+        rows = self._map()[start : start + num_rows * row_bytes].view(shard.rows.dtype)
+        shape = (num_rows, *shard.rows.shape[1:]) if shard.rows.dim() else ()
+        return MappedRows(rows.view(shape), entry, start, stop)
+
+    def check(self, entry: Entry, start: int, stop: int) -> None:
+        """Compares bytes ``[start, stop)`` of the file with their checksums.
+
+        Raises:
+            DamagedBaseError: a byte of a chunk that they lie in has changed.
+        """
         for index in self._chunks(start, stop):
             self._read_chunk(entry, index)
-        rows = self._map()[start:stop].view(shard.rows.dtype)
-        return rows.view(shard.rows.shape)
+
+    def forget_chunk(self) -> None:
+        """Makes the next check read the file even where the last one ended."""
+        self._chunk_index = -1
 
     def _copy(self, entry: Entry, position: int, target: memoryview) -> None:
         """Copies ``len(target)`` bytes of the file, from ``position`` on."""
@@ -113,9 +160,10 @@ class BaseFile:
         if index == self._chunk_index:
             return content
         self._chunk_index = -1
+        started = time.perf_counter()
         where = f"bytes {index * size} to {index * size + length} of {WEIGHTS_NAME}"
         try:
-            found = os.preadv(self._descriptor, [content], index * size)
+            found = os.preadv(self.descriptor, [content], index * size)
         except OSError as error:
             raise self._damaged(f"{where} cannot be read: {error.strerror}", entry) from error
         expected = int.from_bytes(self._checksums[4 * index : 4 * index + 4], "little")
@@ -124,6 +172,8 @@ class BaseFile:
         if zlib.crc32(content) != expected:
             raise self._damaged(f"{where} do not fit their checksum", entry)
         self._chunk_index = index
+        self.checked_bytes += length
+        self.checked_s += time.perf_counter() - started
         return content
 
     def _damaged(self, what: str, entry: Entry) -> DamagedBaseError:
@@ -138,7 +188,7 @@ class BaseFile:
         the system's limit, and bases are larger than that.
         """
         if self._mapped is None:
-            mapping = mmap.mmap(self._descriptor, 0, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ)
+            mapping = mmap.mmap(self.descriptor, 0, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ)
             with warnings.catch_warnings():
                 # That it is not writable is the point.
                 warnings.filterwarnings("ignore", "The given buffer is not writable", UserWarning)
@@ -146,9 +196,22 @@ class BaseFile:
         return self._mapped
 
 
+def storage_bytes() -> int:
+    """Returns the bytes that this process had read from disks; 0 where the system does not say."""
+    try:
+        lines = Path("/proc/self/io").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) for line in lines if line.startswith("read_bytes:")), 0)
+
+
 def _range_of(entry: Entry, shard: Shard) -> tuple[int, int]:
     """Returns the bytes of the file that hold the rows of ``shard``."""
     if not entry.shape:
         return entry.start, entry.stop
-    row_bytes = entry.num_bytes // entry.shape[0]
+    row_bytes = _row_bytes(entry)
     return entry.start + shard.start * row_bytes, entry.start + shard.stop * row_bytes
+
+
+def _row_bytes(entry: Entry) -> int:
+    return entry.num_bytes // entry.shape[0] if entry.shape else entry.num_bytes

@@ -1,9 +1,12 @@
 """Where every tensor of a quantized base lies in its file, known before any weight is read.
 
 The file is a stock safetensors file. The rows of a tensor follow each other, so the rows of one
-rank are one range of bytes, for any number of ranks. Every tensor begins at a multiple of
-`ALIGNMENT` bytes, for memory mapping: the header is filled up with spaces to `HEADER_ALIGNMENT`,
-and since safetensors allows no holes, gaps are tensors of their own, named ``__pad__.0`` and so on.
+rank are one range of bytes, for any number of ranks. A rank with fewer rows than others maps what
+follows them as well, to have as many: behind the last tensor there is room for that.
+
+Every tensor begins at a multiple of `ALIGNMENT` bytes, for memory mapping: the header is filled up
+with spaces to `HEADER_ALIGNMENT`, and since safetensors allows no holes, gaps are tensors of their
+own, named ``__pad__.0`` and so on.
 """
 
 from __future__ import annotations
@@ -25,6 +28,10 @@ ALIGNMENT = 64
 HEADER_ALIGNMENT = 4096
 PAD_NAME = "__pad__"
 
+MOST_RANKS = 64
+"""Up to so many ranks find the rows that they lack inside the file: one rank less is the most that
+the ranks of an uneven tensor lack together."""
+
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 """What safetensors calls the dtypes that a model's tensors have."""
 
@@ -40,6 +47,11 @@ class TensorSpec:
     def num_bytes(self) -> int:
         """Bytes of the tensor."""
         return torch.Size(self.shape).numel() * self.dtype.itemsize
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row; of all for a tensor without dimensions."""
+        return torch.Size(self.shape[1:]).numel() * self.dtype.itemsize
 
 
 @dataclass(frozen=True)
@@ -88,11 +100,15 @@ def plan_layout(model: CausalLM) -> BaseLayout:
 def layout_of(specs: Mapping[str, TensorSpec]) -> BaseLayout:
     """Returns the layout of tensors that follow each other in the order of ``specs``."""
     described: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    position, num_pads = 0, 0
-    for name, spec in specs.items():
+    position, num_pads, end = 0, 0, 0
+    for index, (name, spec) in enumerate(specs.items(), 1):
         described[name] = _describe(DTYPE_NAMES[spec.dtype], spec.shape, position, spec.num_bytes)
         position += spec.num_bytes
-        if gap := -position % ALIGNMENT:
+        end = max(end, position + (MOST_RANKS - 1) * spec.row_bytes)
+        gap = -position % ALIGNMENT
+        if index == len(specs):
+            gap = end + -end % ALIGNMENT - position
+        if gap:
             described[f"{PAD_NAME}.{num_pads}"] = _describe("U8", (gap,), position, gap)
             position, num_pads = position + gap, num_pads + 1
     text = json.dumps(described, separators=(",", ":")).encode()

@@ -9,9 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from fsdpq.dist import own_shard
 from fsdpq.errors import CheckpointError
@@ -19,6 +17,7 @@ from fsdpq.model.causal_lm import CausalLM
 from fsdpq.model.expansion import source_name
 from fsdpq.model.loading.base_file import BaseFile
 from fsdpq.model.loading.base_layout import DTYPE_NAMES, TensorSpec, packed_name, target_tensors
+from fsdpq.model.loading.mapped_base import MappedBase, parameter_modules
 from fsdpq.model.loading.source import BaseSource
 from fsdpq.model.loading.targets import LoadingTarget, loading_targets
 from fsdpq.model.quantized_linear import PackedMatrix
@@ -40,6 +39,9 @@ class QuantizedBaseSource:
         mapped: leave rows where they are in the file, as read-only pages of it, instead of copying
             them; the targets are on meta then.
 
+    Attributes:
+        mapped_base: the rows that stay in the file, None where they are copied.
+
     Raises:
         CheckpointError: the base is another one; says what differs.
         DamagedBaseError: it is not what was written.
@@ -55,7 +57,6 @@ class QuantizedBaseSource:
         mapped: bool = False,
     ) -> None:
         self._model = model
-        self._mapped = mapped
         self._file = BaseFile(directory)
         differences = key_differences(self._file.manifest.key, key)
         if differences:
@@ -66,6 +67,8 @@ class QuantizedBaseSource:
         if differences:
             raise _foreign(directory, differences)
         self._original = open_original() if len(stored) < len(targets) else None
+        modules = parameter_modules(model)
+        self.mapped_base = MappedBase(self._file, modules) if mapped else None
 
     def fill(self, name: str, target: LoadingTarget) -> None:
         """Fills this rank's rows of one target; see `BaseSource`.
@@ -77,9 +80,8 @@ class QuantizedBaseSource:
             self._original.fill(name, target)
             return
         for stored, parameter in self._tensors(name, target).items():
-            if self._mapped and isinstance(parameter, nn.Parameter):
-                rows = self._file.map_rows(stored, own_shard(parameter))
-                replace_own_rows(parameter, rows)
+            if self.mapped_base is not None and isinstance(parameter, nn.Parameter):
+                self.mapped_base.map_parameter(parameter, stored)
             else:
                 self._file.copy_rows(stored, own_shard(parameter))
 
@@ -108,30 +110,6 @@ class QuantizedBaseSource:
                 found = f"{entry.dtype} {list(entry.shape)}"
                 differences.append(f"with `{name}` as {found}, the model needs {wanted}")
         return differences
-
-
-def replace_own_rows(parameter: nn.Parameter, rows: Tensor) -> None:
-    """Makes ``rows`` the local shard of a frozen parameter, in place, without copying them.
-
-    FSDP2 keeps them as they are, except where this rank has fewer rows than others: then it pads a
-    copy, when the model first runs.
-
-    Args:
-        parameter: sharded by FSDP2.
-        rows: this rank's rows; may be read-only.
-    """
-    whole: Tensor = rows
-    if isinstance(parameter, DTensor):
-        whole = DTensor.from_local(
-            rows,
-            parameter.device_mesh,
-            parameter.placements,
-            run_check=False,
-            shape=parameter.shape,
-            stride=parameter.stride(),
-        )
-    # The parameter stays the same object: tied modules and FSDP know it by its identity.
-    torch.utils.swap_tensors(parameter, nn.Parameter(whole, requires_grad=False))
 
 
 def _is_stored(target: LoadingTarget) -> bool:

@@ -1,6 +1,7 @@
 """A rank without torch: started by a real torchrun, it does what ``FAKE_MODE`` says."""
 
 import json
+import mmap
 import os
 import signal
 import subprocess
@@ -46,9 +47,14 @@ if mode == "raise" and rank == 1:
 if mode == "own-error" and rank == 1:
     record("TrainingError", "the loss is nan at step 3", exit_code=1)
     sys.exit(1)
+if mode == "cut" and rank == 1:  # the file of the weights is cut while it is mapped
+    with (run_dir / "base" / "base.safetensors").open("r+b") as file:
+        mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        file.truncate(100)
+    bytes(mapping[-1:])
 if mode == "kill" and rank == 1:
     os.kill(os.getpid(), signal.SIGKILL)
-if mode == "kill":  # what a peer of a killed rank does
+if mode in ("kill", "cut"):  # what a peer of a killed rank does
     time.sleep(0.05)
     record("RuntimeError", "Connection closed by peer [127.0.0.1]:4711", traceback="Traceback")
     sys.exit(1)

@@ -20,7 +20,13 @@ from fsdpq.launch.quantize import QuantizeJob
 from fsdpq.launch.resolve import resolve_launch
 from fsdpq.recipe.load import load_recipe
 from fsdpq.run_files import RunFiles
-from fsdpq.tensor_files.base_manifest import BaseManifest, is_base, read_manifest, write_manifest
+from fsdpq.tensor_files.base_manifest import (
+    BaseManifest,
+    damaged,
+    is_base,
+    read_manifest,
+    write_manifest,
+)
 
 RECIPE = """\
 version: 1
@@ -227,6 +233,13 @@ def test_base_that_a_rank_found_damaged_leaves_the_cache(job, writer, tmp_path: 
     error = LaunchError("it is damaged", hint="delete it")
     remove_damaged_base(files, {"base": base}, error)
     assert is_base(Path(base["directory"])), "another mistake than damage"
+    # A rank that was killed over the file leaves no record: the error itself says it.
+    error = damaged(Path(base["directory"]), "base.safetensors has 1 bytes instead of 2")
+    remove_damaged_base(files, {"base": base}, error)
+    assert not Path(base["directory"]).exists()
+    assert error.hint.startswith("start again")
+    assert find(job())[0] == base
+    error = LaunchError("it is damaged", hint="delete it")
     files.rank_error(0).write_text(json.dumps(fields | {"kind": "DamagedBaseError"}))
     remove_damaged_base(files, {"base": base}, error)
     assert not Path(base["directory"]).exists()

@@ -19,6 +19,7 @@ from fsdpq.launch.failure import count_oom_kills, explain_failure
 from fsdpq.launch.torchrun import JsonLinesTail, check_endpoint, run_torchrun
 from fsdpq.recipe.sections.launch import LaunchOptions
 from fsdpq.run_files import RunFiles
+from fsdpq.tensor_files.base_manifest import WEIGHTS_NAME, BaseManifest, write_manifest
 
 WORKER = (str(Path(__file__).with_name("fake_worker.py")),)
 
@@ -38,12 +39,14 @@ def launch(files: RunFiles, mode: str, monkeypatch: pytest.MonkeyPatch) -> Any:
     return code, stopped_by, rows, before
 
 
-def explain(files: RunFiles, mode: str, monkeypatch: pytest.MonkeyPatch) -> FsdpqError:
+def explain(
+    files: RunFiles, mode: str, monkeypatch: pytest.MonkeyPatch, mapped_base: Path | None = None
+) -> FsdpqError:
     code, stopped_by, _, before = launch(files, mode, monkeypatch)
     assert code != 0
     assert stopped_by == ""
     assert_no_orphans(files)
-    return explain_failure(files, exit_code=code, oom_kills_before=before)
+    return explain_failure(files, exit_code=code, oom_kills_before=before, mapped_base=mapped_base)
 
 
 def assert_no_orphans(files: RunFiles) -> None:
@@ -92,6 +95,33 @@ def test_killed_rank_is_named_and_not_its_peer(
     assert error.message.startswith("rank 1 was killed (SIGKILL): ")
     assert "memory" in error.message
     assert "training.micro_batch_size" in error.hint
+
+
+def test_rank_whose_mapped_base_is_cut_is_explained(
+    files: RunFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = files.root / "base"
+    base.mkdir()
+    (base / WEIGHTS_NAME).write_bytes(bytes(10**6))
+    manifest = BaseManifest(
+        key={}, num_bytes=10**6, chunk_bytes=1 << 20, header_bytes=8, header_sha256="",
+        checksums_sha256="", num_parameters=1, num_quantized=0,
+    )  # fmt: skip
+    write_manifest(base, manifest)
+    error = explain(files, "cut", monkeypatch, base)
+    assert error.message == (
+        f"the base {base} is damaged: {WEIGHTS_NAME} has 100 bytes instead of 1000000; rank 1, "
+        "which read it, was killed (SIGBUS)"
+    )
+    # The base is whole, and something else ended the rank.
+    (base / WEIGHTS_NAME).write_bytes(bytes(10**6))
+    again = explain_failure(files, exit_code=1, oom_kills_before={}, mapped_base=base)
+    assert "whose size is right: a disk that cannot be read" in again.message
+    plain = explain_failure(files, exit_code=1, oom_kills_before=count_oom_kills())
+    assert plain.message == "rank 1 was killed (SIGBUS)"
+    (base / WEIGHTS_NAME).unlink()
+    gone = explain_failure(files, exit_code=1, oom_kills_before={}, mapped_base=base)
+    assert gone.message.endswith("base.safetensors: No such file or directory")
 
 
 def test_stop_signal_ends_every_process(files: RunFiles, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from support.tiny import VOCAB_SIZE, random_rows
 from torch import nn
 
 from fsdpq.data.loader import Step, build_step
-from fsdpq.errors import TrainingError
+from fsdpq.errors import DamagedBaseError, TrainingError
 from fsdpq.protocols import Losses
 from fsdpq.recipe.sections.training import TrainingOptions
 from fsdpq.training.loop import Trainer, check_finite
@@ -107,6 +107,7 @@ def _train(
     evaluate: Callable[[], float] | None = None,
     interval: int | None = None,
     coefficient: float = 0.0,
+    check_base: Callable[[], None] = lambda: None,
 ) -> ListSink:
     sink = ListSink()
     parameters = list(model.parameters())
@@ -122,6 +123,7 @@ def _train(
         evaluate=evaluate,
         device=torch.device("cpu"),
         router_aux_loss_coef=coefficient,
+        check_base=check_base,
     )
     trainer.run(iter(steps))
     return sink
@@ -173,3 +175,12 @@ def test_a_load_balancing_loss_has_its_own_number_in_a_log_line() -> None:
     # It is trained, and is no part of the loss.
     assert first["loss"] == pytest.approx(plain[0]["loss"], rel=1e-6)
     assert second["loss"] != pytest.approx(plain[1]["loss"], rel=1e-6)
+
+
+def test_a_base_that_changed_is_named_before_the_losses_that_it_spoiled() -> None:
+    def changed() -> None:
+        raise DamagedBaseError("the base is damaged")
+
+    steps = [build_step(random_rows(2), micro_batch_size=2, rank=0, world_size=1)] * 2
+    with pytest.raises(DamagedBaseError):
+        _train(Bigram(fail_at=1), log_interval=2, steps=steps, check_base=changed)

@@ -1,0 +1,94 @@
+"""Training from disk in less memory than the base takes, under a limit that the system enforces."""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fsdpq.tensor_files.base_manifest import WEIGHTS_NAME
+from fsdpq.worker.from_disk import return_freed_memory
+from support import bases, page_cache
+from support.ranks import RankPool
+from support.sharded import train
+from support.tiny import random_rows, save_tiny_llama, tiny_recipe
+
+PLAIN = {"quantization": {"kind": "none"}, "adapter": {"rank": 1}}
+"""Nothing is quantized: that would take longer than all the rest, and bytes are bytes. Adapters and
+their optimizer state are small beside the base, as they are in a large model."""
+
+NUM_LAYERS = 16
+
+
+@pytest.fixture(scope="module")
+def fresh() -> Iterator[RankPool]:
+    """A rank of its own, without free heap left by other tests."""
+    pool = RankPool()
+    yield pool
+    pool.close()
+
+
+def private_bytes() -> int:
+    """Returns what `RLIMIT_DATA` counts: private memory that can be written to."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmData"))
+
+
+def train_in(
+    base: Path, directory: Path, offload: str, headroom: int | None
+) -> dict[str, Any]:
+    """Trains two steps with at most ``headroom`` bytes of private memory more than there is.
+
+    Between steps the file leaves the page cache.
+    """
+    limits = resource.getrlimit(resource.RLIMIT_DATA)
+    if headroom is not None:
+        resource.setrlimit(resource.RLIMIT_DATA, (private_bytes() + headroom, limits[1]))
+    before = page_cache.anonymous_bytes()
+    try:
+        sections: dict[str, Any] = {**PLAIN, "fsdp": {"offload": offload}}
+        return_freed_memory(tiny_recipe(**sections))
+        assembled = bases.assemble_from(base, directory, sections)
+        losses: list[float] = []
+        weights, left = base / WEIGHTS_NAME, 0
+        for seed in range(2):
+            rows = random_rows(2, seed=seed)
+            losses += train(assembled, [rows], micro_batch_size=2, lr=1e-3, max_norm=1.0)[0]
+            page_cache.drop_mapped(weights)
+            left += page_cache.resident_bytes(weights, 0, weights.stat().st_size)
+        page_cache.LIBC.malloc_trim(0)
+        grown = page_cache.anonymous_bytes() - before
+        return {"losses": losses, "grown": grown, "left": left}
+    except RuntimeError as error:
+        return {"error": str(error)}
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, limits)
+
+
+def test_base_larger_than_the_memory_that_is_allowed_trains_from_disk(
+    ranks: RankPool, fresh: RankPool, tmp_path: Path
+) -> None:
+    tiny, tiny_base = save_tiny_llama(tmp_path / "tiny"), tmp_path / "tiny-base"
+    shape = {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": NUM_LAYERS}
+    directory, base = save_tiny_llama(tmp_path / "model", **shape), tmp_path / "base"
+    for model, out in ((tiny, tiny_base), (directory, base)):
+        ranks.run(1, bases.write, model, out, PLAIN)
+    size = (base / WEIGHTS_NAME).stat().st_size
+    assert size > 180e6
+    page_cache.drop(base / WEIGHTS_NAME)
+    can_drop = page_cache.resident_bytes(base / WEIGHTS_NAME, 0, size) == 0
+    headroom = size // 2
+    fresh.run(1, train_in, tiny_base, tiny, "disk", None)  # libraries take their memory
+    [mapped] = fresh.run(1, train_in, base, directory, "disk", headroom)
+    [copied] = fresh.run(1, train_in, base, directory, "cpu", headroom)
+    assert "allocate memory" in copied["error"]
+    [free] = ranks.run(1, train_in, base, directory, "cpu", None)
+    assert mapped["losses"] == free["losses"]
+    assert mapped["left"] == 0 or not can_drop
+    modules_and_scratch = 8e6  # of a process that builds its first model of this size
+    assert mapped["grown"] < 0.05 * size + modules_and_scratch
+    assert free["grown"] > size
