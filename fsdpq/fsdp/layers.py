@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from fsdpq.fsdp.offload import HostActivations
+from fsdpq.fsdp.activations import HostActivations
 
 
 @dataclass(frozen=True)
@@ -29,11 +29,13 @@ class LayerRun:
         recompute: keep only the layer's input and compute the layer again in backward.
         num_chunks: parts of the micro-batch that run after each other.
         host: keeps the checkpointed inputs, None where they stay on the device.
+        is_last: no layer after it is recomputed, so backward needs its input first of all.
     """
 
     recompute: bool
     num_chunks: int
     host: HostActivations | None
+    is_last: bool = False
 
 
 class RunsInChunks(nn.Module):
@@ -56,7 +58,7 @@ class RunsInChunks(nn.Module):
             function = functools.partial(plain, **own_kwargs)
             own_args = [part(value) for value in (hidden, *args)]
             if recompute:
-                with run.host.saving() if run.host is not None else nullcontext():
+                with run.host.saving(stays=run.is_last) if run.host else nullcontext():
                     outputs.append(checkpoint(function, *own_args, use_reentrant=False))
             else:
                 outputs.append(function(*own_args))
@@ -76,15 +78,20 @@ def apply_layer_runs(
         layers: decoder layers in order.
         checkpointing: ``full``, ``selective`` (every second layer, from the first) or ``none``.
         num_chunks: parts of a micro-batch.
-        host: keeps checkpointed inputs in host memory, None for the device.
+        host: keeps checkpointed inputs in host memory, None for the device. That of the last such
+            layer stays on the device, where backward needs it at once.
     """
+    step = {"full": 1, "selective": 2}.get(checkpointing)
+    recomputed = range(0) if step is None else range(0, len(layers), step)
     for index, layer in enumerate(layers):
-        recompute = checkpointing == "full" or (checkpointing == "selective" and index % 2 == 0)
+        recompute = index in recomputed
         if not recompute and num_chunks == 1:
             continue
         kind = type(layer)
         layer.__class__ = type(f"Chunked{kind.__name__}", (RunsInChunks, kind), {})
-        layer.layer_run = LayerRun(recompute, num_chunks, host)  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
+        layer.layer_run = LayerRun(  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
+            recompute, num_chunks, host, is_last=recompute and index == recomputed[-1]
+        )
 
 
 def _rows_of(value: Any, *, num_rows: int, chunk: tuple[int, int]) -> Any:

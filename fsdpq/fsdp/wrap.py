@@ -24,9 +24,10 @@ from torch.distributed.fsdp import (
     register_fsdp_forward_method,
 )
 
+from fsdpq.fsdp.activations import build_host_activations
 from fsdpq.fsdp.layers import apply_layer_runs
 from fsdpq.fsdp.mesh import build_mesh
-from fsdpq.fsdp.offload import HostActivations, offload_policy
+from fsdpq.fsdp.offload import offload_policy
 from fsdpq.fsdp.precision import apply_trained_dtype
 from fsdpq.protocols import BASE
 from fsdpq.recipe.sections.fsdp import FsdpOptions
@@ -61,6 +62,7 @@ def apply_fsdp(
         The number of groups, and a notice for the user or an empty text.
     """
     policy, notice = offload_policy(options.offload, device)
+    host, about_host = build_host_activations(device) if options.activation_offload else (None, "")
     # Before sharding: a group's trained weights must have one dtype, and shards inherit it.
     apply_trained_dtype(model, options.precision)
     # Before sharding: FSDP's hooks belong outside, or recomputing a layer would gather it again.
@@ -68,7 +70,7 @@ def apply_fsdp(
         layers,
         checkpointing=options.activation_checkpointing,
         num_chunks=layer_chunks,
-        host=HostActivations(device) if options.activation_offload else None,
+        host=host,
     )
     num_groups = apply_groups(
         model,
@@ -82,7 +84,7 @@ def apply_fsdp(
     # After the root is sharded: both reach every group below it.
     apply_forward_methods(model, forward_methods)
     apply_gradient_sums(model)
-    return num_groups, notice
+    return num_groups, notice or about_host
 
 
 def reshards_after_forward(options: FsdpOptions) -> bool:
