@@ -30,12 +30,15 @@ class LayerRun:
         num_chunks: parts of the micro-batch that run after each other.
         host: keeps the checkpointed inputs, None where they stay on the device.
         is_last: no layer after it is recomputed, so backward needs its input first of all.
+        is_trained: it holds trained weights. A frozen layer below all trained ones is not part of
+            backward: there is nothing to keep for it.
     """
 
     recompute: bool
     num_chunks: int
     host: HostActivations | None
     is_last: bool = False
+    is_trained: bool = True
 
 
 class RunsInChunks(nn.Module):
@@ -49,7 +52,8 @@ class RunsInChunks(nn.Module):
         plain = cast("Callable[..., Any]", super().forward)
         if kwargs.get("past_key_values") is not None:
             return plain(hidden, *args, **kwargs)  # generation: the cache belongs to all rows
-        recompute = run.recompute and self.training and torch.is_grad_enabled()
+        in_backward = torch.is_grad_enabled() and (run.is_trained or hidden.requires_grad)
+        recompute = run.recompute and self.training and in_backward
         num_chunks = min(run.num_chunks, num_rows)
         outputs: list[Any] = []
         for index in range(num_chunks):
@@ -90,7 +94,11 @@ def apply_layer_runs(
         kind = type(layer)
         layer.__class__ = type(f"Chunked{kind.__name__}", (RunsInChunks, kind), {})
         layer.layer_run = LayerRun(  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
-            recompute, num_chunks, host, is_last=recompute and index == recomputed[-1]
+            recompute,
+            num_chunks,
+            host,
+            is_last=recompute and index == recomputed[-1],
+            is_trained=any(parameter.requires_grad for parameter in layer.parameters()),
         )
 
 

@@ -24,6 +24,7 @@ from torch.distributed.fsdp import (
     register_fsdp_forward_method,
 )
 
+from fsdpq.compat import keep_trained_on_device
 from fsdpq.fsdp.activations import build_host_activations
 from fsdpq.fsdp.layers import apply_layer_runs
 from fsdpq.fsdp.mesh import build_mesh
@@ -81,10 +82,18 @@ def apply_fsdp(
         casts=casts,
         policy=policy,
     )
-    # After the root is sharded: both reach every group below it.
+    # After the root is sharded: these reach every group below it.
+    if not options.offload_trained:
+        keep_trained_on_device(model)
     apply_forward_methods(model, forward_methods)
     apply_gradient_sums(model)
-    return num_groups, notice or about_host
+    return num_groups, notice or about_host or _about_kept(options, device)
+
+
+def _about_kept(options: FsdpOptions, device: torch.device) -> str:
+    if options.offload_trained or device.type != "cpu":
+        return ""
+    return "`fsdp.offload_trained: false` changes nothing here: the CPU's memory is the host's"
 
 
 def reshards_after_forward(options: FsdpOptions) -> bool:

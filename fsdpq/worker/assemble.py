@@ -198,11 +198,15 @@ def fill_base(
 
     Ranks: all (collective).
     """
-    options, offload = recipe.quantization, recipe.fsdp.offload
+    fsdp = recipe.fsdp
     source, notice = open_source(
-        model, options, model_dir, base, dtype=dtype, device=device, offload=offload
-    )
-    load_base(model, source, dtype=dtype, device=device, offload=offload, report=report)
+        model, recipe.quantization, model_dir, base, dtype=dtype, device=device,
+        offload=fsdp.offload,
+    )  # fmt: skip
+    load_base(
+        model, source, dtype=dtype, device=device, offload=fsdp.offload,
+        offload_trained=fsdp.offload_trained, report=report,
+    )  # fmt: skip
     return notice
 
 

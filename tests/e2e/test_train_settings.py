@@ -14,6 +14,7 @@ from fsdpq.run_files import RunFiles, read_json_lines
 SETTINGS = (
     "fsdp.strategy=shard_grad_op",
     "fsdp.offload=cpu",
+    "fsdp.offload_trained=false",
     "fsdp.precision=fp16_autocast",
     "model.dtype=auto",
     "fsdp.activation_checkpointing=selective",

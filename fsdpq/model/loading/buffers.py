@@ -15,6 +15,7 @@ def allocate(
     *,
     buffers: torch.device,
     frozen: bool = True,
+    trained: torch.device | None = None,
 ) -> None:
     """Gives a meta model memory without content, in place.
 
@@ -23,11 +24,18 @@ def allocate(
         device: of its parameters.
         buffers: the device of its buffers.
         frozen: False leaves frozen parameters on meta, to be mapped from a file.
+        trained: device of trained parameters, None for that of all.
     """
 
+    def place(tensor: Tensor) -> torch.device:
+        if not isinstance(tensor, nn.Parameter):
+            return device
+        if tensor.requires_grad:
+            return trained or device
+        return device if frozen else torch.device("meta")
+
     def give_memory(tensor: Tensor) -> Tensor:
-        stays = isinstance(tensor, nn.Parameter) and not (frozen or tensor.requires_grad)
-        return torch.empty_like(tensor, device="meta" if stays else device)
+        return torch.empty_like(tensor, device=place(tensor))
 
     model._apply(give_memory)
     if buffers == device:

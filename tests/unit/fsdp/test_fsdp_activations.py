@@ -44,11 +44,12 @@ class Stack(nn.Module):
         torch.manual_seed(0)
         offload, depth = settings.pop("offload", True), settings.pop("depth", 1)
         self.transfer = LateTransfer()
-        self.layers = nn.ModuleList(Layer(i, self.transfer.log) for i in range(NUM_LAYERS))
+        self.layers = [Layer(index, self.transfer.log) for index in range(NUM_LAYERS)]
+        self.registered = nn.ModuleList(self.layers)
         self.host = HostActivations(CPU, self.transfer, depth=depth, min_bytes=0)
         host = self.host if offload else None
         options: dict[str, Any] = {"checkpointing": "full", "num_chunks": 1} | settings
-        apply_layer_runs(list(self.layers), host=host, **options)
+        apply_layer_runs(self.layers, host=host, **options)
 
     def forward(self, rows: int, tokens: int = 2) -> Tensor:
         hidden = torch.linspace(-1, 1, rows * tokens * WIDTH).view(rows, tokens, WIDTH)
