@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from fsdpq.fsdp.offload import HostActivations
+from fsdpq.fsdp.activations import HostActivations
 
 OF_HEADS = "position_bias"
 """MPT's ALiBi, ``(heads, 1, tokens)``: shared by all rows, whatever their number."""
@@ -35,11 +35,16 @@ class LayerRun:
         recompute: keep only the layer's input and compute the layer again in backward.
         num_chunks: parts of the micro-batch that run after each other.
         host: keeps the checkpointed inputs, None where they stay on the device.
+        is_last: no layer after it is recomputed, so backward needs its input first of all.
+        is_trained: it holds trained weights. A frozen layer below all trained ones is not part of
+            backward: there is nothing to keep for it.
     """
 
     recompute: bool
     num_chunks: int
     host: HostActivations | None
+    is_last: bool = False
+    is_trained: bool = True
 
 
 class RunsInChunks(nn.Module):
@@ -53,7 +58,8 @@ class RunsInChunks(nn.Module):
         plain = cast("Callable[..., Any]", super().forward)
         if kwargs.get("past_key_values") is not None:
             return plain(hidden, *args, **kwargs)  # generation: the cache belongs to all rows
-        recompute = run.recompute and self.training and torch.is_grad_enabled()
+        in_backward = torch.is_grad_enabled() and (run.is_trained or hidden.requires_grad)
+        recompute = run.recompute and self.training and in_backward
         num_chunks = min(run.num_chunks, num_rows)
         outputs: list[Any] = []
         for index in range(num_chunks):
@@ -62,7 +68,7 @@ class RunsInChunks(nn.Module):
             function = functools.partial(plain, **own_kwargs)
             own_args = [part(value) for value in (hidden, *args)]
             if recompute:
-                with run.host.saving() if run.host is not None else nullcontext():
+                with run.host.saving(stays=run.is_last) if run.host else nullcontext():
                     outputs.append(checkpoint(function, *own_args, use_reentrant=False))
             else:
                 outputs.append(function(*own_args))
@@ -82,14 +88,23 @@ def apply_layer_runs(
         layers: decoder layers in order.
         checkpointing: ``full``, ``selective`` (every second layer, from the first) or ``none``.
         num_chunks: parts of a micro-batch.
-        host: keeps checkpointed inputs in host memory, None for the device.
+        host: keeps checkpointed inputs in host memory, None for the device. That of the last such
+            layer stays on the device, where backward needs it at once.
     """
+    step = {"full": 1, "selective": 2}.get(checkpointing)
+    recomputed = range(0) if step is None else range(0, len(layers), step)
     for index, layer in enumerate(layers):
-        recompute = checkpointing == "full" or (checkpointing == "selective" and index % 2 == 0)
+        recompute = index in recomputed
         if not recompute and num_chunks == 1:
             continue
         layer.__class__ = _chunked_class(type(layer))
-        layer.layer_run = LayerRun(recompute, num_chunks, host)  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
+        layer.layer_run = LayerRun(  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
+            recompute,
+            num_chunks,
+            host,
+            is_last=recompute and index == recomputed[-1],
+            is_trained=any(parameter.requires_grad for parameter in layer.parameters()),
+        )
 
 
 @functools.cache

@@ -39,9 +39,11 @@ from torch.distributed.fsdp._fully_shard._fsdp_common import (
 )
 from torch.distributed.tensor import Shard
 
+from fsdpq.compat import keep_trained_on_device
+from fsdpq.fsdp.activations import build_host_activations
 from fsdpq.fsdp.layers import apply_layer_runs
 from fsdpq.fsdp.mesh import build_mesh, build_twin
-from fsdpq.fsdp.offload import HostActivations, offload_policy
+from fsdpq.fsdp.offload import offload_policy
 from fsdpq.fsdp.precision import apply_param_dtype, build_policy
 from fsdpq.protocols import BASE
 from fsdpq.recipe.precision import Precision
@@ -80,6 +82,7 @@ def apply_fsdp(
         The number of groups, and a notice for the user or an empty text.
     """
     policy, notice = offload_policy(options.offload, device)
+    host, about_host = build_host_activations(device) if options.activation_offload else (None, "")
     # Before sharding: a group's trained weights must have one dtype, and shards inherit it.
     kept_fp32 = apply_param_dtype(model, precision)
     # Before sharding: FSDP's hooks belong outside, or recomputing a layer would gather it again.
@@ -87,7 +90,7 @@ def apply_fsdp(
         layers,
         checkpointing=options.activation_checkpointing,
         num_chunks=layer_chunks,
-        host=HostActivations(device) if options.activation_offload else None,
+        host=host,
     )
     mesh = build_mesh(device, options)
     num_groups = apply_groups(
@@ -100,10 +103,18 @@ def apply_fsdp(
         policy=policy,
         apart=shard_apart(mesh, kept_fp32) if kept_fp32 else None,
     )
-    # After the root is sharded: both reach every group below it.
+    # After the root is sharded: these reach every group below it.
+    if not options.offload_trained:
+        keep_trained_on_device(model)
     apply_forward_methods(model, forward_methods)
     apply_gradient_sums(model)
-    return num_groups, notice
+    return num_groups, notice or about_host or _about_kept(options, device)
+
+
+def _about_kept(options: FsdpOptions, device: torch.device) -> str:
+    if options.offload_trained or device.type != "cpu":
+        return ""
+    return "`fsdp.offload_trained: false` changes nothing here: the CPU's memory is the host's"
 
 
 def reshards_after_forward(options: FsdpOptions) -> bool:

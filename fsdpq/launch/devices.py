@@ -56,6 +56,22 @@ def check_bf16(dtype: str | None, gpus: list[str]) -> None:
         raise EnvironmentProblemError(f"the run computes in bf16, which `{name}` lacks", hint=hint)
 
 
+def count_cores(cpu_max: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
+    """Returns the CPU cores that this process may use: of the machine, its mask, its container.
+
+    Args:
+        cpu_max: the container's quota as Linux shows it: microseconds of all cores in a period of
+            so many, or ``max``.
+    """
+    cores = os.cpu_count() or 1
+    if hasattr(os, "sched_getaffinity"):
+        cores = len(os.sched_getaffinity(0))
+    if not cpu_max.exists():
+        return cores
+    quota, period = cpu_max.read_text(encoding="utf-8").split()
+    return cores if quota == "max" else max(1, min(cores, int(quota) // int(period)))
+
+
 def cpu_has_bf16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
     """Whether the CPU multiplies bf16 matrices in hardware; False where Linux does not say so."""
     if not cpuinfo.exists():

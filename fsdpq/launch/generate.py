@@ -63,7 +63,7 @@ def generate(
     logs = WorkerFiles(
         files.logs / "generate.out", files.logs / "generate.log", files.generate_error
     )
-    return run_single_worker(arguments, logs, device=device)
+    return run_single_worker(arguments, logs)
 
 
 def _open_run(run_dir: Path) -> RunFiles:

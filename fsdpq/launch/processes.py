@@ -19,6 +19,7 @@ from types import FrameType
 import psutil
 
 from fsdpq.errors import LaunchError
+from fsdpq.launch.devices import count_cores
 
 GRACE_S = 10.0
 """Time that a stopped run gets to end by itself."""
@@ -143,8 +144,12 @@ class ProcessTree:
                 continue
 
 
-def worker_environment(*, device: str, num_ranks: int) -> dict[str, str]:
-    """Returns the environment of the workers: no network, no hub tokens, threads shared out."""
+def worker_environment(*, num_ranks: int) -> dict[str, str]:
+    """Returns the environment of the workers: no network, no hub tokens, threads shared out.
+
+    torchrun would give every rank one thread. On a GPU too the host computes: the optimizer's step
+    under ``fsdp.offload``, which is bound by how fast memory is read, and casts while loading.
+    """
     environment = {name: value for name, value in os.environ.items() if name not in HUB_TOKENS}
     environment.update(
         {
@@ -154,6 +159,5 @@ def worker_environment(*, device: str, num_ranks: int) -> dict[str, str]:
             "HF_HUB_DISABLE_TELEMETRY": "1",
         }
     )
-    num_threads = max(1, (os.cpu_count() or 1) // num_ranks)
-    environment.setdefault("OMP_NUM_THREADS", str(num_threads if device == "cpu" else 1))
+    environment.setdefault("OMP_NUM_THREADS", str(max(1, count_cores() // num_ranks)))
     return environment

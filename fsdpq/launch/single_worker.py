@@ -31,7 +31,7 @@ class WorkerFiles:
     error: Path
 
 
-def run_single_worker(arguments: Sequence[str], files: WorkerFiles, *, device: str) -> str:
+def run_single_worker(arguments: Sequence[str], files: WorkerFiles) -> str:
     """Runs ``python`` with ``arguments`` to its end and returns what it printed.
 
     Raises:
@@ -40,7 +40,7 @@ def run_single_worker(arguments: Sequence[str], files: WorkerFiles, *, device: s
     """
     files.log.unlink(missing_ok=True)
     files.error.unlink(missing_ok=True)
-    code = _run([sys.executable, *arguments], files, device=device)
+    code = _run([sys.executable, *arguments], files)
     if code == 0:
         text = files.output.read_text(encoding="utf-8")
         files.output.unlink()
@@ -52,8 +52,8 @@ def run_single_worker(arguments: Sequence[str], files: WorkerFiles, *, device: s
     raise LaunchError(f"the worker ended with exit code {code}", f"its log is `{files.log}`", tail)
 
 
-def _run(command: list[str], files: WorkerFiles, *, device: str) -> int:
-    environment = worker_environment(device=device, num_ranks=1)
+def _run(command: list[str], files: WorkerFiles) -> int:
+    environment = worker_environment(num_ranks=1)
     for name in GROUP_VARIABLES:
         environment.pop(name, None)
     with catch_stop_signals() as stop:

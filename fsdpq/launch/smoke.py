@@ -66,7 +66,7 @@ def make_smoke_model(recipe: Recipe, *, base_dir: Path, report: Report) -> Fetch
         (work / "spec.json").write_text(text, encoding="utf-8")
         logs = WorkerFiles(work / "out", work / "log", work / "error.json")
         arguments = [*MAKER, str(work / "spec.json"), str(draft), f"--error={logs.error}"]
-        run_single_worker(arguments, logs, device="cpu")
+        run_single_worker(arguments, logs)
         shutil.rmtree(work)
 
     key = f"smoke/{spec['model_type']}-{digest}"

@@ -67,7 +67,7 @@ def run_torchrun(
         torchrun's exit code, and the name of the signal that stopped the run or "".
     """
     num_ranks = int(launch.nproc_per_node)
-    environment = worker_environment(device=launch.device, num_ranks=num_ranks)
+    environment = worker_environment(num_ranks=num_ranks)
     command = [*_torchrun(num_ranks, launch.rdzv_endpoint), *worker, str(files.root)]
     tails = [JsonLinesTail(files.events), JsonLinesTail(files.metrics)]
     with catch_stop_signals() as stop:

@@ -214,14 +214,18 @@ def fill_base(
 
     Ranks: all (collective).
     """
-    options, offload = recipe.quantization, recipe.fsdp.offload
+    fsdp = recipe.fsdp
     source, notice = open_source(
-        model, options, model_dir, base, dtype=dtype, device=device, offload=offload
-    )
-    load_base(model, source, dtype=dtype, device=device, offload=offload, report=report)
+        model, recipe.quantization, model_dir, base, dtype=dtype, device=device,
+        offload=fsdp.offload,
+    )  # fmt: skip
+    load_base(
+        model, source, dtype=dtype, device=device, offload=fsdp.offload,
+        offload_trained=fsdp.offload_trained, report=report,
+    )  # fmt: skip
     mapped = source.mapped_base if isinstance(source, QuantizedBaseSource) else None
     if mapped is not None:
-        read_ahead(model, mapped, recipe.fsdp)
+        read_ahead(model, mapped, fsdp)
     return mapped, notice
 
 

@@ -6,7 +6,8 @@ That no strategy or memory option changes a gradient is in test_split_independen
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
+from unittest import mock
 
 import bitsandbytes.functional as bnb
 import pytest
@@ -26,6 +27,9 @@ from fsdpq.fsdp.layers import RunsInChunks
 from fsdpq.model.quantized_linear import QuantizedLinear
 from fsdpq.training.scaler import LossScaler
 from fsdpq.training.step import reduce_after_backward
+from support.late_transfer import LateTransfer, late_activations
+
+Sections = dict[str, dict[str, Any]]
 
 NUM_STEPS = 3
 BATCH = 8
@@ -180,37 +184,54 @@ def test_layers_draw_the_same_dropout_again_in_backward(ranks: RankPool, tmp_pat
     assert other[0] != pytest.approx(kept[0], rel=1e-4), "something is dropped"
 
 
-def gathers_and_saves(directory: Path, layer_chunks: int) -> dict[str, Any]:
-    """Counts gathers of the layers and tensors saved to the host, for one micro-batch."""
-    assembled = assemble(
-        directory,
-        training={"layer_chunks": layer_chunks, "micro_batch_size": 4},
-        fsdp={"activation_offload": True},
-    )
+def gathers_and_moves(directory: Path, sections: Sections) -> dict[str, Any]:
+    """Trains two steps with copies to the host that come late; counts gathers and copies."""
+    with mock.patch("fsdpq.fsdp.wrap.build_host_activations", late_activations):
+        assembled = assemble(directory, **sections)
     layers = assembled.model.decoder_layers
     calls: list[int] = []
     for layer in layers:
         layer.register_forward_pre_hook(lambda _module, _args: calls.append(1))
-    train(
+    rows = random_rows(8 * dist.get_world_size())
+    losses, norms = train(
         assembled,
-        [random_rows(4 * dist.get_world_size())],
+        [rows[: len(rows) // 2], rows[len(rows) // 2 :]],
         micro_batch_size=4,
         lr=LR,
         max_norm=None,
-        scaler=None,
-        no_sync=False,
+        no_sync=sections["fsdp"].get("no_sync", False),
     )
     first = layers[0]
     assert isinstance(first, RunsInChunks)
-    assert first.layer_run.host is not None
-    return {"calls": len(calls), "saved": first.layer_run.host.num_saved}
+    answer = {"calls": len(calls), "numbers": [*losses, *norms], "log": [], "most": {}}
+    if first.layer_run.host is not None:
+        transfer = cast("LateTransfer", first.layer_run.host._transfer)
+        transfer.check_nothing_was_freed_early()
+        answer |= {"log": transfer.log, "most": transfer.most}
+    return answer
 
 
-def test_layer_chunks_gather_once_and_save_only_checkpointed_inputs(
-    ranks: RankPool, tiny: Path
+@pytest.mark.parametrize(
+    ("fsdp", "chunks", "moved"),
+    [
+        ({"activation_checkpointing": "full"}, 1, 2),
+        ({"activation_checkpointing": "full", "offload": "cpu", "no_sync": True}, 4, 8),
+        ({"activation_checkpointing": "selective", "strategy": "ddp", "offload": "cpu"}, 2, 2),
+    ],
+)
+def test_inputs_of_recomputed_layers_move_and_the_numbers_stay(
+    ranks: RankPool, tiny: Path, fsdp: dict[str, Any], chunks: int, moved: int
 ) -> None:
-    for chunks in (1, 4):
-        answer = ranks.run(2, gathers_and_saves, tiny, chunks)[0]
-        # FSDP gathers in hooks of the layer's call: one call a layer, whatever the chunks.
-        assert answer["calls"] == 3
-        assert answer["saved"] == 3 * chunks
+    training = {"layer_chunks": chunks, "micro_batch_size": 4}
+    sections: Sections = {"training": training, "fsdp": fsdp}
+    plain = ranks.run(2, gathers_and_moves, tiny, sections)
+    offloaded = {"training": training, "fsdp": fsdp | {"activation_offload": True}}
+    for answer, expected in zip(
+        ranks.run(2, gathers_and_moves, tiny, offloaded), plain, strict=True
+    ):
+        # FSDP gathers in hooks of the layer's call: one call a layer and step, whatever the chunks.
+        assert answer["calls"] == 2 * 3
+        # The last of those layers keeps its input; hidden states move, masks and positions do not.
+        assert answer["log"].count("out") == answer["log"].count("in") == 2 * moved
+        assert answer["most"] == {"out": 1, "in": 1}
+        assert answer["numbers"] == expected["numbers"]

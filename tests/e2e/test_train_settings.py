@@ -14,6 +14,7 @@ from fsdpq.run_files import RunFiles, read_json_lines
 SETTINGS = (
     "fsdp.strategy=shard_grad_op",
     "fsdp.offload=cpu",
+    "fsdp.offload_trained=false",
     "fsdp.precision.compute=fp16",  # with fp32 buffers `fp16_autocast`
     "fsdp.precision.buffers=fp32",
     "fsdp.precision.reduce=bf16",

@@ -16,6 +16,7 @@ def allocate(
     *,
     buffers: torch.device,
     frozen: bool = True,
+    trained: torch.device | None = None,
 ) -> None:
     """Gives a meta model memory without content, in place.
 
@@ -24,6 +25,7 @@ def allocate(
         device: of its parameters.
         buffers: the device of its buffers.
         frozen: False leaves frozen parameters of the base on meta, to be mapped from a file.
+        trained: device of trained parameters, None for that of all.
     """
     of_adapters = {
         id(parameter)
@@ -32,10 +34,15 @@ def allocate(
         for parameter in module.parameters(recurse=False)
     }
 
+    def place(tensor: Tensor) -> torch.device:
+        if not isinstance(tensor, nn.Parameter):
+            return device
+        if tensor.requires_grad:
+            return trained or device
+        return device if frozen or id(tensor) in of_adapters else torch.device("meta")
+
     def give_memory(tensor: Tensor) -> Tensor:
-        of_base = isinstance(tensor, nn.Parameter) and id(tensor) not in of_adapters
-        stays = of_base and not (frozen or tensor.requires_grad)
-        return torch.empty_like(tensor, device="meta" if stays else device)
+        return torch.empty_like(tensor, device=place(tensor))
 
     model._apply(give_memory)
     if buffers == device:

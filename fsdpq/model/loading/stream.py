@@ -29,6 +29,7 @@ def load_base(
     dtype: torch.dtype,
     device: torch.device,
     offload: str = "none",
+    offload_trained: bool = True,
     report: Callable[[int, int], Any],
 ) -> None:
     """Fills every parameter of the base and buffer of a sharded meta model, in place.
@@ -43,6 +44,7 @@ def load_base(
         device: this rank's device; buffers live there.
         offload: ``fsdp.offload``: with ``cpu`` shards lie in host memory, with ``disk`` those of
             frozen parameters in a file that ``source`` maps, and get no memory here.
+        offload_trained: False gives trained parameters memory on ``device`` all the same.
         report: told ``(done_bytes, total_bytes)`` of this rank, first and after each
             tensor.
 
@@ -50,7 +52,13 @@ def load_base(
         CheckpointError: a file is damaged.
     """
     shards = device if offload == "none" else torch.device("cpu")
-    allocate(model, shards, buffers=device, frozen=offload != "disk")
+    allocate(
+        model,
+        shards,
+        buffers=device,
+        frozen=offload != "disk",
+        trained=None if offload_trained else device,
+    )
     recompute_buffers(model)
     targets = loading_targets(model)  # only now: `to_empty` made new buffers
     total = sum(own_weights(target) for target in targets.values()) * dtype.itemsize

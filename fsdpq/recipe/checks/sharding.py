@@ -60,6 +60,20 @@ def check_offloaded_activations_exist(recipe: Recipe, _base_dir: Path) -> Iterat
         yield from has_no_effect(recipe, "fsdp", "activation_offload", reason, hint)
 
 
+def check_kept_weights_are_few(recipe: Recipe, _base_dir: Path) -> Iterator[Problem]:
+    """``offload_trained: false`` without ``offload``, or where all weights are trained."""
+    fsdp = recipe.fsdp
+    if fsdp.offload == "none":
+        hint = "use `offload: cpu`, or delete `offload_trained`"
+        reason = "with `fsdp.offload: none`"
+        yield from has_no_effect(recipe, "fsdp", "offload_trained", reason, hint)
+    elif not fsdp.offload_trained and recipe.adapter.kind == "none":
+        message = f"`fsdp.offload_trained: false` leaves nothing to `offload: {fsdp.offload}`:"
+        message += " `adapter.kind: none` trains all weights"
+        hint = "use `offload: none`, or delete `offload_trained`"
+        yield Problem(message, "fsdp.offload_trained", hint=hint)
+
+
 def check_disk_holds_frozen_weights(recipe: Recipe, _base_dir: Path) -> Iterator[Problem]:
     """``offload: disk`` in full finetuning: only weights that never change are mapped."""
     if recipe.fsdp.offload == "disk" and recipe.adapter.kind == "none":
@@ -85,6 +99,7 @@ CHECKS = (
     check_shard_size_divides,
     check_hybrid_has_groups,
     check_offloaded_activations_exist,
+    check_kept_weights_are_few,
     check_disk_holds_frozen_weights,
     check_disk_maps_a_base,
 )

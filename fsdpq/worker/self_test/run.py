@@ -23,12 +23,19 @@ from fsdpq import dist
 from fsdpq.errors import ExitCode
 from fsdpq.run_files import CheckResult, append_json_line
 from fsdpq.worker.guard import end_process
-from fsdpq.worker.self_test import byte_checks, collective_checks, model_check, quantizer_checks
+from fsdpq.worker.self_test import (
+    byte_checks,
+    collective_checks,
+    model_check,
+    offload_checks,
+    quantizer_checks,
+)
 from fsdpq.worker.self_test.check import Bench, Check, CheckFailedError, CheckSkippedError
 
 CHECKS: tuple[Check, ...] = (
     *collective_checks.CHECKS,
     *byte_checks.CHECKS,
+    *offload_checks.CHECKS,
     *quantizer_checks.CHECKS,
     *model_check.CHECKS,
 )

@@ -1,11 +1,12 @@
 """Counting GPUs without torch, and what `auto` becomes."""
 
+import os
 from pathlib import Path
 
 import pytest
 
 from fsdpq.errors import EnvironmentProblemError
-from fsdpq.launch.devices import check_bf16, cpu_has_bf16, list_gpus
+from fsdpq.launch.devices import check_bf16, count_cores, cpu_has_bf16, list_gpus
 from fsdpq.launch.resolve import resolve_launch
 from fsdpq.recipe.load import load_recipe
 from fsdpq.recipe.root import Recipe
@@ -129,3 +130,26 @@ def test_bf16_is_refused_where_a_gpu_lacks_it(name: str) -> None:
 )  # fmt: skip
 def test_bf16_is_welcome_where_gpus_have_it(name: str) -> None:
     check_bf16("bf16", [f"GPU 0: {name} (UUID: GPU-1)"])
+
+
+@pytest.mark.parametrize(
+    ("quota", "expected"),
+    [
+        (None, 12),
+        ("max 100000", 12),
+        ("400000 100000", 4),
+        ("50000 100000", 1),
+        ("6400000 100000", 12),
+    ],
+)
+def test_cores_are_those_of_the_mask_and_the_container(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quota: str | None, expected: int
+) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: set(range(12)), raising=False)
+    path = tmp_path / "cpu.max"
+    if quota is not None:
+        path.write_text(f"{quota}\n")
+    assert count_cores(path) == expected
+    monkeypatch.delattr(os, "sched_getaffinity")
+    assert count_cores(tmp_path / "none") == 64

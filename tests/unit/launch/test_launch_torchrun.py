@@ -197,13 +197,14 @@ def test_workers_share_the_threads_and_stay_off_the_network(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr(processes.os, "cpu_count", lambda: 8)
-    environment = processes.worker_environment(device="cpu", num_ranks=2)
+    monkeypatch.setattr(processes, "count_cores", lambda: 9)
+    environment = processes.worker_environment(num_ranks=2)
     assert environment["OMP_NUM_THREADS"] == "4"
+    assert processes.worker_environment(num_ranks=16)["OMP_NUM_THREADS"] == "1"
     assert environment["HF_HUB_OFFLINE"] == "1"
     assert environment[processes.LAUNCHER_PID] == str(os.getpid())
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
-    assert processes.worker_environment(device="cpu", num_ranks=2)["OMP_NUM_THREADS"] == "3"
+    assert processes.worker_environment(num_ranks=2)["OMP_NUM_THREADS"] == "3"
 
 
 def test_program_that_cannot_start_is_named(tmp_path: Path) -> None:

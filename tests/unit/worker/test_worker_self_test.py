@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.late_transfer import LateTransfer, late_activations
 from support.ranks import RankPool
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
@@ -15,7 +16,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from fsdpq import dist
 from fsdpq.dist import Shard
 from fsdpq.run_files import CheckResult
-from fsdpq.worker.self_test import byte_checks, model_check, quantizer_checks, run
+from fsdpq.worker.self_test import byte_checks, model_check, offload_checks, quantizer_checks, run
 from fsdpq.worker.self_test.check import (
     Bench,
     Check,
@@ -120,6 +121,17 @@ def forget_a_rank(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(model_check, "train_step", train_step)
 
 
+def copy_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No fault: activations move as on a device, where a CPU's would stay."""
+    monkeypatch.setattr(offload_checks, "build_host_activations", late_activations)
+
+
+def read_before_the_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing waits for copies back."""
+    copy_late(monkeypatch)
+    monkeypatch.setattr(LateTransfer, "wait", lambda _self, _copied: None)
+
+
 def results_of(prefixes: tuple[str, ...], fault: Fault | None) -> list[CheckResult]:
     """Runs the checks whose ``group/name`` begins so on this rank and combines all ranks."""
     bench = Bench(torch.device("cpu"), init_device_mesh("cpu", (dist.world_size(),)))
@@ -136,6 +148,7 @@ def results_of(prefixes: tuple[str, ...], fault: Fault | None) -> list[CheckResu
 
 SOME = (
     "bytes/",
+    "offload/trained",
     "shards against the library's whole matrix/bnb nf4, double",
     "shards against the library's whole matrix/hqq 3",
     "dequantized weights against the library's/bnb fp4",
@@ -159,6 +172,7 @@ def test_nothing_is_wrong_without_a_fault(ranks: RankPool) -> None:
         (flip_a_bit, "shards against the library's whole matrix/hqq 3 bit", "`codes`"),
         (rewrite_nans, "bytes/gather", "of 131193 bytes differ"),
         (rewrite_nans, "bytes/offload to the host", "bytes differ"),
+        (read_before_the_copy, "offload/activations", "of 1048576 bytes differ"),
         (average_gradients, "gradients against plain torch/bnb nf4", "lora_A differs by 5.0e-01"),
         (shift_input_gradients, "gradients against plain torch/hqq 4 bit", "gradient of x"),
         (shift_lora, "gradients against plain torch/bnb fp4", "the output differs by"),
@@ -173,6 +187,13 @@ def test_fault_is_found(ranks: RankPool, fault: Fault, check: str, says: str) ->
         assert result.status == "failed", result
         assert says in result.detail
         assert result.remedy
+
+
+def test_activations_come_back_from_host_memory(ranks: RankPool) -> None:
+    moved = ranks.run(1, results_of, ("offload/activations",), copy_late)[0]
+    assert [r.status for r in moved] == ["passed"], moved
+    on_cpu = ranks.run(1, results_of, ("offload/activations",), None)[0]
+    assert [r.status for r in on_cpu] == ["skipped"]
 
 
 def test_all_byte_values_stand_in_all_places() -> None:
