@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fsdpq.adapter.dora_product import DoraBase, dora_product
+from fsdpq.adapter.dora_product import DoraBase, dora_product, row_norms
 from fsdpq.adapter.lora import LoraAdapter, LoraLinear
 from fsdpq.adapter.saved_modules import KEY
 from fsdpq.dist import gather_whole, own_shard
@@ -62,15 +62,37 @@ class DoraLinear(LoraLinear):
         x, shape = x.flatten(0, -2).to(dtype), x.shape[:-1]
         drops = self.training and self.dropout > 0
         inputs = functional.dropout(x, self.dropout) if drops else x
-        result = dora_product(
-            inputs,
-            x - inputs if drops else None,
-            self._dora_base(dtype),
-            (self.lora_A.to(dtype), self.lora_B.to(dtype)),
-            self.magnitude,
-            scaling=self.scaling,
-        )
+        rest = x - inputs if drops else None
+        low_rank = (self.lora_A.to(dtype), self.lora_B.to(dtype))
+        if torch.compiler.is_compiling():
+            result = self._traced_product(inputs, rest, low_rank)
+        else:
+            base = self._dora_base(dtype)
+            result = dora_product(
+                inputs, rest, base, low_rank, self.magnitude, scaling=self.scaling
+            )
         return result.unflatten(0, shape)
+
+    def _traced_product(
+        self, x: Tensor, rest: Tensor | None, low_rank: tuple[Tensor, Tensor]
+    ) -> Tensor:
+        """As `dora_product`, in operators that ``torch.compile`` can trace and fuse."""
+        a, b = low_rank
+        base, base_times_a = self._base_product(torch.cat([x, a.detach()])).split(
+            [x.shape[0], a.shape[0]]
+        )
+        product = torch.addmm(base, x @ a.T, b.T, alpha=self.scaling)
+        norms = row_norms(self.base_norm, base_times_a.T, a, b, scaling=self.scaling)
+        result = torch.addcmul(product, product, (self.magnitude / norms - 1.0).to(x.dtype))
+        if rest is not None:
+            result = result + self._base_product(rest)
+        bias: Tensor | None = self.base.bias  # pyright: ignore[reportAssignmentType]
+        return result if bias is None else result + bias.to(x.dtype)
+
+    def _base_product(self, x: Tensor) -> Tensor:
+        if isinstance(self.base, nn.Linear):
+            return functional.linear(x, self.base.weight.to(x.dtype))
+        return self.base.product(x)  # pyright: ignore[reportCallIssue]
 
     def _dora_base(self, dtype: torch.dtype) -> DoraBase:
         base = self.base

@@ -152,6 +152,10 @@ class QuantizedLinear(PackedMatrix):
         """Maps ``(..., in_features)`` to ``(..., out_features)`` in `compute_dtype` of ``x``."""
         return self._product(x, self.bias)
 
+    def product(self, x: Tensor) -> Tensor:
+        """As `forward`, without the bias."""
+        return self._product(x, None)
+
     def add_to(self, addend: Tensor, x: Tensor) -> Tensor:
         """Adds what `forward` gives for ``x`` to ``addend``, in place, and returns it.
 

@@ -79,19 +79,26 @@ FEW = {"adapter": {"target_modules": ["q_proj", "down_proj"]}}
 
 
 @pytest.mark.parametrize(
-    ("sections", "num_ranks", "num_graphs"),
+    ("sections", "num_ranks", "num_graphs", "rel"),
     # Layers whose input is frozen or trained, and evaluation; each at the first length and at all;
-    # chunks of one row are a shape of their own.
-    [(LORA, 2, 5), (DORA, 1, 8)],
+    # chunks of one row are a shape of their own. DoRA's product is traced in another order of
+    # roundings, here of bf16.
+    [(LORA, 2, 5, 0.0), (DORA, 1, 8, 2e-3)],
     ids=["lora", "dora"],
 )
 def test_compiled_layers_compute_the_same(
-    ranks: RankPool, directory: Path, sections: dict[str, Any], num_ranks: int, num_graphs: int
+    ranks: RankPool,
+    directory: Path,
+    sections: dict[str, Any],
+    num_ranks: int,
+    num_graphs: int,
+    rel: float,
 ) -> None:
     plain = ranks.run(num_ranks, run, directory, None, sections, 24)
     compiled = ranks.run(num_ranks, run, directory, "aot_eager", sections, 24)
     for (losses, norms, held_out, counts), expected in zip(compiled, plain, strict=True):
-        assert (losses, norms, held_out) == expected[:3]
+        assert [*losses, held_out] == pytest.approx([*expected[0], expected[2]], rel=rel, abs=0)
+        assert norms == pytest.approx(expected[1], rel=10 * rel, abs=0)
         assert counts["breaks"] == 0
         assert 0 < counts["graphs"] <= num_graphs
         assert expected[3]["graphs"] == 0
