@@ -87,8 +87,8 @@ def train_each(
         mapped = base if fsdp.get("offload") == "disk" else None
         assembled = bases.assemble_from(mapped, directory, sections | {"fsdp": fsdp})
         initial = whole_a(assembled)
-        # Two micro-batches on two ranks, one on four; rows are short for both.
-        losses, norms = train(assembled, batches(), micro_batch_size=2, lr=LR, max_norm=MAX_NORM)
+        # One micro-batch: of three rows on two ranks, of one or two on four.
+        losses, norms = train(assembled, batches(), micro_batch_size=3, lr=LR, max_norm=MAX_NORM)
         answers[name] = {"initial": initial, "losses": losses, "norms": norms}
     return answers
 
