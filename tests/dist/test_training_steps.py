@@ -182,7 +182,7 @@ class Case:
         schedule: one of `SCHEDULES`.
         max_norm: ``training.max_grad_norm``.
         fsdp: the recipe's section.
-        micro_batch_size: five rows make several micro-batches.
+        micro_batch_size: on two ranks five rows make one micro-batch of 4, two of 2, three of 1.
         rel: of losses and norms.
         moved: bound on the difference of a weight, as a share of how far it has moved.
     """
@@ -192,7 +192,7 @@ class Case:
     schedule: str
     max_norm: float | None = None
     fsdp: dict[str, Any] = field(default_factory=dict)
-    micro_batch_size: int = 2
+    micro_batch_size: int = 4
     rel: float = 1e-5
     moved: float = 1e-3
 
@@ -227,7 +227,7 @@ DECAYED: dict[str, Any] = {"lr": 1e-2, "weight_decay": 0.1}
 FP16 = {"precision": "fp16_autocast"}
 
 CASES: dict[str, Case] = {
-    "cosine": Case(*sgd(), "cosine", CLIP),
+    "cosine": Case(*sgd(), "cosine", CLIP, micro_batch_size=2),
     "no_sync": Case(*sgd(), "cosine", CLIP, {"no_sync": True}, 1),
     "nesterov": Case(*sgd(nesterov=True, weight_decay=0.1), "constant"),
     # fp16 keeps 11 bits. Scaled gradients are thousands of times the limit.
@@ -255,7 +255,7 @@ CASES: dict[str, Case] = {
     ),
 }
 ON_MORE: dict[int, dict[str, Case]] = {
-    3: {"shard_grad_op": Case(*sgd(), "cosine", CLIP, {"strategy": "shard_grad_op"})},
+    3: {"shard_grad_op": Case(*sgd(), "cosine", CLIP, {"strategy": "shard_grad_op"}, 1)},
     4: {
         "hybrid": Case(
             *sgd(), "cosine", CLIP,
