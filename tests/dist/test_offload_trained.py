@@ -86,6 +86,7 @@ def train_offloaded(directory: Path, fsdp: dict[str, Any], sections: Sections) -
     ]
     return {
         "numbers": numbers,
+        "notices": assembled.notices,
         "offloaded": {
             (param.sharded_param.requires_grad, param.offload_to_cpu) for param in params
         },
@@ -111,6 +112,8 @@ def test_numbers_are_those_of_training_on_the_host(
         assert on_host["offloaded"] == {(True, True), (False, True)}
         assert on_device["offloaded"] == {(True, False), (False, True)}
         assert on_device["numbers"] == on_host["numbers"]
+        assert on_host["notices"] == ()
+        assert "`fsdp.offload_trained: false` changes nothing here" in on_device["notices"][0]
 
 
 def test_private_state_of_fsdp2_is_that_of_the_torch_it_was_read_in() -> None:

@@ -98,6 +98,17 @@ def test_clipping_equals_torchs(max_norm: float | None) -> None:
         assert torch.allclose(mine.grad, other.grad, rtol=1e-6)  # pyright: ignore[reportArgumentType]
 
 
+def test_gradients_on_the_host_are_written_only_where_that_changes_them() -> None:
+    parameter = nn.Parameter(torch.ones(3))
+    parameter.grad = torch.ones(3)
+    clip_gradients([parameter], 2.0)
+    assert parameter.grad._version == 0
+    clip_gradients([parameter], 1.0)
+    assert parameter.grad._version == 1
+    clip_gradients([parameter], 2.0, loss_scale=2.0)
+    assert parameter.grad._version == 2
+
+
 def test_the_norm_of_bf16_gradients_is_computed_in_fp32() -> None:
     parameter = nn.Parameter(torch.ones(4096, dtype=torch.bfloat16))
     parameter.grad = torch.full_like(parameter, 1.0 + 2.0**-7)
