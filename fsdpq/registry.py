@@ -152,17 +152,33 @@ def find_row(section: str, kind: str) -> Row:
     raise KeyError(f"no kind `{kind}` in section `{section}`")
 
 
-def check_packages(recipe: Recipe) -> None:
+def check_packages(recipe: Recipe, *, trains: bool = True) -> None:
     """Checks that every package that a recipe needs beyond the core ones is installed.
+
+    Args:
+        recipe: of the run.
+        trains: False asks for what quantizing its base needs only.
 
     Raises:
         MissingDependencyError: names all that are missing, and who needs them.
     """
     missing: dict[str, str] = {}
-    for section in dict.fromkeys(row.section for row in ROWS):
+    sections = dict.fromkeys(row.section for row in ROWS) if trains else ("quantization",)
+    for section in sections:
         row = find_row(section, getattr(recipe, section).kind)
         who = f"`{section}: {{kind: {row.kind}}}`"
         missing |= {name: who for name in row.requires if not is_installed(name)}
+    missing |= _missing_for_training(recipe) if trains else {}
+    if missing:
+        needs = ", ".join(f"{who} needs `{name}`" for name, who in missing.items())
+        raise MissingDependencyError(
+            f"packages are not installed: {needs}", hint=f"pip install {' '.join(missing)}"
+        )
+
+
+def _missing_for_training(recipe: Recipe) -> dict[str, str]:
+    """Returns missing packages outside of the table, as pip calls them -> who needs them."""
+    missing: dict[str, str] = {}
     if recipe.model.attn_implementation == "flash_attention_2" and not is_installed("flash_attn"):
         missing["flash-attn"] = "`attn_implementation: flash_attention_2`"
     if recipe.model.use_liger_kernel and not is_installed("liger_kernel"):
@@ -170,11 +186,7 @@ def check_packages(recipe: Recipe) -> None:
     for sink in recipe.metrics.sinks:
         if sink in SINK_PACKAGES and not is_installed(SINK_PACKAGES[sink]):
             missing[SINK_PACKAGES[sink]] = f"`{sink}` in `metrics.sinks`"
-    if missing:
-        needs = ", ".join(f"{who} needs `{name}`" for name, who in missing.items())
-        raise MissingDependencyError(
-            f"packages are not installed: {needs}", hint=f"pip install {' '.join(missing)}"
-        )
+    return missing
 
 
 def is_installed(package: str) -> bool:

@@ -114,7 +114,7 @@ def quantize(
     check_output(loaded.recipe, output)
     gpus = list_gpus()
     recipe = resolve_launch(loaded.recipe, num_gpus=len(gpus))
-    check_packages(recipe)
+    check_packages(recipe, trains=False)
     if recipe.launch.device == "cuda":
         check_bf16(told_dtype(recipe), gpus)
     check_endpoint(recipe.launch)

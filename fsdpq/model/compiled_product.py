@@ -1,9 +1,10 @@
 """The product with a quantized matrix as one operator, which ``torch.compile`` leaves whole.
 
 `fsdpq.model.quantized_linear` dequantizes in forward and again in backward, so that nothing but
-packed bytes is kept. A compiler that sees inside finds one expression twice and keeps its result:
-the whole base, dequantized. It also cannot follow the libraries' Python
-(https://docs.pytorch.org/tutorials/advanced/python_custom_ops.html).
+packed Parameters is kept, whose gathered bytes FSDP frees. A compiler that sees inside finds one
+expression twice and keeps its result halfway, 4-bit codes unpacked to bytes: unsharded, for every
+layer, until backward (torch 2.13, docs/developing/log.md). It also cannot follow the libraries'
+Python (https://docs.pytorch.org/tutorials/advanced/python_custom_ops.html).
 
 An operator takes tensors and numbers only. What it needs to know beyond its tensors stands in a
 table, one entry for all matrices of one shape, so that layers that are alike share one compiled

@@ -48,6 +48,8 @@ from fsdpq.worker.base import (
 )
 from fsdpq.worker.from_disk import read_ahead
 
+COMPILE_NOTICE = "layers are compiled when they first run: the first steps take longer"
+
 
 @dataclass(frozen=True)
 class Inputs:
@@ -193,7 +195,8 @@ def assemble_model(
     digest = adapter.init_adapter(model, seed=recipe.training.seed, dtype=dtype, device=device)
     check_same_on_all_ranks("the initial values of what is trained", digest)
     on_phase("init")
-    notices = tuple(notice for notice in (about_offload, about_base) if notice)
+    about_compile = COMPILE_NOTICE if recipe.training.compile else ""
+    notices = tuple(notice for notice in (about_offload, about_base, about_compile) if notice)
     return Assembled(model, num_parameters, num_quantized, num_groups, notices, mapped_base)
 
 

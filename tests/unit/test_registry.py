@@ -66,3 +66,6 @@ def test_all_missing_packages_are_named_at_once(monkeypatch: pytest.MonkeyPatch)
     assert "`use_liger_kernel: true` needs `liger-kernel`" in caught.value.message
     assert caught.value.hint == "pip install hqq termcolor flash-attn liger-kernel wandb"
     assert caught.value.exit_code is ExitCode.ENVIRONMENT
+    with pytest.raises(MissingDependencyError) as caught:
+        check_packages(recipe, trains=False)
+    assert caught.value.hint == "pip install hqq termcolor"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.tiny import save_tiny_llama
+from support.tiny import save_tiny_llama, tiny_recipe
 from torch import nn
 from transformers import AutoConfig
 
@@ -19,6 +19,7 @@ from fsdpq.model.quantized_linear import QuantizedLinear
 from fsdpq.quantization.bnb import BnbQuantizer
 from fsdpq.quantization.none import NoQuantizer
 from fsdpq.recipe.sections.quantization import BnbOptions, NoQuantOptions
+from fsdpq.worker.quantize import build_frozen_model
 
 
 def _build(directory: Path, *, attn_implementation: str = "sdpa", **options: object):
@@ -49,6 +50,11 @@ def test_attention_that_is_not_installed_is_a_problem_of_the_machine(tmp_path: P
         _build(tmp_path, attn_implementation="flash_attention_2")
     assert "FlashAttention2" in caught.value.message
     assert caught.value.hint == "set `model.attn_implementation: sdpa`"
+    # Quantizing computes no attention: a base can be made on another machine.
+    model = {"name_or_path": "tiny", "attn_implementation": "flash_attention_2"}
+    recipe = tiny_recipe(model=model | {"use_liger_kernel": True})
+    frozen = build_frozen_model(recipe, tmp_path, dtype=torch.bfloat16, trust_remote_code=False)
+    assert frozen.hf.config._attn_implementation == "eager"
 
 
 def test_modules_not_to_convert_stay_linear(tmp_path: Path) -> None:

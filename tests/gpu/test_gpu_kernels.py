@@ -1,0 +1,88 @@
+"""Attention, Liger's kernels and compiled layers on a GPU, against eager attention in plain torch.
+
+All in bf16 against fp32 on the same GPU: 2% is the rounding of a few bf16 layers.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from fsdpq.data.loader import MicroBatch, collate
+from fsdpq.data.pack import pack_rows
+from fsdpq.data.tokenize import Row
+from fsdpq.fsdp.compiled_layers import apply_compile
+from fsdpq.model.causal_lm import CausalLM
+from fsdpq.model.liger import apply_liger_kernels
+
+pytestmark = [
+    pytest.mark.gpu(1),
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs 1 GPU, there is none"),
+    pytest.mark.filterwarnings("ignore"),  # of compilers, in torch's and Triton's own code
+]
+TINY: dict[str, Any] = {
+    "vocab_size": 320, "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512,
+    "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
+TOLERANCE = 0.02
+
+
+def build(attention: str, dtype: torch.dtype, *, liger: bool = False) -> CausalLM:
+    torch.manual_seed(0)
+    config = AutoConfig.for_model("llama", **TINY)
+    hf = AutoModelForCausalLM.from_config(config, attn_implementation=attention).to("cuda", dtype)
+    if liger:
+        apply_liger_kernels(hf)
+    model = CausalLM(hf)
+    model.flattens_packed = attention == "flash_attention_2"
+    return model
+
+
+def rows() -> list[Row]:
+    generator = torch.Generator().manual_seed(0)
+    lengths = [120, 60, 200, 30, 90, 11, 70]
+    ids = [torch.randint(3, 320, (length,), generator=generator).tolist() for length in lengths]
+    return [Row(each, [False] + [True] * (len(each) - 1)) for each in ids]
+
+
+def gradients(model: CausalLM, batch: MicroBatch) -> tuple[float, dict[str, torch.Tensor]]:
+    batch = batch.to(torch.device("cuda"))
+    loss = model(batch.input_ids, batch.loss_positions, batch.targets, batch.position_ids)
+    loss.backward()
+    named = model.named_parameters()
+    return loss.item(), {n: p.grad.float() for n, p in named if p.grad is not None}
+
+
+def assert_close(model: CausalLM, batch: MicroBatch) -> None:
+    loss, found = gradients(model, batch)
+    wanted_loss, wanted = gradients(build("eager", torch.float32), collate(rows()))
+    assert loss == pytest.approx(wanted_loss, rel=TOLERANCE)
+    for name, gradient in wanted.items():
+        error = (found[name] - gradient).norm() / gradient.norm()
+        assert error < 2 * TOLERANCE, name
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "flash_attention_2", "flex_attention"])
+def test_packed_rows_have_the_gradients_of_rows_alone(attention: str) -> None:
+    if attention == "flash_attention_2" and importlib.util.find_spec("flash_attn") is None:
+        pytest.skip("flash-attn is not installed")
+    packed = collate(pack_rows(rows(), 256))
+    assert packed.input_ids.shape[0] > 1
+    assert_close(build(attention, torch.bfloat16), packed)
+
+
+def test_liger_kernels_have_the_gradients_of_plain_torch() -> None:
+    if importlib.util.find_spec("liger_kernel") is None:
+        pytest.skip("liger-kernel is not installed")
+    assert_close(build("sdpa", torch.bfloat16, liger=True), collate(rows()))
+
+
+def test_compiled_layers_have_the_gradients_of_plain_torch() -> None:
+    model = build("sdpa", torch.bfloat16)
+    apply_compile(list(model.decoder_layers))
+    assert_close(model, collate(rows()))
