@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 ON_EVERY_CORE := -n auto --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help train test test-recipes check lint types imports schema schema-check format bench bench-load bench-memory clean
+.PHONY: help train test test-recipes check lint types imports schema schema-check format bench bench-chunks bench-load bench-memory clean
 
 help:  ## Show what each target does
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -51,6 +51,9 @@ format: $(VENV)/.installed-dev  ## Format the code
 
 bench: $(VENV)/.installed  ## Measure how long `fsdpq validate` takes
 	$(BIN)/python scripts/bench_cli.py
+
+bench-chunks: $(VENV)/.installed  ## Count what a step gathers when layers run in chunks (minutes)
+	$(BIN)/python scripts/bench_chunks.py
 
 bench-memory: $(VENV)/.installed  ## Measure how activation memory grows with the sequence length
 	$(BIN)/python scripts/bench_memory.py

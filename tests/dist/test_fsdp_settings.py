@@ -22,6 +22,7 @@ from fsdpq.model.quantized_linear import QuantizedLinear
 from fsdpq.training.scaler import LossScaler
 from fsdpq.training.step import reduce_after_backward
 from support import reference
+from support.imports import load_script
 from support.ranks import RankPool
 from support.sharded import assemble, train
 from support.tiny import random_rows, save_tiny_llama
@@ -327,37 +328,42 @@ def test_layers_draw_the_same_dropout_again_in_backward(ranks: RankPool, tmp_pat
     assert other[0] != pytest.approx(kept[0], rel=1e-4), "something is dropped"
 
 
-def gathers_and_saves(directory: Path, layer_chunks: int) -> dict[str, Any]:
-    """Counts gathers of the layers and tensors saved to the host, for one micro-batch."""
-    assembled = assemble(
-        directory,
-        training={"layer_chunks": layer_chunks, "micro_batch_size": 4},
-        fsdp={"activation_offload": True},
-    )
-    layers = assembled.model.decoder_layers
-    calls: list[int] = []
-    for layer in layers:
-        layer.register_forward_pre_hook(lambda _module, _args: calls.append(1))
-    train(
-        assembled,
-        [random_rows(4 * dist.get_world_size())],
-        micro_batch_size=4,
-        lr=LR,
-        max_norm=None,
-        scaler=None,
-        no_sync=False,
-    )
-    first = layers[0]
-    assert isinstance(first, RunsInChunks)
-    assert first.layer_run.host is not None
-    return {"calls": len(calls), "saved": first.layer_run.host.num_saved}
+def gathers_and_saves(
+    directory: Path, settings: list[tuple[int, int]]
+) -> list[tuple[list[tuple[int, int]], int]]:
+    """Counts, for every ``micro_batch_size`` and ``layer_chunks``, what a step of four rows gathers
+    and the tensors that it saves on the host."""
+    counts: list[tuple[list[tuple[int, int]], int]] = []
+    for micro_batch_size, layer_chunks in settings:
+        assembled = assemble(
+            directory,
+            training={"layer_chunks": layer_chunks, "micro_batch_size": micro_batch_size},
+            fsdp={"activation_offload": True},
+        )
+        with load_script("bench_chunks").CountedGathers() as counted:
+            train(
+                assembled,
+                [random_rows(4 * dist.get_world_size())],
+                micro_batch_size=micro_batch_size,
+                lr=LR,
+                max_norm=None,
+                scaler=None,
+                no_sync=False,
+            )
+        first = assembled.model.decoder_layers[0]
+        assert isinstance(first, RunsInChunks)
+        assert first.layer_run.host is not None
+        counts.append((counted.sizes, first.layer_run.host.num_saved))
+    return counts
 
 
 def test_layer_chunks_gather_once_and_save_only_checkpointed_inputs(
     ranks: RankPool, tiny: Path
 ) -> None:
-    for chunks in (1, 4):
-        answer = ranks.run(2, gathers_and_saves, tiny, chunks)[0]
-        # FSDP gathers in hooks of the layer's call: one call a layer, whatever the chunks.
-        assert answer["calls"] == 3
-        assert answer["saved"] == 3 * chunks
+    settings = [(4, 1), (4, 4), (1, 1)]
+    whole, chunked, accumulated = ranks.run(2, gathers_and_saves, tiny, settings)[0]
+    # Three layers in forward and in backward, embedding and head (tied), the last norm.
+    assert len(whole[0]) == 2 * 3 + 2
+    assert chunked[0] == whole[0], "chunks gather once, the same bytes"
+    assert accumulated[0] == 4 * whole[0], "micro-batches gather each for itself"
+    assert [saved for _, saved in (whole, chunked, accumulated)] == [3, 12, 12]
