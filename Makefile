@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 ON_EVERY_CORE := -n auto --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help train test test-recipes check lint types imports schema schema-check format bench bench-cli bench-memory bench-load bench-optimizer clean
+.PHONY: help train test test-recipes check lint types imports schema schema-check format bench bench-cli bench-memory bench-chunks bench-load bench-optimizer clean
 
 help:  ## Show what each target does
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -56,6 +56,9 @@ bench-cli: $(VENV)/.installed  ## Measure how long `fsdpq validate` takes
 
 bench-memory: $(VENV)/.installed  ## Measure memory by phase and length (BENCH="--full" up to 8192 tokens)
 	PYTHONPATH=scripts $(BIN)/python -m bench_memory $(BENCH)
+
+bench-chunks: $(VENV)/.installed  ## Count what a step gathers when layers run in chunks (minutes)
+	$(BIN)/python scripts/bench_chunks.py
 
 bench-load: $(VENV)/.installed  ## Measure loading a made-up 1.1B model beside transformers (minutes)
 	$(BIN)/python scripts/bench_load.py

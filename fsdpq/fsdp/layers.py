@@ -61,12 +61,14 @@ class RunsInChunks(nn.Module):
         in_backward = torch.is_grad_enabled() and (run.is_trained or hidden.requires_grad)
         recompute = run.recompute and self.training and in_backward
         num_chunks = min(run.num_chunks, num_rows)
+        # One split: slices would each fill a whole gradient with zeros in backward.
+        sizes = [chunk.shape[0] for chunk in hidden.detach().tensor_split(num_chunks)]
         outputs: list[Any] = []
-        for index in range(num_chunks):
+        for index, rows in enumerate(hidden.split(sizes)):
             part = functools.partial(_rows_of, num_rows=num_rows, chunk=(index, num_chunks))
             own_kwargs = {key: part(value, name=key) for key, value in kwargs.items()}
             function = functools.partial(plain, **own_kwargs)
-            own_args = [part(value) for value in (hidden, *args)]
+            own_args = [rows, *(part(value) for value in args)]
             if recompute:
                 with run.host.saving(stays=run.is_last) if run.host else nullcontext():
                     outputs.append(checkpoint(function, *own_args, use_reentrant=False))

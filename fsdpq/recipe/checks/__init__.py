@@ -60,4 +60,4 @@ CHECKS: tuple[Check, ...] = (
     *launch.CHECKS,
 )
 
-NOTICES: tuple[Note, ...] = (*adapter.NOTICES, *output.NOTICES)
+NOTICES: tuple[Note, ...] = (*adapter.NOTICES, *batch.NOTICES, *output.NOTICES)

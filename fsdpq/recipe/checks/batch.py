@@ -69,6 +69,16 @@ def check_no_sync_used(recipe: Recipe, _base_dir: Path) -> Iterator[Problem]:
         yield from has_no_effect(recipe, "fsdp", "no_sync", "with one micro-batch a step", hint)
 
 
+def note_chunks_are_padded(recipe: Recipe, _base_dir: Path) -> Iterator[str]:
+    """``layer_chunks`` without packing: all chunks are as wide as the micro-batch's longest row."""
+    training = recipe.training
+    if training.layer_chunks > 1 and recipe.data.packing == "none":
+        yield (
+            f"rows are padded to the longest of {training.micro_batch_size} in a micro-batch, in "
+            "all chunks of `training.layer_chunks`: `data.packing: best_fit` leaves out the padding"
+        )
+
+
 def _written_rows(recipe: Recipe) -> int | None:
     """Returns the rows of a step where the recipe says them."""
     training = recipe.training
@@ -88,3 +98,4 @@ CHECKS = (
     check_layer_chunks_divide,
     check_no_sync_used,
 )
+NOTICES = (note_chunks_are_padded,)

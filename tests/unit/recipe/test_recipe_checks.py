@@ -10,7 +10,7 @@ import pytest
 
 from fsdpq.errors import Problem
 from fsdpq.recipe import checks
-from fsdpq.recipe.checks import CHECKS, NOTICES, adapter, output
+from fsdpq.recipe.checks import CHECKS, NOTICES, adapter, batch, output
 from fsdpq.recipe.load import dump_recipe
 from fsdpq.recipe.root import Recipe
 
@@ -508,6 +508,14 @@ def test_dora_says_what_a_large_rank_costs() -> None:
     assert list(adapter.note_dora_cost(recipe(**dora), Path())) == []
     lora = recipe(adapter__rank=64, training__micro_batch_size=1)
     assert list(adapter.note_dora_cost(lora, Path())) == []
+
+
+def test_chunks_of_unpacked_rows_are_said_to_be_padded() -> None:
+    [notice] = batch.note_chunks_are_padded(recipe(training__layer_chunks=2), Path())
+    assert "the longest of 4 in a micro-batch" in notice
+    assert list(batch.note_chunks_are_padded(recipe(), Path())) == []
+    packed = recipe(training__layer_chunks=2, data__packing="best_fit")
+    assert list(batch.note_chunks_are_padded(packed, Path())) == []
 
 
 def test_restarts_without_checkpoints_are_mentioned() -> None:
