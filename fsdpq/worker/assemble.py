@@ -213,7 +213,7 @@ def fill_base(
     load_base(model, source, dtype=dtype, device=device, offload=offload, report=report)
     mapped = source.mapped_base if isinstance(source, QuantizedBaseSource) else None
     if mapped is not None:
-        read_ahead(model, mapped, recipe.fsdp)
+        read_ahead(model, mapped, recipe.fsdp, device)
     return mapped, notice
 
 

@@ -143,7 +143,7 @@ def build_trainer(
         no_sync=recipe.fsdp.no_sync,
         profiler=StepProfiler(profile, trace, device) if profile else None,
         log_memory=recipe.metrics.log_memory,
-        check_base=base_watch(assembled.mapped_base, events),
+        check_base=base_watch(assembled.mapped_base, events, device),
     )
 
 
