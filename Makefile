@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 ON_EVERY_CORE := -n auto --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help train test test-recipes check lint types imports schema schema-check format bench bench-cli bench-memory bench-chunks bench-load bench-optimizer clean
+.PHONY: help train test test-recipes check lint types imports schema schema-check format bench bench-cli bench-memory bench-chunks bench-load bench-optimizer bench-disk clean
 
 help:  ## Show what each target does
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -65,6 +65,9 @@ bench-load: $(VENV)/.installed  ## Measure loading a made-up 1.1B model beside t
 
 bench-optimizer: $(VENV)/.installed  ## Measure optimizer steps on the host beside a memory copy
 	$(BIN)/python scripts/bench_optimizer.py
+
+bench-disk: $(VENV)/.installed  ## Measure training from disk beside host memory (minutes)
+	$(BIN)/python scripts/bench_disk.py
 
 clean:  ## Remove the virtual environment and caches (not your runs)
 	rm -rf $(VENV) .pytest_cache .ruff_cache .import_linter_cache

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
@@ -46,6 +46,7 @@ class GroupReadAhead:
         ranges: of every group.
         layers: the groups that are decoder layers, in order of their forward.
         first_trained: the layer where backward ends; None where it reads nothing.
+        on_visit: called before every visit.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class GroupReadAhead:
         *,
         layers: Sequence[int],
         first_trained: int | None,
+        on_visit: Callable[[], Any] = lambda: None,
     ) -> None:
         self._descriptor = descriptor
         self._ranges = ranges
@@ -62,6 +64,7 @@ class GroupReadAhead:
         backward = [] if first_trained is None else list(layers[first_trained:][::-1])
         self._step = self._forward + backward
         self._backward_at = {g: len(self._forward) + at for at, g in enumerate(backward)}
+        self._on_visit = on_visit
         self._visit = 0
         self._expected: dict[int, int] = {}
         self._thread = ThreadPoolExecutor(1, "group-read-ahead")
@@ -77,6 +80,7 @@ class GroupReadAhead:
             self._enter(self._step, at)
 
     def _enter(self, cycle: Sequence[int], at: int) -> None:
+        self._on_visit()
         self._visit += 1
         self._expected[cycle[at]] = self._visit
         for ahead in range(1, GROUPS_AHEAD + 1):
@@ -104,6 +108,7 @@ def apply_read_ahead(
     descriptor: int,
     ranges: Mapping[int, Range],
     reshards: bool,
+    on_visit: Callable[[], Any] = lambda: None,
 ) -> GroupReadAhead | None:
     """Makes groups announce those that run after them, in place; after loading.
 
@@ -113,6 +118,7 @@ def apply_read_ahead(
         descriptor: of the file; stays open as long as the modules run.
         ranges: of the rows of this rank in the file, by the ``id`` of a Parameter.
         reshards: whether a layer's backward gathers it again.
+        on_visit: called before every forward and backward of a group.
 
     Returns:
         What takes the announcements, None where the system takes none.
@@ -130,6 +136,7 @@ def apply_read_ahead(
         [_ranges_of(group, ranges) for group in groups],
         layers=[i for i, group in enumerate(groups) if id(group[0]) in is_layer],
         first_trained=first_trained,
+        on_visit=on_visit,
     )
     for index, group in enumerate(groups):
         # Before FSDP's own hook, which gathers: what comes next is read meanwhile.

@@ -228,7 +228,7 @@ def fill_base(
     )  # fmt: skip
     mapped = source.mapped_base if isinstance(source, QuantizedBaseSource) else None
     if mapped is not None:
-        read_ahead(model, mapped, fsdp)
+        read_ahead(model, mapped, fsdp, device)
     return mapped, notice
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import psutil
+import torch
 
 from fsdpq import dist
 from fsdpq.fsdp.group_read_ahead import apply_read_ahead
@@ -18,27 +20,10 @@ from fsdpq.recipe.sections.fsdp import FsdpOptions
 
 GB = 1e9
 
-M_MMAP_THRESHOLD = -3
-"""Of glibc's ``mallopt``."""
 
-RETURNED_BYTES = 1 << 20
-"""Buffers from this size on go back to the system when they are freed."""
-
-
-def return_freed_memory(recipe: Recipe) -> None:
-    """Makes the C library return freed buffers to the system, where memory is what is short.
-
-    glibc keeps freed buffers of up to 32 MB, and those of gathered layers leave holes in its heap
-    that the next layer does not fit into: on a CPU the heap grows towards the size of the base,
-    which the file was to replace. On a GPU layers are gathered in its own memory.
-    """
-    if recipe.launch.device == "cpu" and recipe.fsdp.offload == "disk":
-        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-        if mallopt is not None:
-            mallopt(M_MMAP_THRESHOLD, RETURNED_BYTES)
-
-
-def read_ahead(model: CausalLM, mapped: MappedBase, options: FsdpOptions) -> None:
+def read_ahead(
+    model: CausalLM, mapped: MappedBase, options: FsdpOptions, device: torch.device
+) -> None:
     """Makes the groups of a loaded model announce those that run after them, in place."""
     first, *rest = model.embedding_groups
     layers = list(model.decoder_layers)
@@ -48,23 +33,39 @@ def read_ahead(model: CausalLM, mapped: MappedBase, options: FsdpOptions) -> Non
         descriptor=mapped.descriptor,
         ranges=mapped.ranges,
         reshards=reshards_after_forward(options),
+        on_visit=heap_trimmer(device),
     )
 
 
-def base_watch(mapped: MappedBase | None, events: MetricSink) -> Callable[[], None]:
+def heap_trimmer(device: torch.device) -> Callable[[], Any]:
+    """Returns what gives freed memory back to the system, to be called between groups.
+
+    On a CPU gathered layers are ordinary memory. glibc keeps freed buffers of up to 32 MB, and they
+    leave holes in its heap that the next layer does not fit into: the heap grows towards the size
+    of the base, which the file was to replace. On a GPU layers are gathered in its own memory.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if device.type == "cpu" else None
+    return (lambda: None) if trim is None else (lambda: trim(0))
+
+
+def base_watch(
+    mapped: MappedBase | None, events: MetricSink, device: torch.device
+) -> Callable[[], None]:
     """Returns what is to be called now and then while a model trains over a mapped base.
 
-    It tells the user what has become of the file and, once, what of it is memory after all.
+    It gives the memory of the last layers back, and tells the user what has become of the file and,
+    once, what of it is memory after all.
 
     Raises:
         DamagedBaseError: by the function: the file was changed underneath.
     """
-    is_first = True
+    is_first, trim = True, heap_trimmer(device)
 
     def watch() -> None:
         nonlocal is_first
         if mapped is None:
             return
+        trim()
         notices = mapped.check_unchanged()
         if is_first and (copied := mapped.count_copied_bytes()):
             notices.append(
@@ -114,11 +115,14 @@ def describe_reading(
         free_bytes: memory that the system can use for pages of the file.
         bytes_per_s: of the disk, all ranks together; 0 where it is not known.
         num_micro_batches: of a step on one rank.
-        num_passes: passes over the layers in a micro-batch that read them.
+        num_passes: passes over the layers in a micro-batch that read them: 2 where the backward
+            pass gathers them again, from the last to the first, and 1 where it does not.
     """
-    missing = file_bytes - free_bytes
-    if missing <= 0:
+    if file_bytes <= free_bytes:
         return ""
+    # There and back, what was used last is needed first and still there; round and round, the
+    # system has always just dropped what comes next.
+    missing = file_bytes - free_bytes if num_passes == 2 else file_bytes
     per_step = missing * num_passes * num_micro_batches
     times = num_passes * num_micro_batches
     text = f"the base ({file_bytes / GB:.1f} GB) is larger than the memory that is free "

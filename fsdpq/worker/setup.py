@@ -144,7 +144,7 @@ def build_trainer(
         profiler=StepProfiler(profile, trace, device) if profile else None,
         log_memory=recipe.metrics.log_memory,
         router_aux_loss_coef=router_loss.coefficient if router_loss else 0.0,
-        check_base=base_watch(assembled.mapped_base, events),
+        check_base=base_watch(assembled.mapped_base, events, device),
     )
 
 

@@ -28,7 +28,7 @@ from fsdpq.worker.assemble import (
     stop_ids,
 )
 from fsdpq.worker.export import FORMATS
-from fsdpq.worker.from_disk import reading_notices, return_freed_memory
+from fsdpq.worker.from_disk import reading_notices
 from fsdpq.worker.outputs import open_metrics, open_rows
 from fsdpq.worker.setup import Data, build_trainer, load_data, steps_of_rank
 
@@ -44,7 +44,6 @@ def train(files: RunFiles, *, trust_remote_code: bool = False) -> None:
     inputs = read_inputs(files, trust_remote_code=trust_remote_code)
     device = dist.start_process_group(recipe.launch.device)
     dist.seed_everything(recipe.training.seed)
-    return_freed_memory(recipe)
     events = open_rows(files.events)
     enter(events, "data")
     tokenizer = load_tokenizer(inputs.model_dir, trust_remote_code=trust_remote_code)

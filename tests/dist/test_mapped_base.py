@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from fsdpq.dist import own_shard
 from fsdpq.errors import CheckpointError, DamagedBaseError
 from fsdpq.fsdp import group_read_ahead
+from fsdpq.model.loading import base_layout
 from fsdpq.tensor_files.base_manifest import WEIGHTS_NAME, read_manifest
 from fsdpq.tensor_files.header import read_header
 from fsdpq.worker.from_disk import base_watch
@@ -60,6 +61,30 @@ def test_losses_are_those_of_host_memory_and_uneven_rows_are_no_copies(
     ):
         assert mapped["numbers"] == copied["numbers"]
         assert mapped["copied"] == 0
+
+
+def told_of_a_base_without_room(directory: Path, base: Path) -> list[str]:
+    """Writes a base that ends with its last tensor; returns what a run over it is told."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(base_layout, "MOST_RANKS", 1)
+        bases.write(directory, base, {})
+    assembled = bases.assemble_from(base, directory, {"fsdp": {"offload": "disk"}})
+    train(assembled, [random_rows(4)], micro_batch_size=2, lr=1e-3, max_norm=1.0)
+    events = Rows()
+    watch = base_watch(assembled.mapped_base, events, bases.CPU)
+    watch()
+    watch()
+    return [row["message"] for row in events.rows]
+
+
+def test_rows_that_had_to_be_copied_are_told_once(ranks: RankPool, tmp_path: Path) -> None:
+    directory = save_tiny_llama(tmp_path / "model", tied=False)
+    whole, short = ranks.run(2, told_of_a_base_without_room, directory, tmp_path / "base")
+    assert whole == []
+    # 165 of the head's 331 rows, 192 numbers of 4 bytes each.
+    assert [message.partition(" are copies")[0] for message in short] == [
+        "0.1 MB of the base's rows"
+    ]
 
 
 @pytest.mark.parametrize("num_ranks", [1, 2])
@@ -123,7 +148,7 @@ def watch_a_base(base: Path, directory: Path) -> dict[str, Any]:
     mapped, path = assembled.mapped_base, base / WEIGHTS_NAME
     assert mapped is not None
     events = Rows()
-    watch = base_watch(mapped, events)
+    watch = base_watch(mapped, events, bases.CPU)
 
     def step(seed: int) -> float:
         rows = random_rows(4, seed=seed)

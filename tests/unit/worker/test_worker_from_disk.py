@@ -21,6 +21,11 @@ def test_base_larger_than_memory_comes_with_the_arithmetic_of_a_step() -> None:
     )
 
 
+def test_passes_in_one_direction_read_all_of_it() -> None:
+    told = describe_reading(36 * 10**9, **{**CASE, "num_passes": 1})
+    assert "about 36.0 GB of it are read from the disk 2 times a step, 72.0 GB" in told
+
+
 def test_base_that_fits_needs_no_word() -> None:
     assert describe_reading(24 * 10**9, **CASE) == ""
 
