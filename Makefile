@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 ON_EVERY_CORE := -n auto --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help train test test-recipes check lint types imports schema schema-check format bench bench-load bench-memory clean
+.PHONY: help train test test-recipes check lint types imports schema schema-check format bench bench-load bench-memory bench-train clean
 
 help:  ## Show what each target does
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -57,6 +57,9 @@ bench-memory: $(VENV)/.installed  ## Measure how activation memory grows with th
 
 bench-load: $(VENV)/.installed  ## Measure loading a made-up 1.1B model beside transformers (minutes)
 	$(BIN)/python scripts/bench_load.py
+
+bench-train: $(VENV)/.installed  ## Measure training a 220M model beside transformers + PEFT + bitsandbytes (8 minutes)
+	$(BIN)/python -m scripts.bench_train
 
 clean:  ## Remove the virtual environment and caches (not your runs)
 	rm -rf $(VENV) .pytest_cache .ruff_cache .import_linter_cache
