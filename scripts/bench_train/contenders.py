@@ -145,6 +145,7 @@ def build_transformers(options: Options, *, prepare: bool) -> RunStep:
     rank = options.lora_rank
     model.config.use_cache = False
     config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", lora_dropout=0.0)
+    torch.manual_seed(0)  # the same start in every process
     peft_model = get_peft_model(model, config)
     peft_model.train()
     parameters = [p for p in peft_model.parameters() if p.requires_grad]
