@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 ON_EVERY_CORE := -n auto --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help train test test-recipes check lint types imports schema schema-check format bench bench-cli bench-memory bench-chunks bench-load bench-optimizer bench-disk clean
+.PHONY: help train test test-recipes check lint types imports schema schema-check format bench bench-cli bench-memory bench-chunks bench-load bench-train bench-optimizer bench-disk clean
 
 help:  ## Show what each target does
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -62,6 +62,9 @@ bench-chunks: $(VENV)/.installed  ## Count what a step gathers when layers run i
 
 bench-load: $(VENV)/.installed  ## Measure loading a made-up 1.1B model beside transformers (minutes)
 	$(BIN)/python scripts/bench_load.py
+
+bench-train: $(VENV)/.installed  ## Measure training a 220M model beside transformers + PEFT + bitsandbytes (8 minutes)
+	$(BIN)/python -m scripts.bench_train
 
 bench-optimizer: $(VENV)/.installed  ## Measure optimizer steps on the host beside a memory copy
 	$(BIN)/python scripts/bench_optimizer.py

@@ -120,7 +120,7 @@ def _about_kept(options: FsdpOptions, device: torch.device) -> str:
 def reshards_after_forward(options: FsdpOptions) -> bool:
     """Whether gathered weights of a layer are freed after its forward.
 
-    ``ddp`` frees them too: what it would keep is a second copy of the whole base.
+    ``ddp`` frees them too: what it gathers are copies, of trained weights and a tied embedding.
     """
     return options.strategy not in ("shard_grad_op", "hybrid_shard_grad_op")
 
