@@ -7,7 +7,7 @@ fresh process: a warm-up step and some measured ones.
 - cpu: shards in host memory (``fsdp.offload: cpu``).
 - disk: shards are pages of the file (``fsdp.offload: disk``).
 - dropped: the same, and before every step the pages leave the page cache, which ``mincore``
-  confirms: every step reads all of the base from the disk, parts of it twice.
+  confirms: every step reads all of the base from the disk once.
 - not announced: the same, and nothing asks for the pages of the next layers beforehand.
 - random: the system's own reading ahead is switched off (``MADV_RANDOM``), as a bound: it reads a
   few MB ahead of a page that is missing, ``read_ahead_kb`` of the device.
