@@ -15,7 +15,7 @@ from fsdpq.model.router_loss import RouterLoss, build_router_loss
 
 ALL = FAMILIES | MORE_FAMILIES
 BALANCED = ("mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "phimoe", "granitemoe", "ernie4_5_moe")
-"""gpt_oss is in `tests/dist/test_router_loss.py`."""
+"""gpt_oss is in `tests/dist/test_router_loss_training.py`."""
 
 
 def build(family: str, **changes: Any) -> PreTrainedModel:
