@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 
 MAX_CHUNK_LOGITS = 1 << 25
-"""Logits that exist at once. A chunk needs about 10 bytes for each, in bf16 and fp32 together."""
+"""Logits that exist at once. A chunk needs about 8 bytes for each."""
 
 MAX_CHUNK_LOGITS_CPU = 1 << 23
 """The same on a CPU, where chunks of the size of its caches are faster (docs/developing/log.md)."""
@@ -54,6 +54,8 @@ class _ChunkedLoss(torch.autograd.Function):
                 if capped is not None:
                     by_logit *= 1.0 - capped.square_()
                 gradients.add(chunk, by_logit, hidden[chunk], weight)
+                del by_logit
+            del logits, capped  # or they would live beside the next chunk's
         ctx.save_for_backward(gradients.hidden, gradients.weight, gradients.bias)
         ctx.dtypes = (hidden.dtype, weight.dtype, None if bias is None else bias.dtype)
         return total
@@ -112,7 +114,7 @@ def chunked_cross_entropy(
 ) -> Tensor:
     """Returns the sum of the token losses in nats, an fp32 scalar.
 
-    Memory: about 10 bytes (14 with ``softcap``) for each of at most `MAX_CHUNK_LOGITS` logits, one
+    Memory: about 8 bytes (12 with ``softcap``) for each of at most `MAX_CHUNK_LOGITS` logits, one
     more ``hidden``, and for a trained head its gradient in fp32.
 
     Args:
