@@ -27,12 +27,12 @@ from typing import Any
 from bench_memory import chart
 from bench_memory.allocations import fit_line
 from bench_memory.process import run_process, write_models
-from bench_memory.setups import LENGTH, SHAPE, TINY, Setup, list_setups
+from bench_memory.setups import LENGTH, LENGTHS, SHAPE, TINY, Setup, list_setups
 
 MB = 1e6
 PHASES = ("load", "init", "forward", "backward", "optimizer")
 SCRIPTS = Path(__file__).parents[1]
-CURVES = ("lora", "dora", "lora, packed", "PEFT lora")
+CURVES = ("lora", "dora", "PEFT lora")
 """Setups of the plot."""
 
 
@@ -103,7 +103,10 @@ def print_phases(rows: dict[str, dict[str, Any]]) -> None:
 
 
 def print_lengths(rows: dict[str, dict[str, Any]]) -> None:
-    """Prints what a step allocates at every length, with a straight line through it."""
+    """Prints what a step allocates at every length, with a straight line through the backward.
+
+    The forward's peak is in the loss, which grows up to one chunk of logits and no further.
+    """
     several = {name: row["steps"] for name, row in rows.items() if len(row["steps"]) > 1}
     lengths = max((list(steps) for steps in several.values()), key=len)
     print(f"\n| a step allocates, MB | {' | '.join(lengths)} | line | R² | n² |")
@@ -111,36 +114,42 @@ def print_lengths(rows: dict[str, dict[str, Any]]) -> None:
     for name, steps in several.items():
         for phase in ("forward", "backward"):
             peaks = {n: step["phases"][phase] for n, step in steps.items()}
-            fit = fit_line([int(n) for n in peaks], list(peaks.values()))
             cells = [f"{peaks[n] / MB:.1f}" if n in peaks else "" for n in lengths]
+            fit = fit_line([int(n) for n in peaks], list(peaks.values()))
             line = f"{fit.base_bytes / MB:.1f} MB + {fit.token_bytes / 1e3:.1f} kB n"
-            cells += [line, f"{fit.r_squared:.5f}", f"{100 * fit.quadratic_share:.1f}%"]
+            line = [line, f"{fit.r_squared:.5f}", f"{100 * fit.quadratic_share:.1f}%"]
+            cells += line if phase == "backward" else [""] * 3
             print(f"| {name}, {phase} | {' | '.join(cells)} |")
 
 
 def print_checks(rows: dict[str, dict[str, Any]]) -> None:
     """Prints the ratios that the tests hold on to."""
 
-    def allocated(name: str, length: int = LENGTH) -> float:
-        return rows[name]["steps"][str(length)]["peak"]
+    def steps(name: str, key: str, length: int = LENGTH) -> float:
+        step = rows[name]["steps"][str(length)]
+        return step["phases"].get(key, step.get(key)) or 0
 
-    logits = LENGTH * SHAPE["vocab_size"] * 4
-    lora = rows["lora"]["steps"]
-    longest = max(lora, key=int)
+    def resident(name: str) -> float:
+        return max(use["peak"] for use in rows[name]["over"].values())
+
+    longest = LENGTHS[-1]
+    logits, long_logits = (n * SHAPE["vocab_size"] * 4 for n in (LENGTH, longest))
     print()
     for what, value in {
-        "dora / lora, a step's allocations": allocated("dora") / allocated("lora"),
-        "the same in PEFT": allocated("PEFT dora") / allocated("PEFT lora"),
-        "lora / PEFT's lora": allocated("lora") / allocated("PEFT lora"),
-        "lora's largest allocation / logits of 2048 tokens": (
-            (lora[str(LENGTH)]["largest"] or 0) / logits
+        "dora / lora, a step": steps("dora", "peak") / steps("lora", "peak"),
+        "dora / lora, backward": steps("dora", "backward") / steps("lora", "backward"),
+        "dora / lora, resident": resident("dora") / resident("lora"),
+        "PEFT dora / PEFT lora, resident": resident("PEFT dora") / resident("PEFT lora"),
+        "lora / PEFT lora, a step": steps("lora", "peak") / steps("PEFT lora", "peak"),
+        f"lora / PEFT lora, a step, {longest} tokens": (
+            steps("lora", "peak", longest) / steps("PEFT lora", "peak", longest)
         ),
-        f"lora's largest allocation / logits of {longest} tokens": (
-            (lora[longest]["largest"] or 0) / (int(longest) * SHAPE["vocab_size"] * 4)
+        "lora / PEFT lora, resident": resident("lora") / resident("PEFT lora"),
+        "lora's largest piece / all logits": steps("lora", "largest") / logits,
+        f"lora's largest piece / all logits, {longest} tokens": (
+            steps("lora", "largest", longest) / long_logits
         ),
-        "PEFT lora's largest allocation / logits of 2048 tokens": (
-            (rows["PEFT lora"]["steps"][str(LENGTH)]["largest"] or 0) / logits
-        ),
+        "PEFT lora's largest piece / all logits": steps("PEFT lora", "largest") / logits,
     }.items():
         print(f"{what:<56}{value:>7.2f}")
 

@@ -17,7 +17,7 @@ SHAPE: dict[str, Any] = {
 }
 """56 million weights, 32.8 million of them in embedding and head."""
 
-TINY = SHAPE | {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 1}
+TINY = SHAPE | {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
 TINY |= {"vocab_size": 512, "num_attention_heads": 2, "num_key_value_heads": 2}
 
 LENGTHS = (512, 1024, 2048, 4096)
