@@ -37,9 +37,10 @@ def apply_param_dtype(model: nn.Module, precision: Precision) -> set[nn.Paramete
         Those that stayed fp32 beside others that did not: they need FSDP groups of their own.
     """
     kept = fp32_parameters(model) if precision.param != "fp32" else set[nn.Parameter]()
+    dtype = DTYPES[precision.param]
     for parameter in model.parameters():
-        if parameter.requires_grad and parameter not in kept:
-            parameter.data = parameter.data.to(DTYPES[precision.param])
+        if parameter.requires_grad and parameter.dtype != dtype and parameter not in kept:
+            parameter.data = parameter.data.to(dtype)
     return kept
 
 

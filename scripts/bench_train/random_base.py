@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from fsdpq.dist import own_shard
-from fsdpq.fsdp.precision import build_policy
 from fsdpq.model.loading.stream import load_base
 from fsdpq.model.loading.targets import LoadingTarget, packed_shards
 from fsdpq.model.quantized_linear import PackedMatrix
+from fsdpq.recipe.precision import precision_of
 from fsdpq.recipe.root import Recipe
 from fsdpq.registry import resolve_builder
 from fsdpq.worker.assemble import (
@@ -82,8 +82,7 @@ def assemble_random(
         config.save_pretrained(directory)
         model = build_model(recipe, Path(directory), adapter, dtype=dtype, trust_remote_code=False)
     apply_adapter(model, adapter)
-    casts = build_policy(recipe.fsdp.precision, trains_base=False, dtype=dtype)
-    num_groups, notice = shard_model(model, recipe, device, casts=casts)
+    num_groups, notice = shard_model(model, recipe, device, precision=precision_of(recipe))
     load_base(
         model, RandomSource(dtype=dtype, device=device), dtype=dtype, device=device,
         offload=recipe.fsdp.offload, report=lambda _done, _total: None,

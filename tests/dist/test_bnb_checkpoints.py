@@ -10,6 +10,7 @@ import torch
 from transformers.cache_utils import DynamicCache
 
 from fsdpq.data.tokenize import Row
+from fsdpq.dist import gather_whole
 from fsdpq.errors import CheckpointError
 from fsdpq.model.loading.targets import checkpoint_name
 from fsdpq.model.quantized_linear import PackedMatrix
@@ -37,7 +38,7 @@ def load_quantized(directory: Path, quantization: dict[str, Any]) -> dict[str, A
     weights: dict[str, torch.Tensor] = {}
     for name, module in assembled.model.named_modules():
         if isinstance(module, PackedMatrix):
-            whole = {n: getattr(module, n).full_tensor() for n in module.packed_names}
+            whole = {n: gather_whole(getattr(module, n)) for n in module.packed_names}
             key = checkpoint_name(name)
             packed[key] = whole
             shape = (module.out_features, module.in_features)

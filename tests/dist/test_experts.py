@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from fsdpq.data.tokenize import Row
 from fsdpq.errors import CheckpointError
 from fsdpq.model.quantized_experts import PackedExperts, QuantizedExperts
 from support import reference
+from support.alive import alive_tensors
 from support.ranks import RankPool
 from support.sharded import assemble, train
 from support.tiny import random_rows, save_tiny_llama
@@ -88,11 +88,11 @@ def kept_by_backward(directory: Path) -> dict[str, Any]:
     """Returns the floating-point shapes that a forward without checkpointing leaves alive."""
     assembled = assemble(directory, fsdp={"activation_checkpointing": "none"})
     [batch] = build_step(random_rows(2), micro_batch_size=2, rank=0, world_size=1).micro_batches
-    before = {id(t) for t in gc.get_objects() if isinstance(t, Tensor)}
+    before = {id(t) for t in alive_tensors()}
     with saved_tensors() as kept:
         loss = assembled.model(batch.input_ids, batch.loss_positions, batch.targets)
     # What a Function keeps on its own, past the hooks, the garbage collector finds.
-    kept += [t for t in gc.get_objects() if isinstance(t, Tensor) and id(t) not in before]
+    kept += [t for t in alive_tensors() if id(t) not in before]
     loss.backward()
     stacks = [m for m in assembled.model.modules() if isinstance(m, PackedExperts)]
     return {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +18,7 @@ from torch.distributed.tensor import DTensor
 from fsdpq.data.loader import build_step
 from fsdpq.dist import own_shard, shard_range
 from fsdpq.model.quantized_linear import QuantizedLinear
+from support.alive import alive_tensors
 from support.ranks import RankPool
 from support.sharded import assemble
 from support.tiny import random_rows, save_tiny_llama
@@ -85,7 +85,6 @@ def shapes_kept_by_backward(directory: Path) -> dict[str, Any]:
     """Returns the floating-point shapes saved by a forward without checkpointing."""
     assembled = assemble(directory, fsdp={"activation_checkpointing": "none"})
     [batch] = build_step(random_rows(2), micro_batch_size=2, rank=0, world_size=1).micro_batches
-    gc.collect()  # what this process ran before may lie in cycles
     with saved_tensors() as kept:
         loss = assembled.model(batch.input_ids, batch.loss_positions, batch.targets)
     weights = {
@@ -94,7 +93,7 @@ def shapes_kept_by_backward(directory: Path) -> dict[str, Any]:
         if isinstance(module, QuantizedLinear)
     }
     # Tensors that a Function keeps on its own, past the hooks, are found by the garbage collector.
-    alive = [t for t in gc.get_objects() if isinstance(t, Tensor) and not isinstance(t, DTensor)]
+    alive = [t for t in alive_tensors() if not isinstance(t, DTensor)]
     shapes = {tuple(t.shape) for t in (*kept, *alive) if t.is_floating_point()}
     loss.backward()
     return {

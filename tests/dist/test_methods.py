@@ -12,7 +12,7 @@ from transformers.cache_utils import DynamicCache
 from fsdpq.data.tokenize import Row
 from fsdpq.dist import gather_whole
 from fsdpq.errors import CheckpointError
-from fsdpq.model.meta import DTYPES
+from fsdpq.protocols import DTYPES
 from support import library_models, reference
 from support.ranks import RankPool
 from support.sharded import assemble, train, whole_a

@@ -76,7 +76,7 @@ def run_loop(directory: Path, sections: Sections) -> Steps:
     recipe = tiny_recipe(**sections)
     steps = Steps(initial=whole_a(assembled))
     trainer = build_trainer(
-        recipe, assembled, Data([], []), steps, files=RunFiles(directory), device=CPU
+        recipe, assembled, Data([], []), steps, steps, files=RunFiles(directory), device=CPU
     )
 
     def record(*_: Any) -> None:

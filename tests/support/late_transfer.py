@@ -40,7 +40,8 @@ class LateTransfer:
         self.log: list[str] = []
         self.num_allocated = 0
         self.most = {"out": 0, "in": 0}
-        self._buffers: set[int] = set()
+        # They stay: the addresses of freed ones would be those of other tensors.
+        self._buffers: dict[int, Tensor] = {}
         self._pending: dict[int, Pending] = {}
         self._num_started = 0
 
@@ -48,7 +49,7 @@ class LateTransfer:
         """Returns new memory, with nonsense in it."""
         self.num_allocated += 1
         buffer = torch.full((num_bytes,), 255, dtype=torch.uint8)
-        self._buffers.add(buffer.untyped_storage().data_ptr())
+        self._buffers[buffer.untyped_storage().data_ptr()] = buffer
         return buffer
 
     def start(self, source: Tensor, target: Tensor) -> int:

@@ -25,8 +25,8 @@ from fsdpq.dist import own_shard
 from fsdpq.fsdp import offload, wrap
 from fsdpq.fsdp.activations import HostActivations
 from fsdpq.fsdp.mesh import build_mesh
-from fsdpq.fsdp.precision import build_policy
 from fsdpq.model.loading.buffers import allocate
+from fsdpq.recipe.precision import precision_of
 from fsdpq.recipe.root import Recipe
 from fsdpq.registry import resolve_builder
 from fsdpq.training.step import train_step
@@ -140,14 +140,12 @@ def shard_on_meta(recipe: Recipe, directory: Path, device: torch.device) -> Any:
     adapter = resolve_builder("adapter", recipe.adapter)(recipe.adapter)
     dtype = torch.bfloat16
     model = build_model(recipe, directory, adapter, dtype=dtype, trust_remote_code=False)
-    trains_base = any(parameter.requires_grad for parameter in model.parameters())
     apply_adapter(model, adapter)
-    casts = build_policy(recipe.fsdp.precision, trains_base=trains_base, dtype=dtype)
     vars(offload)["why_not_pinned"] = lambda: "fake tensors cannot be pinned"
     mesh = build_mesh(device, recipe.fsdp)  # reads the values of a tensor
     vars(wrap)["build_mesh"] = lambda *_arguments: mesh
     with FakeTensorMode(allow_non_fake_inputs=True):
-        shard_model(model, recipe, device, casts=casts)
+        shard_model(model, recipe, device, precision=precision_of(recipe))
     return model
 
 
