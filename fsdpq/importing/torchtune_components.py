@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from fsdpq.importing.optimizers import STATES_DIFFER
+
 MODELS = {
     "llama2_7b": "meta-llama/Llama-2-7b-hf",
     "llama2_13b": "meta-llama/Llama-2-13b-hf",
@@ -77,15 +79,14 @@ DATASETS: dict[str, tuple[str, str, str]] = {
 TEXT_DATASETS = ("text_completion_dataset", "wikitext_dataset", "cnn_dailymail_articles_dataset")
 """Datasets of plain text, of which every token is trained on."""
 
-_STATES = "its states are kept in {} there and not here: they are those of the adapter only"
 
 OPTIMIZERS: dict[str, Any] = {
     "torch.optim.adamw": "adamw",
     "torch.optim.adam": "adam",
     "torch.optim.sgd": "sgd",
     "torch.optim.adadelta": "adadelta",
-    "bitsandbytes.optim.pagedadamw": ("adamw", _STATES.format("pageable memory")),
-    "bitsandbytes.optim.pagedadamw8bit": ("adamw_8bit", _STATES.format("pageable memory")),
+    "bitsandbytes.optim.pagedadamw": ("adamw", STATES_DIFFER.format("pageable memory")),
+    "bitsandbytes.optim.pagedadamw8bit": ("adamw_8bit", STATES_DIFFER.format("pageable memory")),
     "bitsandbytes.optim.adamw8bit": "adamw_8bit",
     "torchao.prototype.low_bit_optim.adamw8bit": "adamw_8bit",
 }
