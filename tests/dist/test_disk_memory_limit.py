@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import resource
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 
 from fsdpq.tensor_files.base_manifest import WEIGHTS_NAME
@@ -24,14 +22,6 @@ NUM_LAYERS = 16
 
 M_MMAP_THRESHOLD = -3
 """Of glibc's ``mallopt``."""
-
-
-@pytest.fixture(scope="module")
-def fresh() -> Iterator[RankPool]:
-    """A rank of its own, without free heap left by other tests."""
-    pool = RankPool()
-    yield pool
-    pool.close()
 
 
 def private_bytes() -> int:
@@ -78,8 +68,22 @@ def train_in(
         resource.setrlimit(resource.RLIMIT_DATA, limits)
 
 
+def run_alone(tiny: tuple[Path, Path], *arguments: Any) -> dict[str, Any]:
+    """Returns what `train_in` does in a process of its own, without free heap of other runs.
+
+    Args:
+        tiny: base and model that it trains first, so that libraries have their memory.
+        arguments: of `train_in`.
+    """
+    pool = RankPool()
+    pool.run(1, train_in, *tiny, "disk", None)
+    [answer] = pool.run(1, train_in, *arguments)
+    pool.close()
+    return answer
+
+
 def test_base_larger_than_the_memory_that_is_allowed_trains_from_disk(
-    ranks: RankPool, fresh: RankPool, tmp_path: Path
+    ranks: RankPool, tmp_path: Path
 ) -> None:
     tiny, tiny_base = save_tiny_llama(tmp_path / "tiny"), tmp_path / "tiny-base"
     shape = {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": NUM_LAYERS}
@@ -91,15 +95,15 @@ def test_base_larger_than_the_memory_that_is_allowed_trains_from_disk(
     page_cache.drop(base / WEIGHTS_NAME)
     can_drop = page_cache.resident_bytes(base / WEIGHTS_NAME, 0, size) == 0
     headroom = size // 2
-    fresh.run(1, train_in, tiny_base, tiny, "disk", None)  # libraries take their memory
-    [usual] = fresh.run(1, train_in, base, directory, "disk", None)
+    warmup = (tiny_base, tiny)
+    usual = run_alone(warmup, base, directory, "disk", None)
     # The layer that runs is there, in two copies while it is gathered. Holes that those before it
     # left in the heap were given back: else the peak is a quarter to a third of the base.
     assert usual["peak"] < 0.17 * size
-    [mapped] = fresh.run(1, train_in, base, directory, "disk", headroom)
-    [copied] = fresh.run(1, train_in, base, directory, "cpu", headroom)
+    mapped = run_alone(warmup, base, directory, "disk", headroom)
+    copied = run_alone(warmup, base, directory, "cpu", headroom)
     assert "allocate memory" in copied["error"]
-    [free] = ranks.run(1, train_in, base, directory, "cpu", None)
+    free = run_alone(warmup, base, directory, "cpu", None)
     assert mapped["losses"] == usual["losses"] == free["losses"]
     assert mapped["left"] == 0 or not can_drop
     modules_and_scratch = 8e6  # of a process that builds its first model of this size
