@@ -73,10 +73,9 @@ def train(
         if smoke
         else fetch_inputs(loaded, screen=screen, trust_remote_code=trust_remote_code)
     )
-    if not smoke:
-        job = QuantizeJob(loaded, recipe, gpus, inputs["model"], trust_remote_code, quantizer)
-        base = find_base(job, screen=screen)
-        inputs |= {"base": base} if base is not None else {}
+    job = QuantizeJob(loaded, recipe, gpus, inputs["model"], trust_remote_code, quantizer)
+    base = find_base(job, screen=screen)
+    inputs |= {"base": base} if base is not None else {}
     lock = describe_run(
         loaded, recipe, gpus=gpus, inputs=inputs, trust_remote_code=trust_remote_code
     )
