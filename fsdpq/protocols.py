@@ -25,6 +25,12 @@ RowReader = Callable[[int, int], Tensor]
 ``(stop - start, in_features)``, in ``model.dtype`` on the rank's device."""
 
 
+def compute_dtype(x: Tensor) -> torch.dtype:
+    """Returns the dtype that a product of ``x`` is computed in: autocast's where it is on."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+
+
 class Quantizer(Protocol):
     """Packs the matrices of frozen linear layers into sharded byte tensors, and back."""
 

@@ -28,6 +28,7 @@ from fsdpq.adapter.lora import LoraAdapter, LoraLinear
 from fsdpq.adapter.saved_modules import KEY
 from fsdpq.dist import gather_whole, own_shard
 from fsdpq.errors import Problem, RecipeError
+from fsdpq.protocols import compute_dtype
 from fsdpq.recipe.sections.adapter import LoraOptions
 
 NORM_CHUNK_WEIGHTS = 1 << 22
@@ -57,8 +58,7 @@ class DoraLinear(LoraLinear):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps ``(..., in_features)`` to ``(..., out_features)`` in the dtype of the product."""
-        kind = x.device.type
-        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+        dtype = compute_dtype(x)
         x, shape = x.flatten(0, -2).to(dtype), x.shape[:-1]
         drops = self.training and self.dropout > 0
         inputs = functional.dropout(x, self.dropout) if drops else x

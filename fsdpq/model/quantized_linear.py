@@ -18,13 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fsdpq.model.compiled_product import Unpacking, compiled_product, find_unpacking
-from fsdpq.protocols import Quantizer
-
-
-def compute_dtype(x: Tensor) -> torch.dtype:
-    """Returns the dtype that a product of ``x`` is computed in: autocast's where it is on."""
-    kind = x.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+from fsdpq.protocols import Quantizer, compute_dtype
 
 
 class Dequantizer(Protocol):

@@ -12,10 +12,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fsdpq.data.loader import Step, build_step
 from fsdpq.data.tokenize import Row
-from fsdpq.training.step import train_step
 from fsdpq.worker.assemble import Assembled
 from support.ranks import RankPool
-from support.sharded import CPU, assemble
+from support.sharded import CPU, assemble, do_step
 from support.tiny import VOCAB_SIZE, save_tiny_llama
 
 LENGTHS = (512, 1024, 1536, 2048)
@@ -37,18 +36,6 @@ def one_row(length: int) -> Step:
     ids = torch.randint(3, VOCAB_SIZE, (length,), generator=torch.Generator().manual_seed(1))
     row = Row(ids.tolist(), [False] + [True] * (length - 1))
     return build_step([row], micro_batch_size=1, rank=0, world_size=1)
-
-
-def do_step(assembled: Assembled, optimizer: torch.optim.Optimizer, step: Step) -> None:
-    """Forward, backward, clipping and the optimizer's step."""
-    train_step(
-        assembled.model,
-        step,
-        optimizer=optimizer,
-        parameters=assembled.trainable,
-        max_grad_norm=1.0,
-        device=CPU,
-    )
 
 
 def measure_steps(

@@ -18,11 +18,10 @@ from support.ranks import RankPool
 from support.sharded import assemble, train
 from support.tiny import random_rows, save_tiny_llama
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from fsdpq.data.loader import build_step
 from fsdpq.data.tokenize import Row
-from fsdpq.dist import placement
+from fsdpq.dist import gather_whole, placement
 from fsdpq.fsdp.layers import RunsInChunks
 from fsdpq.model.quantized_linear import QuantizedLinear
 from fsdpq.training.scaler import LossScaler
@@ -44,12 +43,6 @@ def batches() -> list[list[Row]]:
     return [rows[start : start + BATCH] for start in range(0, len(rows), BATCH)]
 
 
-def whole(parameter: Tensor) -> Tensor:
-    """Returns all rows of a parameter."""
-    value = parameter.detach()
-    return value.full_tensor() if isinstance(value, DTensor) else value
-
-
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny_llama(tmp_path_factory.mktemp("tiny"))
@@ -62,7 +55,7 @@ def held(directory: Path, strategies: list[str]) -> dict[str, dict[str, Any]]:
         model = assemble(directory, fsdp={"strategy": strategy}).model
         layer = next(m for m in model.modules() if isinstance(m, QuantizedLinear))
         place = placement(layer.get_parameter("codes"))
-        codes = {name: whole(layer.get_parameter(name)) for name in layer.packed_names}
+        codes = {name: gather_whole(layer.get_parameter(name)) for name in layer.packed_names}
         found[strategy] = codes | {"place": (place.index, place.size)}
     return found
 
@@ -97,7 +90,7 @@ def test_strategies_place_the_bits_of_the_library(
 def overflow_on_one_rank(directory: Path) -> tuple[list[bool], list[float], list[Tensor]]:
     """Makes one rank's gradients overflow in the first step; returns what every rank did."""
     assembled = assemble(directory, fsdp={"precision": "fp16_autocast"}, model={"dtype": "fp32"})
-    before = [whole(p).clone() for p in assembled.trainable]
+    before = [gather_whole(p).clone() for p in assembled.trainable]
     scaler = LossScaler()
     hook = None
     if dist.get_rank() == 1:
@@ -117,13 +110,13 @@ def overflow_on_one_rank(directory: Path) -> tuple[list[bool], list[float], list
             scaler=scaler,
             no_sync=False,
         )
-        now = [whole(p) for p in assembled.trainable]
+        now = [gather_whole(p) for p in assembled.trainable]
         moved.append(any(not torch.equal(a, b) for a, b in zip(before, now, strict=True)))
         scales.append(scaler.scale)
         if hook is not None:
             hook.remove()
             hook = None
-    return moved, scales, [whole(p) for p in assembled.trainable]
+    return moved, scales, [gather_whole(p) for p in assembled.trainable]
 
 
 def test_all_ranks_skip_a_step_that_overflows_on_one(ranks: RankPool, tiny: Path) -> None:

@@ -15,9 +15,9 @@ from torch.nn import functional
 
 from fsdpq.data.loader import Step, build_step
 from fsdpq.data.tokenize import Row
-from fsdpq.training.step import evaluate, train_step
+from fsdpq.training.step import evaluate
 from support.ranks import RankPool
-from support.sharded import CPU, assemble
+from support.sharded import CPU, assemble, do_step
 from support.tiny import save_tiny_llama
 
 VOCAB, HIDDEN, ROWS, TOKENS = 8192, 32, 4, 65
@@ -82,14 +82,7 @@ def measure(directory: Path, sections: dict[str, dict[str, Any]]) -> dict[str, t
     def count(step: Step, patch: AbstractContextManager[Any], *, train: bool) -> tuple[int, int]:
         with patch, Allocations() as allocations:
             if train:
-                train_step(
-                    assembled.model,
-                    step,
-                    optimizer=optimizer,
-                    parameters=assembled.trainable,
-                    max_grad_norm=1.0,
-                    device=CPU,
-                )
+                do_step(assembled, optimizer, step)
             else:
                 evaluate(assembled.model, [step], device=CPU)
         return allocations.largest_bytes, allocations.peak_bytes

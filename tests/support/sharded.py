@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from fsdpq.data.loader import build_step
+from fsdpq.data.loader import Step, build_step
 from fsdpq.data.tokenize import Row
 from fsdpq.dist import gather_whole
 from fsdpq.model.loading.targets import checkpoint_name
@@ -47,6 +47,21 @@ def whole_a(assembled: Assembled) -> dict[str, Tensor]:
         for name, parameter in named.items()
         if name.endswith(".lora_A")
     }
+
+
+def do_step(assembled: Assembled, optimizer: torch.optim.Optimizer, step: Step) -> None:
+    """Forward, backward, clipping to 1 and the optimizer's step.
+
+    Ranks: all (collective).
+    """
+    train_step(
+        assembled.model,
+        step,
+        optimizer=optimizer,
+        parameters=assembled.trainable,
+        max_grad_norm=1.0,
+        device=CPU,
+    )
 
 
 def train(
