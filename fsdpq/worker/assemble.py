@@ -39,6 +39,7 @@ from fsdpq.protocols import BASE, DTYPES, AdaptedLayer, Adapter
 from fsdpq.recipe.precision import Precision, precision_of
 from fsdpq.recipe.root import Recipe
 from fsdpq.registry import resolve_builder
+from fsdpq.rows.source import DataSources
 from fsdpq.run_files import RunFiles
 from fsdpq.worker.base import (
     QuantizedBase,
@@ -58,14 +59,14 @@ class Inputs:
     Attributes:
         model_dir: the base model's checkpoint.
         model_revision: commit of a hub repository, None elsewhere.
-        data_path: the data file, None where rows are made up.
+        data: where the rows are, None for a run that reads none.
         trust_remote_code: run Python code that the model brings; from the command line only.
         base: the base model quantized already, None where it is quantized while it loads.
     """
 
     model_dir: Path
     model_revision: str | None
-    data_path: Path | None
+    data: DataSources | None
     trust_remote_code: bool = False
     base: QuantizedBase | None = None
 
@@ -131,10 +132,10 @@ class Assembled:
 def read_inputs(files: RunFiles, *, trust_remote_code: bool = False) -> Inputs:
     """Reads from the lock where model and data lie."""
     inputs = json.loads(files.lock.read_text(encoding="utf-8"))["inputs"]
-    model, data = inputs["model"], inputs.get("data", {"path": None})
+    model = inputs["model"]
     directory, revision = Path(model["directory"]), model["revision"]
-    data_path = Path(data["path"]) if data["path"] is not None else None
-    return Inputs(directory, revision, data_path, trust_remote_code, read_base_input(inputs))
+    data = DataSources.from_json(inputs["data"]) if inputs.get("data") else None
+    return Inputs(directory, revision, data, trust_remote_code, read_base_input(inputs))
 
 
 def resolve_dtype(recipe: Recipe, device: torch.device) -> torch.dtype:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,11 +19,12 @@ from fsdpq.errors import Problem, RecipeError
 from fsdpq.metrics.profile import StepProfiler
 from fsdpq.model.meta import read_config
 from fsdpq.protocols import MetricSink
-from fsdpq.recipe.data_files import iterate_rows
 from fsdpq.recipe.precision import precision_of
 from fsdpq.recipe.root import Recipe
 from fsdpq.recipe.sections.data import DataOptions
 from fsdpq.registry import resolve_builder
+from fsdpq.rows.files import iterate_rows
+from fsdpq.rows.source import DataSources
 from fsdpq.run_files import RunFiles
 from fsdpq.training.loop import Trainer
 from fsdpq.training.scaler import LossScaler
@@ -50,10 +52,12 @@ def load_data(
     """
     options = recipe.data
     check_context(options.seq_len, inputs.model_dir, trust_remote_code=inputs.trust_remote_code)
-    if inputs.data_path is None:
-        tokenized = make_dummy_rows(tokenizer, options)
+    files = [file.path for source in _sources(inputs).train for file in source.files]
+    if files:
+        rows = itertools.chain.from_iterable(iterate_rows(path, options) for path in files)
+        tokenized = tokenize_rows(rows, tokenizer, options)
     else:
-        tokenized = tokenize_rows(iterate_rows(inputs.data_path, options), tokenizer, options)
+        tokenized = make_dummy_rows(tokenizer, options)
     dist.check_same_on_all_ranks("the data", tokenized.digest())
     notices = list_notices(tokenized, options)
     data = split_data(tokenized.rows, options.eval_fraction, recipe.training.seed)
@@ -63,6 +67,12 @@ def load_data(
     for message in notices:
         events.write({"event": "notice", "message": message})
     return data
+
+
+def _sources(inputs: Inputs) -> DataSources:
+    if inputs.data is None:
+        raise RuntimeError("this run directory names no data")
+    return inputs.data
 
 
 def list_notices(tokenized: TokenizedData, options: DataOptions) -> list[str]:

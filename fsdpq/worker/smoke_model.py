@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 
 from fsdpq.data.render import ALPACA_INPUT, ALPACA_NO_INPUT, QNA
 from fsdpq.errors import CheckpointError
-from fsdpq.recipe.data_formats import GUANACO_ASSISTANT, GUANACO_HUMAN
+from fsdpq.rows.formats import GUANACO_ASSISTANT, GUANACO_HUMAN
 
 END_OF_TURN = "<|im_end|>"
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", END_OF_TURN)

@@ -30,7 +30,7 @@ def check_one_data_source(recipe: Recipe, _base_dir: Path) -> Iterator[Problem]:
 
 def check_data_path_exists(recipe: Recipe, base_dir: Path) -> Iterator[Problem]:
     """A ``data.path`` that is no file."""
-    if recipe.data.path is None:
+    if not isinstance(recipe.data.path, str):
         return
     path = base_dir / Path(recipe.data.path).expanduser()
     try:

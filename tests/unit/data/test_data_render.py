@@ -16,8 +16,8 @@ from transformers import PreTrainedTokenizerBase
 from fsdpq.data.render import render_row
 from fsdpq.data.tokenize import Row, prompt_ids, tokenize_rows
 from fsdpq.errors import RecipeError
-from fsdpq.recipe.data_formats import made_up_rows
 from fsdpq.recipe.sections.data import DataOptions
+from fsdpq.rows.formats import made_up_rows
 
 
 def _base_bpe() -> PreTrainedTokenizerBase:

@@ -18,8 +18,9 @@ from support.imports import imported_by
 
 from fsdpq.errors import FetchError, RecipeError
 from fsdpq.fetch import data as data_module
-from fsdpq.fetch.data import FetchedData, fetch_data
+from fsdpq.fetch.data import fetch_data
 from fsdpq.recipe.sections.data import DataOptions
+from fsdpq.rows.source import DataSources, RowSource
 
 COMMIT = "b" * 40
 ROWS = [{"question": f"q{i}", "answer": f"a{i}"} for i in range(10)]
@@ -30,17 +31,20 @@ def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("FSDPQ_CACHE", str(tmp_path / "cache"))
 
 
-def fetch(base_dir: Path, **options: Any) -> FetchedData:
-    return fetch_data(DataOptions(**options), base_dir=base_dir, report=[].append)
+def fetch(base_dir: Path, **options: Any) -> RowSource:
+    sources = fetch_data(DataOptions(**options), base_dir=base_dir, report=[].append)
+    assert DataSources.from_json(json.loads(json.dumps(sources.as_json()))) == sources
+    (source,) = sources.train
+    return source
 
 
 def test_json_lines_are_counted_and_hashed(tmp_path):
     content = b'{"text": "a"}\n\n{"text": "b"}'
     (tmp_path / "rows.jsonl").write_bytes(content)
     fetched = fetch(tmp_path, path="rows.jsonl", format="text")
-    assert fetched.path == tmp_path / "rows.jsonl"
+    assert fetched.files[0].path == tmp_path / "rows.jsonl"
     assert fetched.num_rows == 2
-    assert fetched.sha256 == hashlib.sha256(content).hexdigest()
+    assert fetched.files[0].sha256 == hashlib.sha256(content).hexdigest()
     assert fetch(tmp_path, path="rows.jsonl", format="text", max_rows=1).num_rows == 1
 
 
@@ -58,7 +62,7 @@ def test_a_missing_file_is_named(tmp_path):
 
 def test_dummy_rows_need_no_source(tmp_path):
     assert fetch(tmp_path, format="dummy").num_rows == 512
-    assert fetch(tmp_path, format="dummy", max_rows=3) == FetchedData(None, "made up", "", 3)
+    assert fetch(tmp_path, format="dummy", max_rows=3) == RowSource("made up", (), "dummy", 3)
 
 
 @pytest.mark.parametrize("ignored", [{"revision": "main"}, {"split": "test"}])
@@ -138,15 +142,16 @@ class HubHandler(BaseHTTPRequestHandler):
 
 FETCH = """
 import json, sys
-from dataclasses import asdict
 from pathlib import Path
 from fsdpq.errors import FsdpqError
 from fsdpq.fetch.data import fetch_data
 from fsdpq.recipe.sections.data import DataOptions
+from fsdpq.rows.source import DataSources, RowSource
 lines = []
 options = DataOptions(**json.loads(sys.argv[1]))
 try:
-    fetched = asdict(fetch_data(options, base_dir=Path.cwd(), report=lines.append))
+    (fetched,) = fetch_data(options, base_dir=Path.cwd(), report=lines.append).as_json()["train"]
+    fetched |= fetched["files"][0]
 except FsdpqError as error:
     fetched = {"error": error.message, "hint": error.hint}
 print(json.dumps(fetched | {"lines": lines, "torch": "torch" in sys.modules}, default=str))

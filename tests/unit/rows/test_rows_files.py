@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from fsdpq.errors import Problem, RecipeError
-from fsdpq.recipe.data_files import MAX_PROBLEMS, iterate_rows
 from fsdpq.recipe.sections.data import DataOptions
+from fsdpq.rows.files import MAX_PROBLEMS, iterate_rows
 
 ROWS = [{"question": "a, ü", "answer": 'b "c"\nd'}, {"question": "e", "answer": "f"}]
 

