@@ -81,7 +81,10 @@ def test_dialogues_of_the_corpus_are_unique():
         )
     )
     assert fetched.num_rows == 898
-    assert fetched.train[0].files[0].sha256 == "bc060b9df7beadbfa5ed4e24721478a44797464060a26e5cb5cdefe30b5dbfdd"
+    assert (
+        fetched.train[0].files[0].sha256
+        == "bc060b9df7beadbfa5ed4e24721478a44797464060a26e5cb5cdefe30b5dbfdd"
+    )
     lines = fetched.train[0].files[0].path.read_text(encoding="utf-8").splitlines()
     assert len(set(lines)) == 898
 
