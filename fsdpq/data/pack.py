@@ -8,9 +8,10 @@ attention from them. https://arxiv.org/abs/2404.10830 (Fewer Truncations Improve
 from __future__ import annotations
 
 import bisect
-from array import array
 from collections import deque
 from collections.abc import Sequence
+
+import numpy as np
 
 from fsdpq.data.tokenize import Row
 
@@ -55,9 +56,8 @@ def fill_rate(rows: Sequence[Row], seq_len: int) -> float:
 
 
 def _join(rows: Sequence[Row]) -> Row:
-    input_ids = array("i")
-    mask = bytearray()
-    for row in rows:
-        input_ids.extend(row.input_ids)
-        mask.extend(row.loss_mask)
-    return Row(input_ids, bytes(mask), tuple(len(row.input_ids) for row in rows))
+    return Row(
+        np.concatenate([row.input_ids for row in rows]),
+        np.concatenate([row.loss_mask for row in rows]),
+        tuple(len(row.input_ids) for row in rows),
+    )
