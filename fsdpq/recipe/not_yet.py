@@ -13,9 +13,6 @@ from fsdpq.errors import Problem
 from fsdpq.recipe.options import Options
 
 IMPLEMENTED: dict[str, tuple[Any, ...]] = {
-    "data.on_bad_row": ("error",),
-    "data.config": (None,),
-    "data.columns": ({},),
     "data.mixture": ((),),
     "data.chat_template": (None,),
     "data.roles_to_train": (("assistant",),),
