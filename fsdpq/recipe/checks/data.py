@@ -77,9 +77,11 @@ def check_truncation_used(recipe: Recipe, _base_dir: Path) -> Iterator[Problem]:
 
 
 def check_prompts_exist(recipe: Recipe, _base_dir: Path) -> Iterator[Problem]:
-    """``train_on_prompt`` of rows that have no prompt: all of them is trained anyway."""
-    if recipe.data.format in ("text", "dummy"):
+    """``train_on_prompt`` of rows that have no prompt, or that say themselves what is trained."""
+    if recipe.data.format in ("text", "input_output", "dummy"):
         reason = f"with `data.format: {recipe.data.format}`: its rows have no prompt"
+        if recipe.data.format == "input_output":
+            reason = "with `data.format: input_output`: the segments say what carries loss"
         yield from has_no_effect(recipe, "data", "train_on_prompt", reason)
 
 
