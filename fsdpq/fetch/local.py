@@ -21,13 +21,17 @@ from fsdpq.tensor_files.directory import (
 )
 from fsdpq.tensor_files.header import join_problems
 
-ALLOW_PATTERNS = ("*.safetensors", "*.json", "*.model", "*.jinja", "merges.txt", "vocab.txt")
+TOKENIZER_PATTERNS = ("*.json", "*.model", "*.jinja", "merges.txt", "vocab.txt")
+"""The files beside the weights: config, tokenizer, chat template."""
+
+ALLOW_PATTERNS = ("*.safetensors", *TOKENIZER_PATTERNS)
 """The files of a checkpoint that count, as glob patterns; never pickles or Python code."""
 
 CODE_PATTERNS = ("*.py",)
 """Those that count too under ``--trust-remote-code``."""
 
-_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
+"""Of these a tokenizer has one at least."""
 
 
 def checkpoint_files(directory: Path, *, with_code: bool = False) -> dict[str, Path]:
@@ -46,7 +50,7 @@ def checkpoint_files(directory: Path, *, with_code: bool = False) -> dict[str, P
     if holds_pickles_only(directory):
         raise FetchError(pickles_only(directory), hint=PICKLE_HINT)
     problems = [] if "config.json" in files else ["`config.json` is missing"]
-    if not any(name in files for name in _TOKENIZERS):
+    if not any(name in files for name in TOKENIZERS):
         problems.append("a tokenizer (`tokenizer.json`) is missing")
     problems += check_directory(directory)[1]
     if problems:
