@@ -38,6 +38,13 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     generate.add_argument("--base", action="store_true")
     generate.add_argument("--trust-remote-code", action="store_true")
     generate.set_defaults(run=_generate)
+    inspect = verbs.add_parser("inspect")
+    inspect.add_argument("run_dir", type=Path)
+    inspect.add_argument("--samples", type=int, default=0)
+    inspect.add_argument("--file", default="")
+    inspect.add_argument("--row", type=int, default=0)
+    inspect.add_argument("--trust-remote-code", action="store_true")
+    inspect.set_defaults(run=_inspect)
     smoke_model = verbs.add_parser("smoke-model")
     smoke_model.add_argument("spec", type=Path)
     smoke_model.add_argument("directory", type=Path)
@@ -96,6 +103,15 @@ def _generate(parsed: argparse.Namespace, rank: int) -> None:
             use_adapter=not parsed.base,
             trust_remote_code=parsed.trust_remote_code,
         )
+
+
+def _inspect(parsed: argparse.Namespace, rank: int) -> None:
+    files = RunFiles(parsed.run_dir)
+    with recorded_errors(files.rank_error(rank), rank):
+        from fsdpq.worker.inspect import Wanted, inspect
+
+        wanted = Wanted(parsed.samples, parsed.file, parsed.row)
+        inspect(files, wanted, trust_remote_code=parsed.trust_remote_code)
 
 
 def _smoke_model(parsed: argparse.Namespace, rank: int) -> None:
