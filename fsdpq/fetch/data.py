@@ -40,19 +40,24 @@ EXPANSION = 6
 Report = Callable[[str], None]
 
 
-def fetch_data(options: DataOptions, *, base_dir: Path, report: Report) -> DataSources:
+def fetch_data(
+    options: DataOptions, *, base_dir: Path, report: Report, check_rows: bool = True
+) -> DataSources:
     """Returns the rows that the recipe names, fetching what is not there yet.
 
     Args:
         options: the recipe's ``data``.
         base_dir: what a relative ``data.path`` is relative to: the recipe's directory.
         report: told one short line per thing done.
+        check_rows: False leaves rows unread, good or bad: their numbers are 0 then.
 
     Raises:
         FetchError: it cannot be brought here; says why and what to do.
         RecipeError: its rows are not of ``data.format``; names the first of them.
         EnvironmentProblemError: the cache cannot be written.
     """
+    if not check_rows:
+        options = options.model_copy(update={"on_bad_row": "skip"})
     return DataSources((_fetch_source(options, base_dir=base_dir, report=report),))
 
 
@@ -95,7 +100,7 @@ def _use_file(
             f"there is no file `{file}`",
             hint="`data.path` is relative to the recipe; check it, or name a `data.dataset`",
         )
-    num_rows = sum(1 for _ in iterate_rows(file, options))
+    num_rows = sum(1 for _ in iterate_rows(file, options)) if options.on_bad_row != "skip" else 0
     files = (SourceFile(file, hash_file(file)),)
     return RowSource(
         name, files, options.format, num_rows, revision=revision, max_rows=options.max_rows

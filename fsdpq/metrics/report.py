@@ -76,10 +76,13 @@ def report_content(record: RunRecord, *, name: str) -> dict[str, Any]:
 
 def render_html(content: dict[str, Any]) -> str:
     """Returns the page for ``content`` (see `report_content`)."""
-    environment = page_environment(Path(__file__).parent)
-    environment.filters.update(
-        bytes=format_bytes, duration=format_duration, number=format_number, count=_format_count
-    )
+    filters = {
+        "bytes": format_bytes,
+        "duration": format_duration,
+        "number": format_number,
+        "count": _format_count,
+    }
+    environment = page_environment(Path(__file__).parent, filters=filters)
     sections, plain = _split_settings(content["settings"])
     return environment.get_template(TEMPLATE).render(
         **content,

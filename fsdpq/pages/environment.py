@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import jinja2
@@ -11,17 +12,21 @@ if TYPE_CHECKING:
 HERE = Path(__file__).parent
 
 
-def page_environment(folder: Path = HERE) -> jinja2.Environment:
+def page_environment(
+    folder: Path = HERE, *, filters: Mapping[str, Callable[[Any], str]]
+) -> jinja2.Environment:
     """Returns what renders the templates of ``folder``, which may include ``style.css``.
 
     Values are untrusted (rows, samples, recipes) and escaped; one that is missing is an error.
     """
     import jinja2
 
-    return jinja2.Environment(
+    environment: Any = jinja2.Environment(
         loader=jinja2.FileSystemLoader([folder, HERE]),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters.update(filters)
+    return environment

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from fsdpq.pages.environment import page_environment
@@ -30,11 +30,14 @@ def render_inspection_page(content: Content) -> str:
 
     Rows are untrusted: their text is escaped, and what cannot be seen of it is named.
     """
-    environment = page_environment()
-    environment.filters.update(
-        count=lambda number: f"{number:,}", visible=visible_text, sample=describe_sample,
-        places=name_places, source=describe_source,
-    )  # fmt: skip
+    filters: dict[str, Callable[[Any], str]] = {
+        "count": "{:,}".format,
+        "visible": visible_text,
+        "sample": describe_sample,
+        "places": name_places,
+        "source": describe_source,
+    }
+    environment = page_environment(filters=filters)
     lengths = content["lengths"]
     return environment.get_template(TEMPLATE).render(
         **content,

@@ -11,7 +11,6 @@ import json
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,8 +30,7 @@ from fsdpq.errors import UsageError
 from fsdpq.model.meta import read_config
 from fsdpq.recipe.load import load_resolved
 from fsdpq.recipe.root import Recipe
-from fsdpq.rows.files import read_file
-from fsdpq.rows.formats import find_mistake, named_columns
+from fsdpq.rows.read import check_rows
 from fsdpq.rows.source import DataSources, RowSource
 from fsdpq.run_files import RunFiles
 from fsdpq.worker.assemble import Inputs, load_tokenizer, read_inputs
@@ -215,20 +213,17 @@ class Inspection:
 
 
 def read_placed(index: int, source: RowSource) -> Iterator[PlacedRow]:
-    """Yields the rows of a source, good or not, at most its ``max_rows``."""
-    files = (_read_path(index, file.path, source.format) for file in source.files)
-    rows = itertools.chain.from_iterable(files)
-    return itertools.islice(rows, source.max_rows)
-
-
-def _read_path(index: int, path: Path, format_name: str) -> Iterator[PlacedRow]:
-    for row in read_file(path):
-        place = Place(index, str(path), row.number, row.line)
-        mistake = row.mistake or find_mistake(row.content, format_name)
+    """Yields the rows of a source, good or not, up to its ``max_rows`` good ones."""
+    left = source.max_rows
+    for file, row, content, mistake in check_rows(source):
+        if left == 0:
+            return
+        place = Place(index, str(file), row.number, row.line)
         if mistake:
             yield PlacedRow(place, {}, mistake, row.text[:_EXCERPT])
         else:
-            yield PlacedRow(place, named_columns(row.content, format_name))
+            left = None if left is None else left - 1
+            yield PlacedRow(place, content)
 
 
 def _settings(recipe: Recipe) -> dict[str, Any]:

@@ -14,7 +14,8 @@ import unicodedata
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from fsdpq.rows.formats import FORMATS, GUANACO_ASSISTANT, GUANACO_HUMAN, plain_messages
+from fsdpq.rows.formats import FORMATS, GUANACO_ASSISTANT, GUANACO_HUMAN
+from fsdpq.rows.messages import is_conversation, read_conversation
 
 Row = Mapping[str, Any]
 
@@ -33,12 +34,9 @@ def fingerprint(row: Row) -> int:
 
 def find_empty(row: Row, format_name: str) -> list[str]:
     """Returns the parts of a row of its format that hold no text: columns, or roles' messages."""
-    if format_name in ("messages", "guanaco"):
-        empty = [
-            f"{message['role']} message"
-            for message in conversation(row, format_name)
-            if not _holds_something(message)
-        ]
+    messages = conversation(row, format_name)
+    if messages:
+        empty = [f"{each['role']} message" for each in messages if not _holds_something(each)]
         return list(dict.fromkeys(empty))
     return [
         name
@@ -56,9 +54,9 @@ def find_role_mistakes(row: Row, format_name: str) -> list[str]:
 
 
 def conversation(row: Row, format_name: str) -> list[dict[str, Any]]:
-    """Returns the messages of a conversation, none for the other formats."""
-    if format_name == "messages":
-        return list(plain_messages(row["messages"]))
+    """Returns the messages of a conversation, none where the row is none."""
+    if is_conversation(row, format_name):
+        return read_conversation(row).messages
     if format_name != "guanaco":
         return []
     _, *parts = _GUANACO_TURN.split(row["text"])
@@ -106,9 +104,7 @@ def _article(role: str) -> str:
 
 
 def _holds_something(message: Mapping[str, Any]) -> bool:
-    if any(value for key, value in message.items() if key not in ("role", "content", "train")):
-        return True  # a call of a tool needs no text
-    return any(text.strip() for text in texts_of(message.get("content")))
+    return bool(message["content"].strip() or message.get("tool_calls"))
 
 
 def _normalized(value: Any) -> Any:

@@ -16,6 +16,7 @@ from fsdpq.data.inspection.content import (
     fingerprint,
     texts_of,
 )
+from fsdpq.data.inspection.samples import special_tokens
 from fsdpq.data.render import TemplateError
 from fsdpq.data.tokenize import Row, RowTokenizer
 from fsdpq.recipe.sections.data import DataOptions
@@ -63,7 +64,7 @@ class RowExaminer:
         self.row_tokenizer = row_tokenizer
         tokenizer: Any = row_tokenizer.tokenizer
         self.format_name = row_tokenizer.format_name
-        marks = sorted(set(tokenizer.all_special_tokens), key=len, reverse=True)
+        marks = sorted(special_tokens(tokenizer).values(), key=len, reverse=True)
         # Marks of one or two characters are words too.
         pattern = "|".join(re.escape(mark) for mark in marks if len(mark) > 2)
         self._marks = re.compile(pattern) if pattern else None

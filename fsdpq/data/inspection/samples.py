@@ -60,7 +60,7 @@ def segments(row: Row, tokenizer: Any) -> list[dict[str, Any]]:
     """
     ids = np.asarray(row.input_ids)[:MAX_TOKENS].tolist()
     mask = np.asarray(row.loss_mask)[:MAX_TOKENS].astype(bool).tolist()
-    special = set(tokenizer.all_special_ids)
+    special = special_tokens(tokenizer)
     found: list[dict[str, Any]] = []
     shown, start, length = "", 0, len(ids)
     while start < length:
@@ -91,7 +91,7 @@ def token_table(row: Row, tokenizer: Any) -> list[dict[str, Any]]:
     ids = np.asarray(row.input_ids)[:MAX_TOKENS].tolist()
     names = tokenizer.convert_ids_to_tokens(ids)
     trained = np.asarray(row.loss_mask).astype(bool).tolist()
-    special = set(tokenizer.all_special_ids)
+    special = special_tokens(tokenizer)
     return [
         {
             "position": position,
@@ -105,6 +105,13 @@ def token_table(row: Row, tokenizer: Any) -> list[dict[str, Any]]:
             zip(ids, names, trained, strict=False)
         )
     ]
+
+
+def special_tokens(tokenizer: Any) -> dict[int, str]:
+    """Returns the special tokens by their ids, those too that have no name in the tokenizer."""
+    named = zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True)
+    added = tokenizer.added_tokens_decoder.items()
+    return dict(named) | {index: token.content for index, token in added if token.special}
 
 
 def _decode(ids: list[int], tokenizer: Any) -> str:
