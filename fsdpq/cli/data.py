@@ -9,8 +9,8 @@ from typing import Any
 import click
 
 from fsdpq.cli.answers import echo_json, json_option
-from fsdpq.cli.options import recipe_arguments, trust_option, warn_of_code
-from fsdpq.cli.render import problem_fields, wants_color
+from fsdpq.cli.options import recipe_arguments, say, trust_option, warn_of_code
+from fsdpq.cli.render import problem_fields, render_error, wants_color
 from fsdpq.errors import ExitCode, Location, Problem, UsageError
 
 ERRORS = ("bad_row", "unrenderable", "over_limit")
@@ -56,6 +56,7 @@ def inspect_command(
     """
     from fsdpq.cli.inspection import render_inspection, render_row
     from fsdpq.cli.screen import open_screen
+    from fsdpq.cli.visible import encodable
     from fsdpq.launch.inspect import Wanted, inspect_data
 
     warn_of_code(trust_remote_code)
@@ -75,8 +76,10 @@ def inspect_command(
         color = wants_color(sys.stdout)
         render = render_row if row else render_inspection
         for line in render(content, color=color):
-            click.echo(line, color=color)
+            click.echo(encodable(line, sys.stdout), color=color)
     if not content["ok"]:
+        if not as_json:
+            say(render_error(UsageError(*why_not_ok(content))))
         sys.exit(ExitCode.RECIPE)
 
 
@@ -96,6 +99,18 @@ def write_page(path: Path, content: dict[str, Any]) -> None:
         message = f"the page cannot be written to `{path}`: {error.strerror or error}"
         raise UsageError(message, hint="choose another place: `--html FILE`") from error
     click.echo(f"wrote {path}", err=True)
+
+
+def why_not_ok(content: dict[str, Any]) -> tuple[str, str]:
+    """Returns what keeps a run from starting, and what to do."""
+    num_bad = sum(f["count"] for f in content["findings"] if f["kind"] in ERRORS)
+    if not num_bad:
+        return "none of the rows can be trained on", "see the counts above"
+    hint = "correct them, or leave them out with data.on_bad_row=skip"
+    if all(f["kind"] not in ERRORS[:2] for f in content["findings"]):
+        hint = "raise data.seq_len, or choose another data.truncation"
+    rows = "1 row" if num_bad == 1 else f"{num_bad:,} rows"
+    return f"training would not start: {rows} of {content['counts']['rows']:,} are bad", hint
 
 
 def list_problems(content: dict[str, Any]) -> list[Problem]:

@@ -145,7 +145,7 @@ def _findings(content: Content) -> Iterator[str]:
 def _sample(sample: Content, *, color: bool, max_lines: int) -> Iterator[str]:
     yield f"  {visible(describe_sample(sample))}"
     lines = sample_lines(
-        sample["segments"], columns=_columns() - 4, max_lines=max_lines, color=color
+        sample["segments"], columns=_columns() - 6, max_lines=max_lines, color=color
     )
     for line in lines:
         yield f"  │ {line}"

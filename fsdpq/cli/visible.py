@@ -125,7 +125,7 @@ def _fold(line: Sequence[Run], columns: int) -> Iterator[list[Run]]:
 
 def _styled(run: Run) -> str:
     if run.trained:
-        return click.style(run.text, fg="green", bold=run.special)
+        return click.style(run.text, fg="green", bold=run.special or None)
     return click.style(run.text, fg="bright_black") if run.special else run.text
 
 

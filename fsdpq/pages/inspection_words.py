@@ -60,7 +60,12 @@ def list_counts(content: Content) -> list[Count]:
         Count("read", rows),
         Count("bad", counts["bad_rows"], rows, "not of their format"),
         Count("left out", left_out, rows, "cannot be rendered, too long, or nothing to train"),
-        Count("cut", counts["cut"], rows, f"at data.seq_len={content['data']['seq_len']}"),
+        Count(
+            "cut",
+            counts["cut"],
+            content["lengths"]["rows"],
+            f"at data.seq_len={content['data']['seq_len']}",
+        ),
         Count("empty fields", counts["empty"], rows),
         Count("roles out of order", counts["role_mistakes"], rows),
         Count("duplicates", counts["duplicates"], rows, "of an earlier row"),

@@ -188,7 +188,7 @@ class Inspection:
             ],
             "counts": found["counts"],
             **{name: found[name] for name in ("conversations", "held_out", "findings")},
-            "ok": not totals.findings.count(*self._errors()),
+            "ok": not totals.findings.count(*self._errors()) and len(kept) > 0,
             "lengths": describe_lengths(totals.lengths(), options.seq_len),
             "packing": describe_packing(np.delete(kept, held_out), self.recipe),
             "samples": [self._describe_sample(*sample) for sample in self.samples.items],

@@ -31,26 +31,19 @@ def _about_rows(content: Content) -> Iterator[str]:
             "rows are trained on too: the held-out loss will look better than it is; remove "
             "duplicates from the data"
         )
-    if counts["duplicates"]:
-        yield f"{_share(counts['duplicates'], rows)} of the rows repeat an earlier row"
-    if counts["untrained"]:
-        yield (
-            f"{_share(counts['untrained'], rows)} of the rows have no token that carries loss "
-            "and are left out"
-        )
-    if counts["special_tokens"]:
-        yield (
-            f"{_share(counts['special_tokens'], rows)} of the rows have special tokens written "
-            "out in their text: the tokenizer reads them as the real ones"
-        )
-    if counts["unknown_tokens"]:
-        yield (
-            f"{_share(counts['unknown_tokens'], rows)} of the rows have text that the tokenizer "
-            "does not know"
-        )
+    told = {
+        "duplicates": "repeat an earlier row",
+        "untrained": "have no token that carries loss and are left out",
+        "special_tokens": "have special tokens written out in their text: the tokenizer reads them "
+        "as the real ones",
+        "unknown_tokens": "have text that the tokenizer does not know",
+    }
+    for name, what in told.items():
+        if counts[name]:
+            yield f"{_some_of(counts[name], rows)} {what}"
     trained, tokens = counts["kept_trained_tokens"], counts["kept_tokens"]
     if tokens and trained / tokens < TRAINED_SHARE:
-        yield f"only {_share(trained, tokens)} of the tokens carry loss"
+        yield f"only {trained / tokens:.2%} of the tokens carry loss"
 
 
 def _about_limit(content: Content) -> Iterator[str]:
@@ -82,6 +75,6 @@ def _about_packing(content: Content) -> Iterator[str]:
         )
 
 
-def _share(part: int, whole: int) -> str:
-    share = part / max(1, whole)
-    return f"{share:.1%}" if share >= 0.0005 else f"{part:,} of {whole:,}"
+def _some_of(part: int, rows: int) -> str:
+    share = part / rows
+    return f"{share:.1%} of the rows" if share >= 0.001 else f"{part:,} of {rows:,} rows"

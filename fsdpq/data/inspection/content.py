@@ -11,13 +11,14 @@ import itertools
 import json
 import re
 import unicodedata
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from fsdpq.rows.formats import FORMATS, GUANACO_ASSISTANT, GUANACO_HUMAN
 from fsdpq.rows.messages import is_conversation, read_conversation
 
 Row = Mapping[str, Any]
+Message = dict[str, Any]
 
 _GUANACO_TURN = re.compile(f"({GUANACO_HUMAN}|{GUANACO_ASSISTANT})")
 
@@ -32,9 +33,14 @@ def fingerprint(row: Row) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
-def find_empty(row: Row, format_name: str) -> list[str]:
-    """Returns the parts of a row of its format that hold no text: columns, or roles' messages."""
-    messages = conversation(row, format_name)
+def find_empty(row: Row, format_name: str, messages: Sequence[Message]) -> list[str]:
+    """Returns the parts of a row that hold no text: columns, or roles' messages.
+
+    Args:
+        row: of its format.
+        format_name: its format.
+        messages: those of `conversation`.
+    """
     if messages:
         empty = [f"{each['role']} message" for each in messages if not _holds_something(each)]
         return list(dict.fromkeys(empty))
@@ -45,15 +51,13 @@ def find_empty(row: Row, format_name: str) -> list[str]:
     ]
 
 
-def find_role_mistakes(row: Row, format_name: str) -> list[str]:
+def find_role_mistakes(messages: Sequence[Message]) -> list[str]:
     """Returns what is unusual in the order of a conversation's roles, each once."""
-    roles = [str(message["role"]) for message in conversation(row, format_name)]
-    if not roles:
-        return []
-    return list(dict.fromkeys(_role_mistakes(roles)))
+    roles = [str(message["role"]) for message in messages]
+    return list(dict.fromkeys(_role_mistakes(roles))) if roles else []
 
 
-def conversation(row: Row, format_name: str) -> list[dict[str, Any]]:
+def conversation(row: Row, format_name: str) -> list[Message]:
     """Returns the messages of a conversation, none where the row is none."""
     if is_conversation(row, format_name):
         return read_conversation(row).messages

@@ -86,8 +86,8 @@ class RowExaminer:
             "fingerprint": fingerprint(row),
             "turns": sum(m["role"] == "assistant" for m in messages) if messages else 1,
             "system": next((fingerprint(m) for m in messages if m["role"] == "system"), None),
-            "empty": tuple(find_empty(row, self.format_name)),
-            "roles": tuple(find_role_mistakes(row, self.format_name)),
+            "empty": tuple(find_empty(row, self.format_name, messages)),
+            "roles": tuple(find_role_mistakes(messages)),
             "has_marks": self._has_marks(row),
         }
         if isinstance(done, TemplateError):
