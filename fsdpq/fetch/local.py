@@ -21,17 +21,13 @@ from fsdpq.tensor_files.directory import (
 )
 from fsdpq.tensor_files.header import join_problems
 
-TOKENIZER_PATTERNS = ("*.json", "*.model", "*.jinja", "merges.txt", "vocab.txt")
-"""The files beside the weights: config, tokenizer, chat template."""
-
-ALLOW_PATTERNS = ("*.safetensors", *TOKENIZER_PATTERNS)
+ALLOW_PATTERNS = ("*.safetensors", "*.json", "*.model", "*.jinja", "merges.txt", "vocab.txt")
 """The files of a checkpoint that count, as glob patterns; never pickles or Python code."""
 
 CODE_PATTERNS = ("*.py",)
 """Those that count too under ``--trust-remote-code``."""
 
-TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
-"""Of these a tokenizer has one at least."""
+_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 
 
 def checkpoint_files(directory: Path, *, with_code: bool = False) -> dict[str, Path]:
@@ -50,7 +46,7 @@ def checkpoint_files(directory: Path, *, with_code: bool = False) -> dict[str, P
     if holds_pickles_only(directory):
         raise FetchError(pickles_only(directory), hint=PICKLE_HINT)
     problems = [] if "config.json" in files else ["`config.json` is missing"]
-    if not any(name in files for name in TOKENIZERS):
+    if not any(name in files for name in _TOKENIZERS):
         problems.append("a tokenizer (`tokenizer.json`) is missing")
     problems += check_directory(directory)[1]
     if problems:

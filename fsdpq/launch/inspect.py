@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import tempfile
+import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fsdpq.errors import UsageError
 from fsdpq.fetch.data import fetch_data
 from fsdpq.fetch.tokenizer import fetch_tokenizer
+from fsdpq.launch.devices import count_cores
 from fsdpq.launch.processes import TRUST_FLAG
 from fsdpq.launch.screen import Screen
 from fsdpq.launch.single_worker import WorkerFiles, run_single_worker
@@ -20,6 +22,7 @@ from fsdpq.rows.source import DataSources
 from fsdpq.run_files import RunFiles
 
 INSPECTOR = ("-m", "fsdpq.worker", "inspect")
+PROGRESS_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -69,12 +72,30 @@ def inspect_data(
         files.logs.mkdir()
         files.resolved.write_text(dump_recipe(loaded.recipe), encoding="utf-8")
         files.lock.write_text(json.dumps({"inputs": inputs}), encoding="utf-8")
+        output = Path(root) / "inspection.json"
         arguments = [
             *worker, root, f"--samples={wanted.num_samples}", f"--file={file}", f"--row={row}",
+            f"--out={output}", f"--processes={count_cores()}",
             *([TRUST_FLAG] if trust_remote_code else []),
         ]  # fmt: skip
         logs = WorkerFiles(files.logs / "out", files.rank_log(0), files.rank_error(0))
-        return json.loads(run_single_worker(arguments, logs))
+        run_single_worker(arguments, logs, on_line=_Progress(screen).take)
+        return json.loads(output.read_text(encoding="utf-8"))
+
+
+class _Progress:
+    """Says now and then how many rows were looked at."""
+
+    def __init__(self, screen: Screen) -> None:
+        self._screen = screen
+        self._last = time.monotonic()
+
+    def take(self, line: str) -> None:
+        """Takes a line of the worker: JSON with ``done_rows``."""
+        now = time.monotonic()
+        if now - self._last >= PROGRESS_S:
+            self._last = now
+            self._screen.report(f"looked at {json.loads(line)['done_rows']:,} rows")
 
 
 def find_wanted_row(data: DataSources, wanted: str) -> tuple[str, int]:
@@ -106,14 +127,12 @@ def _ends_in(path: Path, name: Path) -> bool:
 def _inputs(
     loaded: LoadedRecipe, data: DataSources, *, screen: Screen, trust_remote_code: bool
 ) -> dict[str, Any]:
-    model = fetch_tokenizer(
+    directory = fetch_tokenizer(
         loaded.recipe.model.name_or_path,
         revision=loaded.recipe.model.revision,
         base_dir=loaded.base_dir,
         report=screen.report,
         with_code=trust_remote_code,
     )
-    return {
-        "model": asdict(model) | {"directory": str(model.directory.absolute())},
-        "data": data.as_json(),
-    }
+    inputs = {"directory": str(directory.absolute()), "revision": None}
+    return {"model": inputs, "data": data.as_json()}

@@ -1,21 +1,25 @@
-"""Examines the rows of a recipe as training would read them, and says so as JSON; no weights.
+"""Examines the rows of a recipe as training would read them, and writes it as JSON; no weights.
 
-One pass: rows are read, rendered and tokenized in batches, and only their facts are kept. A bad row
-is counted instead of raised, all of them, because the counts by kind are what one looks for.
+One pass: rows are read here, rendered and tokenized in batches in several processes, and only their
+facts are kept. A bad row is counted instead of raised, all of them, because the counts by kind are
+what one looks for.
 """
 
 from __future__ import annotations
 
 import itertools
 import json
-import sys
-from collections.abc import Iterator, Mapping
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from fsdpq.data.inspection.advice import advise
+from fsdpq.data.inspection.content import texts_of
 from fsdpq.data.inspection.facts import RowExaminer, cut_row
 from fsdpq.data.inspection.findings import ERRORS, SKIPPED, Place
 from fsdpq.data.inspection.lengths import describe_lengths
@@ -23,21 +27,29 @@ from fsdpq.data.inspection.packing import describe_packing
 from fsdpq.data.inspection.samples import Reservoir, segments, token_table
 from fsdpq.data.inspection.totals import Totals
 from fsdpq.data.loader import split_rows
+from fsdpq.data.mixture import choose_rows, count_rows
+from fsdpq.data.processes import map_in_order
 from fsdpq.data.render import TemplateError
 from fsdpq.data.templates.choose import choose_template
 from fsdpq.data.tokenize import Row, RowTokenizer
 from fsdpq.errors import UsageError
-from fsdpq.model.meta import read_config
+from fsdpq.model.config import read_config
 from fsdpq.recipe.load import load_resolved
 from fsdpq.recipe.root import Recipe
 from fsdpq.rows.read import check_rows
 from fsdpq.rows.source import DataSources, RowSource
-from fsdpq.run_files import RunFiles
-from fsdpq.worker.assemble import Inputs, load_tokenizer, read_inputs
+from fsdpq.run_files import RunFiles, write_whole
+from fsdpq.worker.assemble import Inputs, read_inputs
+from fsdpq.worker.prepare import progress_printer
+from fsdpq.worker.tokenizer import load_tokenizer
 
 INSPECTION_FORMAT = 1
 BATCH_ROWS = 500
+BATCH_CHARACTERS = 2_000_000
+"""A batch ends with the row that reaches one of these."""
+
 _EXCERPT = 160
+Int64 = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -65,22 +77,34 @@ class PlacedRow:
     excerpt: str = ""
 
 
-def inspect(files: RunFiles, wanted: Wanted, *, trust_remote_code: bool = False) -> None:
-    """Writes the content of an inspection to stdout, as JSON.
+def inspect(
+    files: RunFiles,
+    wanted: Wanted,
+    *,
+    output: Path,
+    num_processes: int = 1,
+    trust_remote_code: bool = False,
+) -> None:
+    """Writes the content of an inspection to ``output``, as JSON.
+
+    Prints how far it is, as lines of JSON: ``done_rows``, ``total_rows`` (0: not known).
 
     Args:
         files: a resolved recipe and a lock that names the tokenizer's directory and the data.
         wanted: rows to show.
+        output: the file.
+        num_processes: that tokenize.
         trust_remote_code: run code that the model brings.
 
     Raises:
         UsageError: there is no such row.
         RecipeError: the tokenizer cannot give exact masks.
+        LaunchError: a process that tokenizes died.
     """
     recipe = load_resolved(files.resolved)
     inputs = read_inputs(files, trust_remote_code=trust_remote_code)
-    content = Inspection(recipe, inputs, wanted).run()
-    sys.stdout.write(json.dumps(content, ensure_ascii=True) + "\n")
+    content = Inspection(recipe, inputs, wanted, num_processes=num_processes).run()
+    write_whole(output, json.dumps(content, ensure_ascii=True, allow_nan=False).encode())
 
 
 class Inspection:
@@ -90,92 +114,90 @@ class Inspection:
         recipe: resolved.
         inputs: the tokenizer's directory and the data.
         wanted: rows to show.
+        num_processes: that tokenize.
     """
 
-    def __init__(self, recipe: Recipe, inputs: Inputs, wanted: Wanted) -> None:
+    def __init__(
+        self, recipe: Recipe, inputs: Inputs, wanted: Wanted, *, num_processes: int = 1
+    ) -> None:
         if inputs.data is None:
             raise RuntimeError("these inputs name no data")
         self.recipe, self.options, self.inputs, self.wanted = recipe, recipe.data, inputs, wanted
-        self.data: DataSources = inputs.data
+        self.num_processes, self.data = num_processes, inputs.data
         self.tokenizer: Any = load_tokenizer(
             inputs.model_dir, trust_remote_code=inputs.trust_remote_code
         )
         self.template = choose_template(self.tokenizer, self.options.chat_template)
+        self.sources = all_sources(inputs.data)
+        self.row_tokenizers = [
+            RowTokenizer(self.tokenizer, self.options, source.format, template=self.template)
+            for source in self.sources
+        ]
         self.totals = Totals(self.options, len(self.data.train))
-        self.samples: Reservoir[tuple[Place, Row]] = Reservoir(
-            wanted.num_samples, recipe.training.seed
-        )
-        self.shown: dict[str, Any] | None = None
+        self.samples: Reservoir[PlacedRow] = Reservoir(wanted.num_samples, recipe.training.seed)
+        self.shown: PlacedRow | None = None
 
     def run(self) -> dict[str, Any]:
         """Returns the content: everything that is shown, as plain data."""
-        sources = [*self.data.train, *([self.data.eval] if self.data.eval else [])]
-        for index, source in enumerate(sources):
-            self._read_source(index, source)
+        report, num_done = progress_printer(), 0
+        examiner = RowExaminer(self.row_tokenizers)
+        taken: deque[list[PlacedRow]] = deque()
+
+        def payloads() -> Iterator[tuple[int, list[Mapping[str, Any]]]]:
+            for batch in itertools.chain.from_iterable(
+                map(self._batches, range(len(self.sources)))
+            ):
+                taken.append(batch)
+                yield batch[0].place.source, [row.content for row in batch if not row.mistake]
+
+        for facts in map_in_order(examiner, payloads(), num_processes=self.num_processes):
+            batch, found = taken.popleft(), iter(facts)
+            for row in batch:
+                self._take(row, None if row.mistake else next(found))
+            num_done += len(batch)
+            report(num_done, 0)
         if self.wanted.file and self.shown is None:
             message = f"`{self.wanted.file}` has no row {self.wanted.row}"
             raise UsageError(message, hint="`fsdpq data inspect` without `--row` counts them")
-        return self._content(sources)
+        return self._content()
 
-    def _read_source(self, index: int, source: RowSource) -> None:
-        row_tokenizer = RowTokenizer(
-            self.tokenizer, self.options, source.format, template=self.template
-        )
-        examiner = RowExaminer(row_tokenizer)
-        rows = iter(read_placed(index, source))
+    def _batches(self, index: int) -> Iterator[list[PlacedRow]]:
+        rows = read_placed(index, self.sources[index])
         if self.options.streaming:
             rows = itertools.islice(rows, self.options.stream_window)
-        while batch := list(itertools.islice(rows, BATCH_ROWS)):
-            for row in batch:
-                if row.mistake:
-                    self.totals.add_bad(row.place, row.mistake, row.excerpt)
-                    self._show_bad(row)
-            self._add([row for row in batch if not row.mistake], examiner)
+        batch, characters = list[PlacedRow](), 0
+        for row in rows:
+            batch.append(row)
+            characters += sum(map(len, texts_of(row.content)))
+            if len(batch) == BATCH_ROWS or characters >= BATCH_CHARACTERS:
+                yield batch
+                batch, characters = [], 0
+        if batch:
+            yield batch
 
-    def _add(self, rows: list[PlacedRow], examiner: RowExaminer) -> None:
-        facts, tokenized = examiner.examine([row.content for row in rows])
-        for row, found, done in zip(rows, facts, tokenized, strict=True):
-            self.totals.add(found, row.place)
-            self._show(row, done)
-            is_train = row.place.source < self.totals.num_train
-            if is_train and not isinstance(done, TemplateError) and found.trained_kept:
-                place = self.samples.place()
-                if place is not None:
-                    self.samples.put(place, (row.place, done))
-
-    def _show_bad(self, row: PlacedRow) -> None:
-        if self._is_wanted(row.place):
-            self.shown = {"place": vars(row.place), "mistake": row.mistake}
-            self.shown |= {"content": row.excerpt, "segments": [], "tokens": []}
-
-    def _show(self, row: PlacedRow, done: Row | TemplateError) -> None:
-        if not self._is_wanted(row.place):
+    def _take(self, row: PlacedRow, facts: Any) -> None:
+        if (row.place.file, row.place.row) == (self.wanted.file, self.wanted.row):
+            self.shown = row
+        if facts is None:
+            self.totals.add_bad(row.place, row.mistake, row.excerpt)
             return
-        rendered = not isinstance(done, TemplateError)
-        self.shown = {
-            "place": vars(row.place),
-            "mistake": "" if rendered else str(done),
-            "content": json.dumps(row.content, indent=2, ensure_ascii=False, default=str),
-            "num_tokens": len(done.input_ids) if rendered else 0,
-            "num_trained": done.num_trained if rendered else 0,
-            "segments": segments(done, self.tokenizer) if rendered else [],
-            "tokens": token_table(done, self.tokenizer) if rendered else [],
-        }
+        is_usable = self.totals.add(facts, row.place)
+        if is_usable and row.place.source < self.totals.num_train:
+            place = self.samples.place()
+            if place is not None:
+                self.samples.put(place, row)
 
-    def _is_wanted(self, place: Place) -> bool:
-        return (place.file, place.row) == (self.wanted.file, self.wanted.row)
-
-    def _content(self, sources: list[RowSource]) -> dict[str, Any]:
+    def _content(self) -> dict[str, Any]:
         totals, options = self.totals, self.options
         kept = totals.kept_lengths()
-        held_out: list[int] = []
-        if options.eval_fraction and len(kept) > 1:
-            held_out = split_rows(len(kept), options.eval_fraction, self.recipe.training.seed)[1]
+        held_out = self._held_out(len(kept))
         found = totals.finish(held_out)
-        counts = {index: found["sources"].get(index, {}) for index in range(len(sources))}
+        counts = found.pop("by_source")
+        epoch = choose_epoch(self.recipe, self.data, totals.kept_sources(), held_out)
         content: dict[str, Any] = {
             "format": INSPECTION_FORMAT,
             "recipe": self.recipe.name,
+            "ok": not totals.findings.count(*self._errors()) and len(kept) > 0,
             "model": {
                 "name_or_path": self.recipe.model.name_or_path,
                 "context": _context(self.inputs),
@@ -183,33 +205,76 @@ class Inspection:
             },
             "data": _settings(self.recipe),
             "sources": [
-                _describe_source(source, counts[index], is_eval=index >= len(self.data.train))
-                for index, source in enumerate(sources)
+                _describe_source(source, counts[index], index >= totals.num_train)
+                for index, source in enumerate(self.sources)
             ],
-            "counts": found["counts"],
-            **{name: found[name] for name in ("conversations", "held_out", "findings")},
-            "ok": not totals.findings.count(*self._errors()) and len(kept) > 0,
+            **found,
             "lengths": describe_lengths(totals.lengths(), options.seq_len),
-            "packing": describe_packing(np.delete(kept, held_out), self.recipe),
-            "samples": [self._describe_sample(*sample) for sample in self.samples.items],
-            "row": self.shown,
+            "packing": describe_packing(kept[epoch], self.recipe),
+            "samples": [self._describe(row) for row in self.samples.items],
+            "row": self._describe_shown(),
         }
         return content | {"notes": advise(content)}
+
+    def _held_out(self, num_rows: int) -> list[int]:
+        """Returns which of the usable rows are held out, as preparing the data chooses them."""
+        fraction = self.options.eval_fraction
+        if not fraction or self.data.eval is not None or num_rows < 2:
+            return []
+        return split_rows(num_rows, fraction, self.recipe.training.seed)[1]
 
     def _errors(self) -> tuple[str, ...]:
         """The kinds of findings that end a run."""
         skips = self.options.on_bad_row == "skip"
         return tuple(kind for kind in ERRORS if not (skips and kind in SKIPPED))
 
-    def _describe_sample(self, place: Place, row: Row) -> dict[str, Any]:
-        kept = cut_row(row, self.options)
+    def _tokenize(self, row: PlacedRow) -> Row | TemplateError:
+        return self.row_tokenizers[row.place.source].tokenize([row.content])[0]
+
+    def _describe(self, row: PlacedRow) -> dict[str, Any]:
+        tokens = self._tokenize(row)
+        if isinstance(tokens, TemplateError):
+            raise RuntimeError(f"a row was rendered once and is refused now: {tokens}")
+        kept = cut_row(tokens, self.options)
         return {
-            "place": vars(place),
-            "num_tokens": len(row.input_ids),
-            "num_trained": row.num_trained,
+            "place": vars(row.place),
+            "num_tokens": len(tokens.input_ids),
+            "num_trained": tokens.num_trained,
             "num_kept": len(kept.input_ids),
             "segments": segments(kept, self.tokenizer),
         }
+
+    def _describe_shown(self) -> dict[str, Any] | None:
+        row = self.shown
+        if row is None:
+            return None
+        tokens = None if row.mistake else self._tokenize(row)
+        shown: dict[str, Any] = {
+            "place": vars(row.place),
+            "mistake": row.mistake,
+            "content": row.excerpt,
+            "num_tokens": 0,
+            "num_trained": 0,
+            "segments": [],
+            "tokens": [],
+        }
+        if not row.mistake:
+            shown["content"] = json.dumps(row.content, indent=2, ensure_ascii=False, default=str)
+        if isinstance(tokens, TemplateError):
+            shown["mistake"] = str(tokens)
+        elif tokens is not None:
+            shown |= {
+                "num_tokens": len(tokens.input_ids),
+                "num_trained": tokens.num_trained,
+                "segments": segments(tokens, self.tokenizer),
+                "tokens": token_table(tokens, self.tokenizer),
+            }
+        return shown
+
+
+def all_sources(data: DataSources) -> list[RowSource]:
+    """Returns the sources of training, then that of evaluation."""
+    return [*data.train, *([data.eval] if data.eval is not None else [])]
 
 
 def read_placed(index: int, source: RowSource) -> Iterator[PlacedRow]:
@@ -226,6 +291,33 @@ def read_placed(index: int, source: RowSource) -> Iterator[PlacedRow]:
             yield PlacedRow(place, content)
 
 
+def choose_epoch(
+    recipe: Recipe, data: DataSources, kept_sources: Int64, held_out: Sequence[int]
+) -> Int64:
+    """Returns which usable rows an epoch trains on, as preparing the data chooses them.
+
+    Args:
+        recipe: the recipe.
+        data: the sources, with their weights.
+        kept_sources: source of every usable row, ``(rows,)``.
+        held_out: those of them that are held out.
+    """
+    is_train = np.ones(len(kept_sources), dtype=bool)
+    is_train[np.asarray(held_out, dtype=np.int64)] = False
+    parts = [np.flatnonzero(is_train & (kept_sources == n)) for n in range(len(data.train))]
+    weights = [source.weight for source in data.train if source.weight is not None]
+    if len(weights) < len(parts) or not all(map(len, parts)):
+        return np.concatenate(parts)
+    sizes = count_rows([len(part) for part in parts], weights, recipe.data.mixture_stopping)
+    seed = recipe.training.seed
+    return np.concatenate(
+        [
+            choose_rows(part, size, seed=seed, part=number)
+            for number, (part, size) in enumerate(zip(parts, sizes, strict=True))
+        ]
+    )
+
+
 def _settings(recipe: Recipe) -> dict[str, Any]:
     names = (
         "seq_len", "truncation", "packing", "on_bad_row", "train_on_prompt", "eval_fraction",
@@ -234,7 +326,7 @@ def _settings(recipe: Recipe) -> dict[str, Any]:
     return {name: getattr(recipe.data, name) for name in names}
 
 
-def _describe_source(source: RowSource, counts: Any, *, is_eval: bool) -> dict[str, Any]:
+def _describe_source(source: RowSource, counts: Mapping[str, int], is_eval: bool) -> dict[str, Any]:
     return {
         "name": source.name,
         "use": "evaluation" if is_eval else "training",

@@ -54,16 +54,15 @@ class RowFacts:
 
 
 class RowExaminer:
-    """Finds the facts of rows of one format.
+    """Finds the facts of rows; a process can inherit it.
 
     Args:
-        row_tokenizer: makes their tokens.
+        row_tokenizers: for the rows of each source, by its number.
     """
 
-    def __init__(self, row_tokenizer: RowTokenizer) -> None:
-        self.row_tokenizer = row_tokenizer
-        tokenizer: Any = row_tokenizer.tokenizer
-        self.format_name = row_tokenizer.format_name
+    def __init__(self, row_tokenizers: Sequence[RowTokenizer]) -> None:
+        self._row_tokenizers = row_tokenizers
+        tokenizer: Any = row_tokenizers[0].tokenizer
         marks = sorted(special_tokens(tokenizer).values(), key=len, reverse=True)
         # Marks of one or two characters are words too.
         pattern = "|".join(re.escape(mark) for mark in marks if len(mark) > 2)
@@ -72,21 +71,25 @@ class RowExaminer:
         unknown = tokenizer.unk_token_id
         self._unknown_id = None if unknown in others else unknown
 
-    def examine(
-        self, rows: Sequence[Mapping[str, Any]]
-    ) -> tuple[list[RowFacts], list[Row | TemplateError]]:
-        """Returns facts and tokens of every row, in order."""
-        tokenized = self.row_tokenizer.tokenize(rows)
-        facts = [self._facts(row, done) for row, done in zip(rows, tokenized, strict=True)]
-        return facts, tokenized
+    def __call__(self, batch: tuple[int, Sequence[Mapping[str, Any]]]) -> list[RowFacts]:
+        """Returns the facts of rows of a source, in order."""
+        source, rows = batch
+        row_tokenizer = self._row_tokenizers[source]
+        tokenized = row_tokenizer.tokenize(rows)
+        return [
+            self._facts(row, done, row_tokenizer) for row, done in zip(rows, tokenized, strict=True)
+        ]
 
-    def _facts(self, row: Mapping[str, Any], done: Row | TemplateError) -> RowFacts:
-        messages = conversation(row, self.format_name)
+    def _facts(
+        self, row: Mapping[str, Any], done: Row | TemplateError, row_tokenizer: RowTokenizer
+    ) -> RowFacts:
+        format_name = row_tokenizer.format_name
+        messages = conversation(row, format_name)
         found: dict[str, Any] = {
             "fingerprint": fingerprint(row),
             "turns": sum(m["role"] == "assistant" for m in messages) if messages else 1,
             "system": next((fingerprint(m) for m in messages if m["role"] == "system"), None),
-            "empty": tuple(find_empty(row, self.format_name, messages)),
+            "empty": tuple(find_empty(row, format_name, messages)),
             "roles": tuple(find_role_mistakes(messages)),
             "has_marks": self._has_marks(row),
         }
@@ -96,7 +99,7 @@ class RowExaminer:
         return RowFacts(
             tokens=len(done.input_ids),
             trained=done.num_trained,
-            trained_kept=cut_row(done, self.row_tokenizer.options).num_trained,
+            trained_kept=cut_row(done, row_tokenizer.options).num_trained,
             unknown=0 if unknown is None else int(np.count_nonzero(done.input_ids == unknown)),
             **found,
         )

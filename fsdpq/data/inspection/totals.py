@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -60,8 +60,8 @@ class Totals:
         self._source(place).update(rows=1, bad_rows=1)
         self.findings.add("bad_row", mistake, place, detail=excerpt)
 
-    def add(self, facts: RowFacts, place: Place) -> None:
-        """Counts a row of its format."""
+    def add(self, facts: RowFacts, place: Place) -> bool:
+        """Counts a row of its format; returns whether it can be trained on."""
         counts = self._source(place)
         counts.update(rows=1, turns=facts.turns, tokens=facts.tokens, trained_tokens=facts.trained)
         for name in facts.empty:
@@ -86,6 +86,7 @@ class Totals:
         self.max_turns = max(self.max_turns, facts.turns)
         kept = self._fit(facts, place, counts)
         self._remember(facts, place, kept)
+        return kept > 0
 
     def _fit(self, facts: RowFacts, place: Place, counts: Counter[str]) -> int:
         """Counts what ``data.seq_len`` does to the row; returns its tokens in training, maybe 0."""
@@ -130,10 +131,13 @@ class Totals:
                 total.update(counts)
         return {
             "counts": {name: total[name] for name in COUNTS},
-            "sources": {
-                index: {name: counts[name] for name in COUNTS}
-                for index, counts in self.counts.items()
-            },
+            "by_source": defaultdict(
+                lambda: dict.fromkeys(COUNTS, 0),
+                {
+                    index: {name: counts[name] for name in COUNTS}
+                    for index, counts in self.counts.items()
+                },
+            ),
             "conversations": {
                 "mean_turns": total["turns"] / max(1, total["rows"] - total["bad_rows"]),
                 "max_turns": self.max_turns,
@@ -156,6 +160,11 @@ class Totals:
         kept = _numpy(self._columns.kept)
         is_train = _numpy(self._columns.source) < self.num_train
         return kept[(kept > 0) & is_train].astype(np.int64)
+
+    def kept_sources(self) -> npt.NDArray[np.int64]:
+        """Returns the source of every usable row to train on, ``(rows,)``."""
+        source, kept = _numpy(self._columns.source), _numpy(self._columns.kept)
+        return source[(kept > 0) & (source < self.num_train)].astype(np.int64)
 
     def _find_duplicates(self, is_eval: npt.NDArray[np.bool_]) -> None:
         """Finds rows that repeat one before them: within training, and held-out ones in it."""

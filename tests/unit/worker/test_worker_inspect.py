@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ from support.tiny import tiny_recipe
 from support.tokenizer import build_tokenizer, build_wordpiece_tokenizer
 
 from fsdpq.data.loader import build_step
+from fsdpq.data.prepare import Preparation, prepare_data
 from fsdpq.data.tokenize import tokenize_rows
 from fsdpq.errors import UsageError
 from fsdpq.rows.source import DataSources, RowSource, SourceFile
@@ -28,6 +30,12 @@ def chat(*texts: str, system: str | None = None) -> dict[str, Any]:
     for index, text in enumerate(texts):
         messages.append({"role": ("user", "assistant")[index % 2], "content": text})
     return {"messages": messages}
+
+
+def _write(path: Path, rows: list[Any]) -> tuple[Path, str]:
+    """Writes a file of rows and returns its path and hash."""
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path, hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +103,46 @@ def test_tokens_are_those_that_training_counts(inspect: Inspect) -> None:
     whole = tokenize_rows(rows, build_tokenizer(), tiny_recipe(data={"seq_len": 4000}).data)
     assert counts["tokens"] == sum(len(row.input_ids) for row in whole.rows)
     assert counts["trained_tokens"] == sum(row.num_trained for row in whole.rows)
+
+
+@pytest.mark.parametrize(
+    ("truncation", "packing"), [("truncate_end", "best_fit"), ("drop", "none")]
+)
+def test_counts_are_those_of_prepared_data(
+    tmp_path: Path, model_dir: Path, truncation: str, packing: str
+) -> None:
+    """What preparing says it did with a mixture, and what it wrote."""
+    parts = [
+        _write(tmp_path / f"{name}.jsonl", [chat(f"{name} {n}", "two " * n) for n in range(count)])
+        for name, count in (("one", 30), ("two", 50))
+    ]
+    sources = DataSources(
+        tuple(
+            RowSource(path.stem, (SourceFile(path, sha256),), "messages", count, weight=weight)
+            for (path, sha256), count, weight in zip(parts, (30, 50), (1.0, 2.0), strict=True)
+        )
+    )
+    data = {"seq_len": 64, "truncation": truncation, "packing": packing, "eval_fraction": 0.2}
+    recipe = tiny_recipe(data={"path": None, **data})
+    (tmp_path / "prepared").mkdir()
+    job = Preparation(sources, recipe.data, build_tokenizer(), recipe.training.seed)
+    report = prepare_data(job, tmp_path / "prepared", key={})
+    content = Inspection(recipe, Inputs(model_dir, None, sources), Wanted(), num_processes=2).run()
+    for source, expected in zip(content["sources"], report.sources, strict=True):
+        counts = source["counts"]
+        assert counts["rows"] - counts["bad_rows"] == expected.num_rows
+        assert (counts["cut"], counts["too_long"]) == (expected.num_cut, expected.num_too_long)
+        assert (counts["untrained"], counts["usable"]) == (
+            expected.num_untrained,
+            expected.num_kept,
+        )
+        assert counts["kept_tokens"] == expected.num_tokens
+        assert counts["kept_trained_tokens"] == expected.num_trained
+    assert content["held_out"]["rows"] == report.num_held_out > 0
+    assert content["packing"]["rows"] == report.num_train_rows
+    if report.fill is not None:
+        assert content["packing"]["sequences"] == report.num_sequences
+        assert content["packing"]["fill"] == pytest.approx(report.fill)
 
 
 def test_all_bad_rows_are_counted_by_kind_and_the_first_are_named(inspect: Inspect) -> None:
