@@ -147,8 +147,8 @@ def check_prompts_exist(recipe: Recipe, _base_dir: Path) -> Iterator[Problem]:
         formats = {recipe.data.format}
     if formats <= {"text", "input_output", "dummy"}:
         reason = f"with `data.format: {min(formats)}`: its rows have no prompt"
-        if "input_output" in formats:
-            reason = "with `format: input_output`: the segments say what carries loss"
+        if formats == {"input_output"}:
+            reason = "with `data.format: input_output`: the segments say what carries loss"
         yield from has_no_effect(recipe, "data", "train_on_prompt", reason)
 
 

@@ -25,8 +25,8 @@ def _write(path: Path, *texts: str) -> Path:
 
 def _fetch(base_dir: Path, **options: Any) -> tuple[DataSources, list[str]]:
     notes: list[str] = []
-    chosen = DataOptions(**({"format": "text"} | options))
-    return fetch_data(chosen, base_dir=base_dir, report=notes.append), notes
+    given: dict[str, Any] = {"format": "text", **options}
+    return fetch_data(DataOptions(**given), base_dir=base_dir, report=notes.append), notes
 
 
 def _texts(base_dir: Path, **options: Any) -> list[str]:
@@ -128,8 +128,15 @@ def test_slices_are_those_of_datasets(tmp_path: Path, part: str, count: int) -> 
 def test_every_part_of_a_mixture_is_fetched_and_its_mistakes_named(tmp_path: Path) -> None:
     _write(tmp_path / "a.jsonl", "a", "b")
     (tmp_path / "b.jsonl").write_text('{"q": "x", "answer": "y"}\n')
-    question = {"path": "b.jsonl", "format": "qna_no_ctx", "columns": {"question": "q"}}
-    mixture = [{"path": "a.jsonl", "format": "text", "weight": 3}, question | {"weight": 1}]
+    question: dict[str, Any] = {
+        "path": "b.jsonl",
+        "format": "qna_no_ctx",
+        "columns": {"question": "q"},
+    }
+    mixture: list[dict[str, Any]] = [
+        {"path": "a.jsonl", "format": "text", "weight": 3},
+        question | {"weight": 1},
+    ]
     held_out = {"path": "a.jsonl", "format": "text", "split": "train[1:]"}
     sources, _ = _fetch(tmp_path, mixture=mixture, eval=held_out)
     assert [(part.num_rows, part.weight, part.key) for part in sources.train] == [
