@@ -55,7 +55,7 @@ def load_data(
     files = [file.path for source in _sources(inputs).train for file in source.files]
     if files:
         rows = itertools.chain.from_iterable(iterate_rows(path, options) for path in files)
-        tokenized = tokenize_rows(rows, tokenizer, options)
+        tokenized = tokenize_rows(rows, tokenizer, options, _sources(inputs).chat_template)
     else:
         tokenized = make_dummy_rows(tokenizer, options)
     dist.check_same_on_all_ranks("the data", tokenized.digest())
