@@ -6,6 +6,7 @@ import textwrap
 from collections.abc import Iterator, Mapping
 from typing import Any, cast
 
+from fsdpq.cards.chat_templates import BUILT_IN_TEMPLATES
 from fsdpq.cli.render import render_table
 from fsdpq.cli.row_formats import format_fields, render_examples, render_formats
 from fsdpq.errors import UsageError
@@ -137,6 +138,9 @@ def _render_catalog(section: str) -> list[str]:
         (f"{field}: pypi:{name}", f"{entry.summary} ({entry.license}; {entry.package})")
         for name, entry in entries.items()
     ]
+    if section == "data":
+        built_in = BUILT_IN_TEMPLATES.items()
+        cells += [(f"chat_template: {name}", template.summary) for name, template in built_in]
     return list(render_table(cells, indent="  "))
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from fsdpq.cards.card import ModelCard
+from fsdpq.cards.chat_templates import BUILT_IN_TEMPLATES
 from fsdpq.errors import UsageError
 from fsdpq.fetch.cache import cached_directory
 from fsdpq.fetch.resolve import FetchedModel
@@ -25,7 +26,7 @@ from fsdpq.recipe.root import Recipe
 from fsdpq.recipe.sections.data import DataOptions
 from fsdpq.recipe.sections.quantization import HqqOptions
 
-MAKER_VERSION = "2"
+MAKER_VERSION = "3"
 """Version of what `fsdpq.worker.smoke_model` makes; entries of another version are made again."""
 
 MAKER = ("-m", "fsdpq.worker", "smoke-model")
@@ -95,6 +96,7 @@ def describe_tiny_model(recipe: Recipe, base_dir: Path) -> dict[str, Any]:
         "config": tiny_sizes(card, recipe),
         "base_config": base_config,
         "chat_template": _has_chats(recipe.data) and _has_chat_template(name, config_path),
+        "tokens": list(_template_tokens(recipe.data)),
         "seed": recipe.training.seed,
     }
 
@@ -126,6 +128,12 @@ def tiny_sizes(card: ModelCard, recipe: Recipe) -> dict[str, Any]:
 def _has_chats(options: DataOptions) -> bool:
     formats = [part.format for part in options.mixture or (options,)]
     return any(name in ("auto", "messages") for name in formats)
+
+
+def _template_tokens(options: DataOptions) -> tuple[str, ...]:
+    """Returns the tokens that the recipe's built-in chat template needs."""
+    built_in = BUILT_IN_TEMPLATES.get(options.chat_template or "")
+    return built_in.tokens if built_in is not None else ()
 
 
 def _has_chat_template(name: str, config_path: Path) -> bool:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from fsdpq.fetch.cache import cached_directory
+from fsdpq.fetch.template_file import read_template_file
 from fsdpq.launch.shrink import NUM_ROWS
 from fsdpq.recipe.sections.data import DataOptions
 from fsdpq.recipe.sections.source import MixturePart, SourceOptions
@@ -30,18 +31,20 @@ ROWS = "rows.jsonl"
 Report = Callable[[str], None]
 
 
-def make_smoke_rows(options: DataOptions, *, report: Report) -> DataSources:
-    """Returns made-up rows in the formats of the recipe's sources.
+def make_smoke_rows(options: DataOptions, *, base_dir: Path, report: Report) -> DataSources:
+    """Returns made-up rows in the formats of the recipe's sources, and its own chat template.
 
     Args:
         options: the recipe's ``data``.
+        base_dir: what the path of a template is relative to.
         report: told one short line per thing done.
     """
     parts: tuple[SourceOptions, ...] = options.mixture or (options,)
     keys = [f"data.mixture.{index}" for index in range(len(options.mixture))] or ["data"]
     train = tuple(_make(part, key, report) for part, key in zip(parts, keys, strict=True))
     held_out = None if options.eval is None else _make(options.eval, "data.eval", report)
-    return DataSources(train, held_out)
+    template = read_template_file(options, base_dir=base_dir)
+    return DataSources(train, held_out, chat_template=template)
 
 
 def _make(options: SourceOptions, key: str, report: Report) -> RowSource:

@@ -24,7 +24,7 @@ def test_every_source_has_rows_of_its_format(
         {"mixture": tuple(parts), "eval": {"path": "e.txt", "format": "text"}}
     )
     told: list[str] = []
-    sources = make_smoke_rows(options, report=told.append)
+    sources = make_smoke_rows(options, base_dir=tmp_path, report=told.append)
     assert [source.format for source in sources.train] == ["alpaca", "messages", "input_output"]
     assert [source.weight for source in sources.train] == [2.0, 1.0, 1.0]
     assert sources.eval is not None
@@ -40,5 +40,5 @@ def test_every_source_has_rows_of_its_format(
 
 
 def test_made_up_rows_need_none() -> None:
-    [source] = make_smoke_rows(DataOptions(format="dummy"), report=print).train
+    [source] = make_smoke_rows(DataOptions(format="dummy"), base_dir=Path(), report=print).train
     assert (source.format, source.files) == ("dummy", ())
