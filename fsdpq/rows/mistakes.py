@@ -113,19 +113,10 @@ class MistakeLog:
             if guess := guess_columns(row.content, self.format, self.columns):
                 wanted = ", ".join(f"{name}: {own}" for name, own in guess.items())
                 return f"if it is another name, write `columns: {{{wanted}}}`"
-        return describe_row(self.format, row.content)
+        return describe_row(self.format, row.content, self.columns)
 
     def _lacks_columns(self, row: FileRow) -> bool:
-        return not FORMATS[self.format].fits(rename_columns(row.content, self.columns))
-
-
-def rename_columns(content: Mapping[str, object], columns: Mapping[str, str]) -> dict[str, object]:
-    """Returns a row under the format's names; ``columns`` is the format's name -> the row's own."""
-    if not columns:
-        return dict(content)
-    own_names = set(columns.values())
-    kept = {k: v for k, v in content.items() if k not in columns and k not in own_names}
-    return kept | {name: content[own] for name, own in columns.items() if own in content}
+        return not FORMATS[self.format].fits(row.content, self.columns)
 
 
 def guess_columns(
@@ -133,14 +124,12 @@ def guess_columns(
 ) -> dict[str, str]:
     """Returns the ``columns`` that would name each missing column, none where one stays missing."""
     have = list(row_columns)
-    given = rename_columns(dict.fromkeys(have), columns)
     known = FORMATS[format_name]
-    under = {known.aliases.get(name, name) for name in given}
+    under = {known.aliases.get(name, name) for name in have} | set(columns)
     guesses: dict[str, str] = {}
     for name in known.columns:
         if name not in under:
-            free = [own for own in have if own not in guesses.values()]
-            guess = suggest(name, free)
+            guess = suggest(name, [own for own in have if own not in guesses.values()])
             if guess is None:
                 return {}
             guesses[name] = guess

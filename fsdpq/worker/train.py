@@ -18,7 +18,7 @@ from fsdpq.recipe.precision import precision_of
 from fsdpq.recipe.root import Recipe
 from fsdpq.run_files import RunFiles, RunSummary, SetupSummary
 from fsdpq.training.loop import Progress, Trainer
-from fsdpq.worker.answerer import Answerer
+from fsdpq.worker.answerer import Answerer, build_asker
 from fsdpq.worker.assemble import (
     Assembled,
     Inputs,
@@ -65,9 +65,8 @@ def train(files: RunFiles, *, trust_remote_code: bool = False) -> None:
     summary = summarize_setup(recipe, assembled, data, trainer, device)
     events.write({"event": "setup", **dataclasses.asdict(summary)})
     stops = stop_ids(inputs.model_dir, tokenizer)
-    answerer = Answerer(
-        assembled, tokenizer, data_format=recipe.data.format, stop_ids=stops, device=device
-    )
+    asks = build_asker(recipe, inputs.data, tokenizer)
+    answerer = Answerer(assembled, tokenizer, asks=asks, stop_ids=stops, device=device)
 
     def look(when: str, step: int) -> float | None:
         """Evaluates and answers the recipe's prompts; returns the held-out loss, if any."""

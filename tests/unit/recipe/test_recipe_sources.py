@@ -52,7 +52,7 @@ def _changed(path: Path, old: str, new: str) -> Path:
     [
         ("format: text", "formt: text", 8, "unknown key `formt` in `data.mixture.0`", "`format`"),
         ("format: text", "rank: 8", 8, "unknown key `rank` in `data.mixture.0`", "in `adapter`"),
-        ("format: text", "format: txt", 8, "`data.mixture.0.format` must be `messages`", "`text`"),
+        ("format: text", "format: txt", 8, "`data.mixture.0.format` must be `auto`", "`text`"),
         ("format: text", "columns: {text: 3}", 8,
          "`data.mixture.0.columns` must be a mapping of names to names; `text` is `3`",
          "`{prompt: query, completion: reply}`"),
