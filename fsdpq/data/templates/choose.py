@@ -65,19 +65,27 @@ def begins_texts(tokenizer: PreTrainedTokenizerBase) -> bool:
 
 
 def exported_tokenizer(
-    tokenizer: PreTrainedTokenizerBase, template: ChatTemplate
+    tokenizer: PreTrainedTokenizerBase, template: ChatTemplate, end_mark: str
 ) -> PreTrainedTokenizerBase:
     """Returns the tokenizer to save beside a trained model: it asks as the model was trained.
 
-    Where it has no token for padding it gets one that it has and that ends nothing: collators of
-    other tools leave out the loss of padding, by its id.
+    Its end-of-text token is the one that ends answers, so that generation stops there. Where it
+    has no token for padding, or the same one, it gets one that it has and that ends nothing:
+    collators of other tools leave out the loss of padding, by its id.
+
+    Args:
+        tokenizer: of the base model.
+        template: that the rows were rendered with.
+        end_mark: what ends an answer.
     """
     saved = copy.deepcopy(tokenizer)
     saved.chat_template = template.source
-    if saved.pad_token is None:
-        vocabulary = saved.get_vocab()
-        end: Any = saved.eos_token
-        spare = next((t for t in PAD_TOKENS if t in vocabulary and t != end), None)
+    vocabulary, ends = saved.get_vocab(), {end_mark, str(saved.eos_token)}
+    added: Any = saved.added_tokens_encoder
+    if end_mark in added:
+        saved.eos_token = end_mark
+    if saved.pad_token is None or saved.pad_token in ends:
+        spare = next((t for t in PAD_TOKENS if t in vocabulary and t not in ends), None)
         if spare is not None:
             saved.pad_token = spare
     return saved
