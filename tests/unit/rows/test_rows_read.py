@@ -79,11 +79,11 @@ def test_rows_of_two_sorts_are_named_one_of_each(tmp_path: Path) -> None:
     (tmp_path / "b.jsonl").write_text('{"instruction": "c", "output": "d"}\n' * 4)
     [problem] = _problems(source_of(tmp_path / "a.jsonl", tmp_path / "b.jsonl"))
     assert problem.message == (
-        "no `question`, `answer` in this row (it has `instruction`, `output`) (and so in 3 more "
-        "rows)"
+        "no `question`, `answer` in this row (it has `instruction`, `output`) (3 more rows like it)"
     )
     assert problem.hint == (
-        "rows differ: line 1 of a.jsonl has `question`, `answer`; separate them"
+        "rows differ: line 1 of a.jsonl has `question`, `answer`; make them alike, or give "
+        "each sort a part of `data.mixture`"
     )
     assert problem.location is not None
     assert (problem.location.source, problem.location.line) == (str(tmp_path / "b.jsonl"), 1)
@@ -252,3 +252,11 @@ def _outcome(source: RowSource, on_bad_row: Any) -> tuple[list[Any], list[Proble
         return [row.content for row in read_rows(source, on_bad_row=on_bad_row)], []
     except RecipeError as error:
         return [], error.problems
+
+
+def test_a_message_quotes_no_more_of_a_row_than_a_line(tmp_path: Path) -> None:
+    row = {"messages": [{"role": "x" * MIB, "content": "a"}], "more": "y" * MIB}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row))
+    [problem] = _problems(source_of(tmp_path / "rows.jsonl", format="messages"))
+    assert problem.location is not None
+    assert len(problem.message) + len(problem.hint) + len(problem.location.text) < 2000
