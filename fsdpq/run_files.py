@@ -157,6 +157,7 @@ class RankError:
         traceback: the formatted traceback, empty for an `FsdpqError`.
         exit_code: what the run should exit with.
         time: seconds since the epoch; the smallest of all ranks is the root cause.
+        problems: those of a `fsdpq.errors.RecipeError`, as plain data, else none.
     """
 
     rank: int
@@ -166,6 +167,7 @@ class RankError:
     traceback: str
     exit_code: int
     time: float
+    problems: list[dict[str, Any]] = dataclasses.field(default_factory=list[dict[str, Any]])
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,6 @@ the number of rows.
 from __future__ import annotations
 
 import bisect
-from array import array
 from collections.abc import Sequence
 
 import numpy as np
@@ -133,9 +132,8 @@ def _assign(descending: npt.NDArray[np.int64], seq_len: int) -> Indices:
 
 
 def _join(rows: Sequence[Row]) -> Row:
-    input_ids = array("i")
-    mask = bytearray()
-    for row in rows:
-        input_ids.extend(row.input_ids)
-        mask.extend(row.loss_mask)
-    return Row(input_ids, bytes(mask), tuple(len(row.input_ids) for row in rows))
+    return Row(
+        np.concatenate([row.input_ids for row in rows]),
+        np.concatenate([row.loss_mask for row in rows]),
+        tuple(len(row.input_ids) for row in rows),
+    )

@@ -15,6 +15,7 @@ from typing import Any
 import jinja2
 from transformers import PreTrainedTokenizerBase
 
+from fsdpq.data.templates.choose import ChatTemplate
 from fsdpq.rows.formats import GUANACO_ASSISTANT, GUANACO_HUMAN, plain_messages
 
 Message = dict[str, str]
@@ -62,12 +63,17 @@ class Rendered:
     needs_eos: bool
 
 
-def is_templated(tokenizer: PreTrainedTokenizerBase, format_name: str) -> bool:
+def is_templated(template: ChatTemplate | None, format_name: str) -> bool:
     """Returns whether the chat template writes the text, its own special tokens included."""
-    return bool(tokenizer.chat_template) and format_name not in ("text", "dummy")
+    return template is not None and format_name not in ("text", "dummy")
 
 
-def render_row(row: Row, format_name: str, tokenizer: PreTrainedTokenizerBase) -> Rendered:
+def render_row(
+    row: Row,
+    format_name: str,
+    tokenizer: PreTrainedTokenizerBase,
+    template: ChatTemplate | None,
+) -> Rendered:
     """Renders one row, with loss on its answers; on all of it in format ``text``.
 
     Raises:
@@ -75,8 +81,8 @@ def render_row(row: Row, format_name: str, tokenizer: PreTrainedTokenizerBase) -
     """
     if format_name == "text":
         return Rendered(row["text"], [(0, len(row["text"]))], needs_eos=True)
-    if is_templated(tokenizer, format_name):
-        return _render_chat(_messages_of(row, format_name), tokenizer)
+    if template is not None:
+        return _render_chat(_messages_of(row, format_name), tokenizer, template)
     if format_name == "guanaco":
         return _render_turns(_guanaco_turns(row["text"]), tokenizer)
     if format_name == "messages":
@@ -88,15 +94,20 @@ def render_row(row: Row, format_name: str, tokenizer: PreTrainedTokenizerBase) -
     return Rendered(text, [(len(prompt), len(text))], needs_eos=True)
 
 
-def render_prompt(prompt: str, format_name: str, tokenizer: PreTrainedTokenizerBase) -> str:
+def render_prompt(
+    prompt: str,
+    format_name: str,
+    tokenizer: PreTrainedTokenizerBase,
+    template: ChatTemplate | None,
+) -> str:
     """Returns the text that asks ``prompt`` as rows of the format do, ready for the answer.
 
     Raises:
         TemplateError: the chat template refuses a conversation of one user message.
     """
-    if is_templated(tokenizer, format_name):
+    if template is not None and is_templated(template, format_name):
         messages = [{"role": "user", "content": prompt}]
-        return _apply_template(tokenizer, messages, add_generation_prompt=True)
+        return _apply_template(tokenizer, template, messages, add_generation_prompt=True)
     if format_name in ("messages", "guanaco"):
         return f"{GUANACO_HUMAN} {prompt}{GUANACO_ASSISTANT}"
     if format_name in ("text", "dummy"):
@@ -156,16 +167,18 @@ def _render_turns(turns: list[tuple[str, str]], tokenizer: PreTrainedTokenizerBa
     return Rendered(text, spans, needs_eos=False)
 
 
-def _render_chat(messages: list[Message], tokenizer: PreTrainedTokenizerBase) -> Rendered:
+def _render_chat(
+    messages: list[Message], tokenizer: PreTrainedTokenizerBase, template: ChatTemplate
+) -> Rendered:
     """Renders by the chat template: an answer's span has its end-of-turn mark, not what follows."""
-    text = _apply_template(tokenizer, messages)
+    text = _apply_template(tokenizer, template, messages)
     spans: list[tuple[int, int]] = []
     for index, message in enumerate(messages):
         if message["role"] != "assistant":
             continue
-        before = _apply_template(tokenizer, messages[:index], add_generation_prompt=True)
+        before = _apply_template(tokenizer, template, messages[:index], add_generation_prompt=True)
         is_last = index == len(messages) - 1
-        upto = text if is_last else _apply_template(tokenizer, messages[: index + 1])
+        upto = text if is_last else _apply_template(tokenizer, template, messages[: index + 1])
         if not (text.startswith(before) and text.startswith(upto)):
             raise TemplateError("the chat template renders a turn differently when more follows")
         spans.append((len(before), len(upto.rstrip())))
@@ -189,6 +202,7 @@ def _ends_unmarked(
 
 def _apply_template(
     tokenizer: PreTrainedTokenizerBase,
+    template: ChatTemplate,
     messages: list[Message],
     add_generation_prompt: bool = False,
 ) -> str:
@@ -196,7 +210,10 @@ def _apply_template(
         raise TemplateError("the conversation starts with the assistant")
     try:
         text = tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=add_generation_prompt
+            messages,
+            chat_template=template.source,
+            tokenize=False,
+            add_generation_prompt=add_generation_prompt,
         )
     except jinja2.TemplateError as error:
         raise TemplateError(f"the chat template refuses it: {error}") from error

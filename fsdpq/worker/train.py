@@ -23,7 +23,6 @@ from fsdpq.worker.assemble import (
     Assembled,
     Inputs,
     assemble_model,
-    load_tokenizer,
     read_inputs,
     stop_ids,
 )
@@ -31,6 +30,7 @@ from fsdpq.worker.export import FORMATS
 from fsdpq.worker.from_disk import reading_notices
 from fsdpq.worker.outputs import open_metrics, open_rows
 from fsdpq.worker.setup import Data, build_trainer, load_data, steps_of_rank
+from fsdpq.worker.tokenizer import load_tokenizer
 
 LOAD_REPORT_S = 0.2
 

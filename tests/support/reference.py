@@ -81,9 +81,9 @@ def batch_loss(model: nn.Module, rows: Sequence[Row]) -> Tensor:
     """Mean token loss over all rows, one row at a time: no padding, no batching."""
     total = torch.zeros(())
     for row in rows:
-        ids = torch.tensor([row.input_ids])
+        ids = torch.tensor(row.input_ids, dtype=torch.int64)[None]
         logits = model(input_ids=ids).logits[0, :-1].float()
-        kept = torch.tensor(row.loss_mask[1:])
+        kept = torch.tensor(row.loss_mask[1:], dtype=torch.bool)
         total = total + nn.functional.cross_entropy(logits[kept], ids[0, 1:][kept], reduction="sum")
     return total / sum(row.num_trained for row in rows)
 

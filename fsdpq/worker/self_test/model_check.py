@@ -69,8 +69,9 @@ def random_rows() -> list[Row]:
     rows: list[Row] = []
     for index in range(2 * world_size() + 1):
         length = 9 + index % 7
-        ids = torch.randint(3, VOCABULARY, (length,), generator=generator).tolist()
-        rows.append(Row(ids, [position > 2 for position in range(length)]))
+        ids = torch.randint(3, VOCABULARY, (length,), generator=generator)
+        mask = torch.arange(length) > 2
+        rows.append(Row(ids.int().numpy(), mask.byte().numpy()))
     return rows
 
 
@@ -126,8 +127,8 @@ def _plain_step(
     device = next(iter(weights.values())).device
     total = torch.zeros((), device=device)
     for row in rows:
-        ids = torch.tensor([row.input_ids], device=device)
-        kept = torch.tensor(row.loss_mask[1:], device=device)
+        ids = torch.tensor(row.input_ids, dtype=torch.int64, device=device)[None]
+        kept = torch.tensor(row.loss_mask[1:], dtype=torch.bool, device=device)
         logits = model(input_ids=ids).logits[0, :-1][kept]
         total = total + nn.functional.cross_entropy(logits, ids[0, 1:][kept], reduction="sum")
     loss = total / sum(row.num_trained for row in rows)

@@ -14,10 +14,11 @@ from support.tokenizer import (
 from transformers import PreTrainedTokenizerBase
 
 from fsdpq.data.render import render_row
+from fsdpq.data.templates.choose import choose_template
 from fsdpq.data.tokenize import Row, prompt_ids, tokenize_rows
 from fsdpq.errors import RecipeError
 from fsdpq.recipe.sections.data import DataOptions
-from fsdpq.rows.formats import made_up_rows
+from fsdpq.rows.examples import made_up_rows
 
 
 def _base_bpe() -> PreTrainedTokenizerBase:
@@ -234,6 +235,6 @@ def test_a_base_tokenizer_without_end_of_text_is_refused() -> None:
 def test_made_up_rows_can_be_rendered_with_and_without_template(name: str) -> None:
     for tokenizer in (build_tokenizer(), _base_bpe()):
         for row in made_up_rows(name, 4):
-            rendered = render_row(row, name, tokenizer)
+            rendered = render_row(row, name, tokenizer, choose_template(tokenizer, None))
             assert all(0 <= low < high <= len(rendered.text) for low, high in rendered.spans)
             assert rendered.spans
