@@ -41,21 +41,26 @@ class _Place:
         base_dir: what relative paths start from.
         on_bad_row: the recipe's.
         report: told one short line per thing done.
+        checks_rows: whether rows are read.
     """
 
     key: str
     base_dir: Path
     on_bad_row: OnBadRow
     report: Report
+    checks_rows: bool = True
 
 
-def fetch_data(options: DataOptions, *, base_dir: Path, report: Report) -> DataSources:
+def fetch_data(
+    options: DataOptions, *, base_dir: Path, report: Report, check_rows: bool = True
+) -> DataSources:
     """Returns the rows that the recipe names, fetching what is not there yet.
 
     Args:
         options: the recipe's ``data``.
         base_dir: what a relative ``data.path`` is relative to: the recipe's directory.
         report: told one short line per thing done.
+        check_rows: False leaves rows unread, good or bad; their numbers are 0 then.
 
     Raises:
         FetchError: it cannot be brought here; says why and what to do.
@@ -70,7 +75,7 @@ def fetch_data(options: DataOptions, *, base_dir: Path, report: Report) -> DataS
     found: list[RowSource] = []
     problems: list[Problem] = []
     for key, part in parts:
-        place = _Place(key, base_dir, options.on_bad_row, report)
+        place = _Place(key, base_dir, options.on_bad_row, report, check_rows)
         try:
             found.append(_fetch_source(part, place))
         except RecipeError as error:
@@ -150,9 +155,10 @@ def _check(
     if split is not None and split.is_part:
         part = split.absolute(count_rows(source) if split.needs_total else None)
         source = replace(source, split=str(replace(part, name="train")))
-    source, bad = check_source(source, on_bad_row=place.on_bad_row)
-    if bad:
-        place.report(f"note: {bad}")
+    if place.checks_rows:
+        source, bad = check_source(source, on_bad_row=place.on_bad_row)
+        if bad:
+            place.report(f"note: {bad}")
     hashed = tuple(SourceFile(file, hash_file(file)) for file in files)
     for file, stat in zip(files, before, strict=True):
         now = file.stat()

@@ -141,12 +141,14 @@ def check_truncation_used(recipe: Recipe, _base_dir: Path) -> Iterator[Problem]:
 
 
 def check_prompts_exist(recipe: Recipe, _base_dir: Path) -> Iterator[Problem]:
-    """``train_on_prompt`` of rows that have no prompt: all of them is trained anyway."""
+    """``train_on_prompt`` of rows that have no prompt, or that say themselves what is trained."""
     formats = {source.format for key, source in sources_of(recipe) if key != "data.eval"}
     if not recipe.data.mixture:
         formats = {recipe.data.format}
-    if formats <= {"text", "dummy"}:
+    if formats <= {"text", "input_output", "dummy"}:
         reason = f"with `data.format: {min(formats)}`: its rows have no prompt"
+        if formats == {"input_output"}:
+            reason = "with `data.format: input_output`: the segments say what carries loss"
         yield from has_no_effect(recipe, "data", "train_on_prompt", reason)
 
 
