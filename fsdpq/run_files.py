@@ -7,7 +7,7 @@ the contract.
 
 metrics.jsonl, field ``event`` is one of:
     ``step``  step, total_steps, loss, lr, grad_norm, tokens, trained_tokens, tokens_per_s,
-              memory_bytes (of rank 0), time
+              data_wait_s (in which rank 0 waited for rows), memory_bytes (of rank 0), time
               with fp16 also loss_scale, skipped_steps; grad_norm is null in a skipped step
     ``eval``  step, loss, perplexity, trained_tokens, time
     ``memory``  phase, bytes, peak_bytes, on a GPU reserved_bytes (of rank 0;

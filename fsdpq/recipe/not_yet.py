@@ -21,7 +21,6 @@ IMPLEMENTED: dict[str, tuple[Any, ...]] = {
     "data.roles_to_train": (("assistant",),),
     "data.turns_to_train": ("all",),
     "data.train_on_eos": ("turn",),
-    "data.shuffle": (True,),
     "data.streaming": (False,),
     "data.eval": (None,),
     "checkpoint.interval": (None,),

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
-import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from fsdpq import dist
-from fsdpq.data.loader import Step, build_step, iterate_steps, split_rows
+from fsdpq.data.loader import split_rows
 from fsdpq.data.pack import fill_rate, pack_rows
 from fsdpq.data.tokenize import Row, TokenizedData, make_dummy_rows, tokenize_rows
 from fsdpq.errors import Problem, RecipeError
@@ -28,17 +27,24 @@ from fsdpq.rows.source import DataSources
 from fsdpq.run_files import RunFiles
 from fsdpq.training.loop import Trainer
 from fsdpq.training.scaler import LossScaler
-from fsdpq.training.step import evaluate
 from fsdpq.worker.assemble import Assembled, Inputs
 from fsdpq.worker.from_disk import base_watch
+from fsdpq.worker.steps import build_evaluation, count_steps
 
 
 @dataclass(frozen=True)
 class Data:
-    """Tokenized rows, packed where the recipe says so, the same on every rank."""
+    """Tokenized rows, packed where the recipe says so, the same on every rank.
+
+    Attributes:
+        train: rows of one epoch.
+        held_out: rows for evaluation.
+        digest: hash of all rows.
+    """
 
     train: list[Row]
     held_out: list[Row]
+    digest: str = ""
 
 
 def load_data(
@@ -58,7 +64,8 @@ def load_data(
         tokenized = tokenize_rows(rows, tokenizer, options)
     else:
         tokenized = make_dummy_rows(tokenizer, options)
-    dist.check_same_on_all_ranks("the data", tokenized.digest())
+    digest = tokenized.digest()
+    dist.check_same_on_all_ranks("the data", digest)
     notices = list_notices(tokenized, options)
     data = split_data(tokenized.rows, options.eval_fraction, recipe.training.seed)
     if options.packing == "best_fit":
@@ -66,7 +73,7 @@ def load_data(
         notices.append(notice)
     for message in notices:
         events.write({"event": "notice", "message": message})
-    return data
+    return dataclasses.replace(data, digest=digest)
 
 
 def _sources(inputs: Inputs) -> DataSources:
@@ -136,7 +143,6 @@ def build_trainer(
     parameters = assembled.trainable
     build_optimizer = resolve_builder("optimizer", recipe.optimizer)
     build_schedule = resolve_builder("lr_scheduler", recipe.lr_scheduler)
-    held_out = held_out_steps(recipe, data)
     router_loss = assembled.model.router_loss
     return Trainer(
         model=assembled.model,
@@ -147,7 +153,7 @@ def build_trainer(
         total_steps=total_steps,
         log_interval=recipe.metrics.log_interval,
         metrics=metrics,
-        evaluate=(lambda: evaluate(assembled.model, held_out, device=device)) if held_out else None,
+        evaluate=build_evaluation(recipe, assembled.model, data.held_out, device),
         device=device,
         scaler=LossScaler() if precision_of(recipe).scales_loss else None,
         no_sync=recipe.fsdp.no_sync,
@@ -156,63 +162,3 @@ def build_trainer(
         router_aux_loss_coef=router_loss.coefficient if router_loss else 0.0,
         check_base=base_watch(assembled.mapped_base, events, device),
     )
-
-
-def count_steps(recipe: Recipe, num_train_rows: int) -> int:
-    """Returns the optimizer steps of the run.
-
-    Raises:
-        RecipeError: warmup and decay take more steps than that.
-    """
-    if recipe.training.steps is not None:
-        return recipe.training.steps
-    rows = (recipe.training.epochs or 1.0) * num_train_rows
-    steps = max(1, math.ceil(rows / rows_per_step(recipe)))
-    warmup = recipe.lr_scheduler.num_warmup_steps(steps)
-    if warmup >= steps:
-        message = f"`lr_scheduler.warmup_steps` is {warmup}, and {num_train_rows} rows make "
-        message += f"{steps} steps"
-        hint = "lower `lr_scheduler.warmup_steps`, or raise `training.epochs`"
-        raise RecipeError([Problem(message, "lr_scheduler.warmup_steps", None, hint)])
-    decay = recipe.lr_scheduler.num_decay_steps(steps)
-    if warmup + decay > steps:
-        message = f"`lr_scheduler` warms up for {warmup} steps and decays for {decay}, and "
-        message += f"{num_train_rows} rows make {steps} steps"
-        hint = "lower `lr_scheduler.decay_steps` or the warmup, or raise `training.epochs`"
-        raise RecipeError([Problem(message, "lr_scheduler", None, hint)])
-    return steps
-
-
-def rows_per_step(recipe: Recipe) -> int:
-    """Returns the rows of a step over all ranks; the launcher made the number concrete."""
-    size = recipe.training.global_batch_size
-    if size is None:
-        raise RuntimeError("`training.global_batch_size` is null: this recipe is not resolved")
-    return size
-
-
-def steps_of_rank(recipe: Recipe, data: Data) -> Iterator[Step]:
-    """Returns this rank's endless iterator of training steps."""
-    return iterate_steps(
-        data.train,
-        global_batch_size=rows_per_step(recipe),
-        micro_batch_size=recipe.training.micro_batch_size,
-        rank=dist.rank(),
-        world_size=dist.world_size(),
-        seed=recipe.training.seed,
-    )
-
-
-def held_out_steps(recipe: Recipe, data: Data) -> list[Step]:
-    """Returns this rank's part of the held-out rows."""
-    size = recipe.training.micro_batch_size * dist.world_size()
-    rows = sorted(data.held_out, key=lambda row: len(row.input_ids))
-    return [
-        build_step(
-            rows[start : start + size],
-            micro_batch_size=recipe.training.micro_batch_size,
-            rank=dist.rank(),
-            world_size=dist.world_size(),
-        )
-        for start in range(0, len(rows), size)
-    ]

@@ -30,7 +30,8 @@ from fsdpq.worker.assemble import (
 from fsdpq.worker.export import FORMATS
 from fsdpq.worker.from_disk import reading_notices
 from fsdpq.worker.outputs import open_metrics, open_rows
-from fsdpq.worker.setup import Data, build_trainer, load_data, steps_of_rank
+from fsdpq.worker.setup import Data, build_trainer, load_data
+from fsdpq.worker.steps import open_loader
 
 LOAD_REPORT_S = 0.2
 
@@ -80,7 +81,8 @@ def train(files: RunFiles, *, trust_remote_code: bool = False) -> None:
     loss_before = look("before", 0)
     enter(events, "train")
     started = time.monotonic()
-    progress = trainer.run(steps_of_rank(recipe, data))
+    with open_loader(recipe, data.train, digest=data.digest, device=device) as loader:
+        progress = trainer.run(loader)
     train_s = time.monotonic() - started
     loss_after = look("after", progress.steps)
     metrics.finish()

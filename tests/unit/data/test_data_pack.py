@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.tiny import random_rows
 
-from fsdpq.data.loader import collate
+from fsdpq.data.collate import collate
 from fsdpq.data.pack import fill_rate, pack_rows
 from fsdpq.data.tokenize import Row
 
