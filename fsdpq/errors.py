@@ -12,6 +12,7 @@
     |-- TrainingError                1    a loss that stays finite
     |-- CheckpointError              1    a checkpoint or base that can be read
     |   `-- DamagedBaseError         1    a quantized base that is what was written
+    |-- DamagedDataError             1    prepared data that is what was written
     `-- ExportError                  1    an adapter that loads elsewhere
 
 Every message names what happened, where, and one action that the user can take (`hint`). Both
@@ -153,6 +154,10 @@ class CheckpointError(FsdpqError):
 
 class DamagedBaseError(CheckpointError):
     """A quantized base is not what its writer wrote; made again, it is whole."""
+
+
+class DamagedDataError(FsdpqError):
+    """Prepared data is not what its writer wrote; made again, it is whole."""
 
 
 class ExportError(FsdpqError):
