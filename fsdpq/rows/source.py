@@ -36,10 +36,13 @@ class RowSource:
         num_rows: good rows.
         num_bad_rows: rows left out because they are not of the format (``data.on_bad_row: skip``).
         revision: commit of the hub's repository, None for other sources.
-        split: slice of the files' rows as the recipe writes it (``train[:20]``); ``train`` is all.
+        split: slice of the files' rows, in rows from the start (``train[20:40]``); ``train`` is
+            all. Rows are counted as they stand in the files, bad ones too.
         columns: name of a column in the format -> its name in the files.
-        max_rows: use so many at most, None for all.
+        max_rows: use so many good rows at most, None for all.
         weight: share of the mixture, None where rows are used once each.
+        key: recipe key that names the source (``data``, ``data.mixture.1``, ``data.eval``), for
+            messages.
     """
 
     name: str
@@ -52,6 +55,7 @@ class RowSource:
     columns: Mapping[str, str] = field(default_factory=dict[str, str])
     max_rows: int | None = None
     weight: float | None = None
+    key: str = "data"
 
 
 @dataclass(frozen=True)

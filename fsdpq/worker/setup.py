@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +21,7 @@ from fsdpq.recipe.precision import precision_of
 from fsdpq.recipe.root import Recipe
 from fsdpq.recipe.sections.data import DataOptions
 from fsdpq.registry import resolve_builder
-from fsdpq.rows.files import iterate_rows
+from fsdpq.rows.read import read_rows
 from fsdpq.rows.source import DataSources
 from fsdpq.run_files import RunFiles
 from fsdpq.training.loop import Trainer
@@ -58,9 +57,9 @@ def load_data(
     """
     options = recipe.data
     check_context(options.seq_len, inputs.model_dir, trust_remote_code=inputs.trust_remote_code)
-    files = [file.path for source in _sources(inputs).train for file in source.files]
-    if files:
-        rows = itertools.chain.from_iterable(iterate_rows(path, options) for path in files)
+    (source,) = _sources(inputs).train
+    if source.files:
+        rows = (row.content for row in read_rows(source, on_bad_row=options.on_bad_row))
         tokenized = tokenize_rows(rows, tokenizer, options)
     else:
         tokenized = make_dummy_rows(tokenizer, options)

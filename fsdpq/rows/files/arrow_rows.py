@@ -1,0 +1,104 @@
+"""Rows of parquet and Arrow files, a batch at a time; the one caller of pyarrow's tables.
+
+No threads of pyarrow's: processes that were forked read through here as well.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from fsdpq.rows.files.row import NO_COLUMNS, FileError, FileRow
+
+BATCH_ROWS = 1024
+_FILE_MAGIC = b"ARROW1"
+
+
+def read_parquet(path: Path) -> Iterator[FileRow]:
+    """Yields the rows of a parquet file; memory holds a row group.
+
+    Raises:
+        FileError: it is no parquet, or damaged.
+    """
+    pyarrow: Any = importlib.import_module("pyarrow")  # it has no types
+    parquet: Any = importlib.import_module("pyarrow.parquet")
+    try:
+        with parquet.ParquetFile(path, pre_buffer=False) as file:
+            _check_names(file.schema_arrow.names)
+            yield from _read_batches(file.iter_batches(BATCH_ROWS, use_threads=False), pyarrow)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise _damaged("parquet", error) from error
+
+
+def read_arrow(path: Path) -> Iterator[FileRow]:
+    """Yields the rows of an Arrow file or stream, as ``datasets`` saves them; memory holds a batch.
+
+    Raises:
+        FileError: it is neither, or damaged.
+    """
+    pyarrow: Any = importlib.import_module("pyarrow")
+    ipc: Any = importlib.import_module("pyarrow.ipc")
+    with path.open("rb") as file:
+        start = file.read(len(_FILE_MAGIC))
+    if not start:
+        return
+    try:
+        with pyarrow.memory_map(str(path)) as source:
+            if start == _FILE_MAGIC:
+                reader: Any = ipc.open_file(source)
+                batches: Iterator[Any] = map(reader.get_batch, range(reader.num_record_batches))
+            else:
+                reader = ipc.open_stream(source)
+                batches = iter(reader)
+            _check_names(reader.schema.names)
+            yield from _read_batches(_small(batches), pyarrow)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise _damaged("an Arrow file", error) from error
+
+
+def _small(batches: Iterator[Any]) -> Iterator[Any]:
+    for batch in batches:
+        for start in range(0, batch.num_rows, BATCH_ROWS):
+            yield batch.slice(start, BATCH_ROWS)
+
+
+def _read_batches(batches: Iterator[Any], pyarrow: Any) -> Iterator[FileRow]:
+    number = 0
+    unfit = (pyarrow.ArrowException, ValueError, OverflowError)
+    for batch in batches:
+        try:
+            rows: list[dict[str, Any]] = batch.to_pylist()
+        except unfit:  # one of its rows: find out which
+            for index in range(batch.num_rows):
+                number += 1
+                try:
+                    yield FileRow(number, batch.slice(index, 1).to_pylist()[0])
+                except unfit as error:
+                    yield FileRow(number, NO_COLUMNS, mistake=_explain(error))
+            continue
+        for row in rows:
+            number += 1
+            yield FileRow(number, row)
+
+
+def _check_names(names: list[str]) -> None:
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise FileError(f"has the column `{twice}` twice", "write the file again without it")
+
+
+def _explain(error: Exception) -> str:
+    if isinstance(error, UnicodeDecodeError):
+        return "a text that is not UTF-8"
+    return f"a value that Python cannot hold: {_short(error)}"
+
+
+def _damaged(what: str, error: Exception) -> FileError:
+    return FileError(f"is not {what}, or is damaged: {_short(error)}", "write the file again")
+
+
+def _short(error: Exception) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 160 else f"{text[:157]}..."

@@ -1,0 +1,233 @@
+"""Reads the rows of a source: slice, columns, format, mistakes. Both halves read through here.
+
+The launcher reads every row once (`check_source`), so that a bad one is named before any rank
+starts; the worker reads the same rows again (`read_rows`).
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from fsdpq.errors import Location, Problem, RecipeError
+from fsdpq.rows.files.kinds import read_file
+from fsdpq.rows.files.row import FileError, FileRow
+from fsdpq.rows.formats import FORMATS, describe_row, find_mistake, named_columns
+from fsdpq.rows.mistakes import MAX_COUNTED, BadRow, MistakeLog, file_problem, rename_columns
+from fsdpq.rows.slices import RowSlice
+from fsdpq.rows.source import RowSource
+
+OnBadRow = Literal["error", "skip"]
+
+FEW_ROWS = 10
+"""A file of fewer rows may be mostly bad and its bad rows still be left out."""
+
+
+class NumberedRow(NamedTuple):
+    """A good row.
+
+    Attributes:
+        number: its 1-based number among the rows of its file, bad ones counted.
+        content: the columns that its format reads, under the format's names.
+        file: where it is.
+        line: the line where it begins, 0 where the file has no lines to speak of.
+    """
+
+    number: int
+    content: dict[str, Any]
+    file: Path
+    line: int
+
+
+class CheckedRow(NamedTuple):
+    """A row, good or bad.
+
+    Attributes:
+        file: where it is.
+        row: as it was read.
+        content: the columns that its format reads, under the format's names; empty if it is bad.
+        mistake: what is wrong with it, empty if nothing is.
+    """
+
+    file: Path
+    row: FileRow
+    content: dict[str, Any]
+    mistake: str
+
+
+def read_rows(source: RowSource, *, on_bad_row: OnBadRow = "error") -> Iterator[NumberedRow]:
+    """Yields the good rows of ``source`` in order.
+
+    Args:
+        source: which rows of which files.
+        on_bad_row: ``skip`` leaves out what is not of its format.
+
+    Raises:
+        RecipeError: there are bad rows, each sort of mistake with its first place, after the good
+            rows before them; or a file that cannot be read; or no rows.
+    """
+    for file, row, content, _ in _Pass(source, on_bad_row).good_rows():
+        yield NumberedRow(row.number, content, file, row.line)
+
+
+def check_rows(source: RowSource) -> Iterator[CheckedRow]:
+    """Yields every row of the slice that ``source`` names, good or bad, whatever ``max_rows`` is.
+
+    Raises:
+        RecipeError: a file cannot be read as a whole.
+    """
+    columns, known = source.columns, FORMATS[source.format]
+    for file, row in _read_slice(source):
+        if row.mistake:
+            yield CheckedRow(file, row, {}, row.mistake)
+            continue
+        renamed = rename_columns(row.content, columns) if columns else row.content
+        mistake = find_mistake(renamed, source.format)
+        if mistake:
+            lacks = [own for name, own in columns.items() if name in known.columns]
+            gone = next((own for own in lacks if own not in row.content), None)
+            if gone is not None:
+                listed = ", ".join(f"`{name}`" for name in row.content) or "no columns"
+                mistake = f"no `{gone}` in this row (it has {listed})"
+            yield CheckedRow(file, row, {}, mistake)
+        else:
+            yield CheckedRow(file, row, named_columns(renamed, source.format), "")
+
+
+def check_source(source: RowSource, *, on_bad_row: OnBadRow = "error") -> tuple[RowSource, str]:
+    """Reads every row of ``source``; returns it with its counts, and a line about bad rows.
+
+    The line is empty where no row is bad.
+
+    Raises:
+        RecipeError: as `read_rows`; also where most rows of a file are bad, a file is empty, or a
+            column that the recipe renames is in no row.
+    """
+    reading = _Pass(source, on_bad_row)
+    num_good = sum(1 for _ in reading.good_rows())
+    reading.check_shares()
+    log = reading.log
+    summary = log.summary(sum(reading.totals.values())) if log.counts else ""
+    return replace(source, num_rows=num_good, num_bad_rows=log.num_rows), summary
+
+
+def count_rows(source: RowSource) -> int:
+    """Returns the rows of all files of ``source``, good or bad, whatever its slice."""
+    return sum(1 for _ in _read_files(source))
+
+
+def _read_files(source: RowSource) -> Iterator[tuple[Path, FileRow]]:
+    for file in source.files:
+        try:
+            for row in read_file(file.path):
+                yield file.path, row
+        except FileError as error:
+            raise RecipeError([file_problem(file.path, error, source.key)]) from error
+
+
+def _read_slice(source: RowSource) -> Iterator[tuple[Path, FileRow]]:
+    part = RowSlice.parse(source.split)
+    start, stop = part.bounds(count_rows(source) if part.needs_total else None)
+    stop = sys.maxsize if stop is None else stop
+    for index, found in enumerate(_read_files(source)):
+        if index >= stop:
+            return
+        if index >= start:
+            yield found
+
+
+class _Pass:
+    """One reading of a source: its good rows, and what is found on the way."""
+
+    def __init__(self, source: RowSource, on_bad_row: OnBadRow) -> None:
+        self.log = MistakeLog(source.key, source.format, source.columns)
+        self.totals = Counter[Path]()
+        self._bad = Counter[Path]()
+        self._source = source
+        self._skips = on_bad_row == "skip"
+        self._unseen = set(source.columns.values())
+        self._num_good = 0
+        self._is_whole = False
+
+    def good_rows(self) -> Iterator[CheckedRow]:
+        """Yields good rows; then raises `RecipeError` if there is something to say."""
+        mistakes: list[Problem] = []
+        try:
+            yield from self._read()
+        except RecipeError as error:
+            mistakes = error.problems
+        if self.log.counts and not self._skips:
+            mistakes = [*self.log.problems(), *mistakes]
+        if mistakes:
+            raise RecipeError(mistakes)
+        if self._num_good == 0:
+            raise _no_rows(self._source, self.log)
+
+    def _read(self) -> Iterator[CheckedRow]:
+        log, most = self.log, self._source.max_rows or sys.maxsize
+        for checked in check_rows(self._source):
+            log.see(checked.file, checked.row)
+            self.totals[checked.file] += 1
+            if self._unseen:
+                self._unseen.difference_update(checked.row.content)
+            if checked.mistake:
+                self._bad[checked.file] += 1
+                log.add(BadRow(checked.file, checked.row, checked.mistake))
+                if not self._skips and self._is_enough(checked):
+                    return
+            elif self._skips or not log.counts:
+                self._num_good += 1
+                yield checked
+                if self._num_good == most:
+                    return
+        self._is_whole = True
+
+    def _is_enough(self, checked: CheckedRow) -> bool:
+        """Whether reading on would say nothing new: the format is wrong, or too much is bad."""
+        if self._num_good == 0 and self.log.num_rows == 1 and not checked.row.mistake:
+            renamed = rename_columns(checked.row.content, self.log.columns)
+            return not FORMATS[self.log.format].fits(renamed)
+        return self.log.num_rows >= MAX_COUNTED
+
+    def check_shares(self) -> None:
+        """Raises where it is the recipe or a whole file that is wrong, not some rows."""
+        source, problems = self._source, list[Problem]()
+        for file, num_bad in self._bad.items():
+            total = self.totals[file]
+            if total >= FEW_ROWS and 2 * num_bad > total:
+                message = f"{num_bad} of {total} rows of `{file}` are bad: too many to leave out"
+                hint = "check `format` and `columns`: the first bad rows are named too"
+                problems.append(Problem(message, source.key, Location(str(file)), hint))
+        if problems:
+            raise RecipeError([*problems, *self.log.problems()])
+        if self._is_whole and not RowSlice.parse(source.split).is_part:
+            for file in source.files:
+                if not self.totals[file.path]:
+                    message = f"`{file.path}` has no rows, and other files have"
+                    hint = "write it again, or leave it out"
+                    problems.append(Problem(message, source.key, Location(str(file.path)), hint))
+        for name, own in source.columns.items():
+            if own in self._unseen:
+                key = f"{source.key}.columns.{name}"
+                hint = f"name a column of the rows, or delete `{name}`"
+                problems.append(Problem(f"`{key}: {own}`: no row has this column", key, None, hint))
+        if problems:
+            raise RecipeError(problems)
+
+
+def _no_rows(source: RowSource, log: MistakeLog) -> RecipeError:
+    if log.counts:
+        problems = [Problem(f"{source.name} has no good rows", source.key, None, "see below")]
+        return RecipeError([*problems, *log.problems()])
+    what = f"`{source.files[0].path}`" if len(source.files) == 1 else source.name
+    location = Location(str(source.files[0].path)) if len(source.files) == 1 else None
+    if RowSlice.parse(source.split).is_part:
+        message = f"`{source.split}` of {what} is empty"
+        hint = "choose another slice in `split`, or leave it out"
+        return RecipeError([Problem(message, f"{source.key}.split", location, hint)])
+    hint = describe_row(source.format)
+    return RecipeError([Problem(f"{what} has no rows", source.key, location, hint)])
