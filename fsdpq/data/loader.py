@@ -21,6 +21,7 @@ import torch
 from fsdpq.data.collate import Step, collate, share_rows
 from fsdpq.data.order import LoaderState, Position, check_resumable, epoch_order
 from fsdpq.data.prefetch import Prefetch
+from fsdpq.data.prepared import PreparedRows
 from fsdpq.data.tokenize import Row
 
 STEPS_AHEAD = 2
@@ -73,8 +74,7 @@ class EpochOrder:
 
     def __init__(self, rows: Sequence[Row], *, seed: int, digest: str, shuffle: bool) -> None:
         self._rows = rows
-        self._lengths = [len(row.input_ids) for row in rows]
-        self._num_trained = [row.num_trained for row in rows]
+        self._lengths, self._num_trained = row_sizes(rows)
         self._shuffle = shuffle
         self.seed = seed
         self.digest = f"{digest} of {len(rows)} rows, {'shuffled' if shuffle else 'in order'}"
@@ -95,6 +95,13 @@ class EpochOrder:
 
     def close(self) -> None:
         """Does nothing: rows are at hand."""
+
+
+def row_sizes(rows: Sequence[Row]) -> tuple[list[int], list[int]]:
+    """Returns the tokens of each row, and those that carry loss; reads no mapped row for it."""
+    if isinstance(rows, PreparedRows):
+        return rows.lengths.tolist(), rows.num_trained.tolist()
+    return [len(row) for row in rows], [row.num_trained for row in rows]
 
 
 @dataclass(frozen=True)
@@ -132,16 +139,26 @@ class Loader:
         self._pin_to = pin_to
         self._state = LoaderState(0, 0, Position(), order.seed, order.digest)
         self._steps: Prefetch[tuple[Step, LoaderState]] | None = None
+        self._first: tuple[Step, LoaderState] | None = None
 
     def __iter__(self) -> Iterator[Step]:
         return self
 
     def __next__(self) -> Step:
+        step, self._state = self._first or self._take()
+        self._first = None
+        return step
+
+    def _take(self) -> tuple[Step, LoaderState]:
         if self._steps is None:
             steps = self._build_steps(self._state)
             self._steps = Prefetch(steps, depth=STEPS_AHEAD, name="fsdpq-steps")
-        step, self._state = next(self._steps)
-        return step
+        return next(self._steps)
+
+    def start(self) -> None:
+        """Builds the first step and keeps it: mistakes in the first rows are raised here."""
+        if self._first is None:
+            self._first = self._take()
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the place after the last step that was taken, as plain JSON data.
@@ -170,7 +187,7 @@ class Loader:
             self._steps.stop()
             self._order.close()
             self._steps.close()
-            self._steps = None
+            self._steps = self._first = None
 
     def __enter__(self) -> Loader:
         return self
@@ -192,23 +209,24 @@ class Loader:
             size = deal.global_batch_size if left is None else min(deal.global_batch_size, left)
             if size <= 0:
                 return
-            batch = list(itertools.islice(dealt, size))
-            state = state.after(len(batch), batch[-1].after)
-            step = self._build_step(batch)
+            step, after = self._build_step(dealt, size)
+            state = state.after(size, after)
             yield (step if self._pin_to is None else step.pin_memory()), state
 
-    def _build_step(self, batch: Sequence[DealtRow]) -> Step:
+    def _build_step(self, dealt: Iterator[DealtRow], size: int) -> tuple[Step, Position]:
+        batch = list(itertools.islice(dealt, size))
         shares = share_rows(
             [row.num_tokens for row in batch],
             micro_batch_size=self._deal.micro_batch_size,
             rank=self._deal.rank,
             world_size=self._deal.world_size,
         )
-        return Step(
+        step = Step(
             [collate([batch[index].read() for index in share]) for share in shares],
             num_trained=sum(row.num_trained for row in batch),
             num_tokens=sum(row.num_tokens for row in batch),
         )
+        return step, batch[-1].after
 
 
 def split_rows(num_rows: int, eval_fraction: float, seed: int) -> tuple[list[int], list[int]]:
