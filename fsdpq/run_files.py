@@ -19,6 +19,8 @@ events.jsonl, field ``event`` is one of:
     ``setup``   the fields of `SetupSummary`, time
     ``sample``  when (``before`` or ``after``), prompt, answer, time
     ``notice``  message, time
+    ``stream``  epoch, window, rows, bad_rows, cut, too_long, untrained, documents, sequences,
+                tokens, trained_tokens, fill where rows are packed, time (`data.streaming`)
     ``done``    the fields of `RunSummary`, time
 
 The worker's ``quantize RUN_DIR --out DIR`` reads the same recipe and lock (``inputs.data`` may be
@@ -157,6 +159,7 @@ class RankError:
         traceback: the formatted traceback, empty for an `FsdpqError`.
         exit_code: what the run should exit with.
         time: seconds since the epoch; the smallest of all ranks is the root cause.
+        problems: those of a `fsdpq.errors.RecipeError`, as plain data, else none.
     """
 
     rank: int
@@ -166,6 +169,7 @@ class RankError:
     traceback: str
     exit_code: int
     time: float
+    problems: list[dict[str, Any]] = dataclasses.field(default_factory=list[dict[str, Any]])
 
 
 @dataclass(frozen=True)

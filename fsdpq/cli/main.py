@@ -19,6 +19,7 @@ from fsdpq.cli.doctor import doctor_command
 from fsdpq.cli.importing import import_command
 from fsdpq.cli.migrate import migrate_command
 from fsdpq.cli.options import recipe_arguments, say, trust_option, warn_of_code
+from fsdpq.cli.prepare import prepare_command
 from fsdpq.cli.quantize import quantize_command
 from fsdpq.cli.recipes import recipes_group
 from fsdpq.cli.render import render_error, render_notice
@@ -176,6 +177,7 @@ cli.add_command(diff_command)
 cli.add_command(doctor_command)
 cli.add_command(import_command)
 cli.add_command(migrate_command)
+cli.add_command(prepare_command)
 cli.add_command(quantize_command)
 cli.add_command(recipes_group)
 

@@ -74,6 +74,11 @@ class RowIndex:
     rows: Int64
     documents: Int64
 
+    @property
+    def num_rows(self) -> int:
+        """Number of rows."""
+        return len(self.rows) - 1
+
     @classmethod
     def of_documents(cls, documents: npt.ArrayLike) -> RowIndex:
         """Returns rows of one document each."""
@@ -103,7 +108,7 @@ class PreparedRows(Sequence[Row]):
         self._documents, self._index, self._packed = documents, index, packed
 
     def __len__(self) -> int:
-        return len(self._index.rows) - 1
+        return self._index.num_rows
 
     @overload
     def __getitem__(self, index: int) -> Row: ...
@@ -202,11 +207,13 @@ class PreparedWriter:
         self._files = {name: _HashedFile(directory / name) for name in ITEM_BYTES}
         self._num_tokens = 0
         self._lengths: list[Int64] = []
+        self._trained: list[Int64] = []
         self._files["documents.bin"].write(np.zeros(1, np.int64))
 
     def add(self, rows: Documents) -> None:
         """Appends documents; their offsets may begin anywhere."""
         self._lengths.append(rows.lengths)
+        self._trained.append(rows.trained)
         offsets = np.cumsum(rows.lengths) + self._num_tokens
         self._num_tokens += len(rows.tokens)
         self._files["tokens.bin"].write(rows.tokens)
@@ -217,7 +224,11 @@ class PreparedWriter:
 
     def lengths(self) -> Int64:
         """Returns the tokens of each document so far."""
-        return np.concatenate(self._lengths) if self._lengths else np.zeros(0, np.int64)
+        return np.concatenate([np.zeros(0, np.int64), *self._lengths])
+
+    def trained(self) -> Int64:
+        """Returns the tokens of each document so far that carry loss."""
+        return np.concatenate([np.zeros(0, np.int64), *self._trained])
 
     def finish(
         self,
@@ -232,13 +243,13 @@ class PreparedWriter:
         for split, index in zip(SPLITS, (train, held_out), strict=True):
             self._files[f"{split}.rows.bin"].write(index.rows)
             self._files[f"{split}.documents.bin"].write(index.documents)
-        files = {name: file.close() for name, file in self._files.items()}
+        files = {name: file.finish() for name, file in self._files.items()}
         write_manifest(self._directory, PreparedManifest(key, packed, report, files))
 
-    def abandon(self) -> None:
-        """Closes the files of data that will not be finished."""
+    def close(self) -> None:
+        """Closes the files; without `finish` they are not prepared data."""
         for file in self._files.values():
-            file.discard()
+            file.close()
 
 
 def join_documents(rows: Iterable[Row], origins: npt.ArrayLike) -> Documents:
@@ -279,12 +290,12 @@ class _HashedFile:
         self._digest.update(raw)
         self._num_bytes += len(raw)
 
-    def close(self) -> StoredFile:
+    def finish(self) -> StoredFile:
         self._file.close()
         sync(self._path)
         return StoredFile(self._num_bytes, self._digest.hexdigest())
 
-    def discard(self) -> None:
+    def close(self) -> None:
         self._file.close()
 
 

@@ -36,12 +36,11 @@ from fsdpq.data.row_chunks import (
     CHUNK_CHARACTERS,
     CHUNK_ROWS,
     ChunkTokenizer,
-    Mistake,
     count_characters,
 )
 from fsdpq.data.templates.choose import choose_template
 from fsdpq.data.tokenize import Row, RowTokenizer
-from fsdpq.errors import Location, Problem, RecipeError
+from fsdpq.errors import Problem, RecipeError
 from fsdpq.recipe.sections.data import DataOptions
 from fsdpq.rows.source import RowSource
 
@@ -153,7 +152,7 @@ class RowStream:
             TrainingError: a file has other rows than when the launcher read it.
         """
         chunks_per_window = -(-self._options.stream_window // CHUNK_ROWS)
-        chunks = self._read_chunks(start)
+        chunks = self.read_chunks(start)
         self._ahead = Prefetch(chunks, depth=chunks_per_window + 1, name="fsdpq-rows")
         # A resumed epoch has dealt rows, or enough windows to judge it at its next turn.
         first, dealt_in_epoch = start.row, start.window + start.row
@@ -192,7 +191,8 @@ class RowStream:
             read = functools.partial(rows.__getitem__, place)
             yield DealtRow(lengths[place], num_trained[place], read, after)
 
-    def _read_chunks(self, start: Position) -> Iterator[_Chunk]:
+    def read_chunks(self, start: Position) -> Iterator[_Chunk]:
+        """Yields tokenized rows from the window of ``start`` on, window by window without end."""
         size = self._options.stream_window
         skip = start.window * size
         mixed = self._mixture.read(epoch=start.epoch, skip=skip)
@@ -218,7 +218,7 @@ class RowStream:
             counts.too_long += result.num_too_long
             counts.untrained += result.num_untrained
             mistakes = [*([] if skips else result.unrendered), *result.over_length]
-            problems += [_problem(rows[places[mistake.place]], mistake) for mistake in mistakes]
+            problems += [mistake.at(rows[places[mistake.place]].row) for mistake in mistakes]
             index = RowIndex.of_documents(np.arange(len(result.documents)))
             documents = PreparedRows(result.documents, index, packed=False)
             found += zip((places[kept] for kept in result.kept), documents, strict=True)
@@ -226,6 +226,20 @@ class RowStream:
             raise RecipeError(problems[:MAX_PROBLEMS])
         found.sort(key=lambda item: item[0])
         return _Chunk(place, [row for _, row in found], counts)
+
+
+def read_whole(
+    source: RowSource, options: DataOptions, tokenizer: PreTrainedTokenizerBase
+) -> tuple[PreparedRows, StreamCounts]:
+    """Returns all rows of a source, in memory, packed where the recipe says so, and their counts.
+
+    Raises:
+        RecipeError: rows cannot be used, with their places.
+    """
+    whole = options.model_copy(update={"stream_window": source.num_rows})
+    chunks = RowStream([source], whole, tokenizer, seed=0).read_chunks(Position())
+    window = next(_join_windows(chunks, whole))
+    return window.rows, window.counts
 
 
 class _Place(NamedTuple):
@@ -326,13 +340,6 @@ def _digest(
         "template": template,
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def _problem(mixed: MixedRow, mistake: Mistake) -> Problem:
-    row = mixed.row
-    message = mistake.message if row.line else f"row {row.number}: {mistake.message}"
-    location = Location(str(row.file), row.line, min(row.line, 1))
-    return Problem(message, "data", location, mistake.hint)
 
 
 def _nothing_to_train(num_rows: int) -> RecipeError:

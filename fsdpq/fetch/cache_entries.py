@@ -23,7 +23,11 @@ from fsdpq.fetch.drafts import is_draft, remove_whole
 from fsdpq.fetch.holds import claim, is_held
 
 BASES = "bases"
-SORTS = ("models", BASES, "data", "smoke")
+PREPARED = "prepared"
+SORTS = ("models", BASES, "data", PREPARED, "smoke")
+MADE_AGAIN = (BASES, PREPARED)
+"""Sorts that are made again from what is here, without a network."""
+
 HASHES = "hashes"
 DEFAULT_LIMIT_BYTES = 100 * 10**9
 FREE_SHARE = 0.1
@@ -137,16 +141,20 @@ def parse_size(text: str) -> int:
     return int(float(number) * (1024 if binary else 1000) ** power)
 
 
-def make_room(num_bytes: int, *, target: Path, report: Report) -> None:
-    """Removes bases, the least recently used first, until ``num_bytes`` more are within the limit.
+def make_room(
+    num_bytes: int, *, target: Path, report: Report, what: str = "a quantized base"
+) -> None:
+    """Removes entries of `MADE_AGAIN`, the least recently used first, until there is room.
 
-    Bases in use stay, and so does everything that is no base: models and data may need a network
-    to be had again. Nothing is removed where that would not be enough.
+    That is when ``num_bytes`` more are within the limit. Entries in use stay, and so does
+    everything else: models and rows may need a network to be had again. Nothing is removed where
+    that would not be enough.
 
     Args:
         num_bytes: size of the entry that is about to be made.
         target: where it goes; what lies there is replaced and does not count.
-        report: told of each base that is removed.
+        report: told of each entry that is removed.
+        what: the new entry, for people.
 
     Raises:
         FetchError: it does not fit.
@@ -155,10 +163,10 @@ def make_room(num_bytes: int, *, target: Path, report: Report) -> None:
     entries = [entry for entry in list_entries() if entry.directory != target]
     held = sum(entry.num_bytes for entry in entries)
     limit = cache_limit(held)
-    spare = [e for e in entries if e.name.startswith(f"{BASES}/") and not e.in_use]
+    spare = [e for e in entries if e.name.partition("/")[0] in MADE_AGAIN and not e.in_use]
     if held - sum(entry.num_bytes for entry in spare) + num_bytes > limit:
         raise FetchError(
-            f"a quantized base of {format_bytes(num_bytes)} does not fit into the cache "
+            f"{what} of {format_bytes(num_bytes)} does not fit into the cache "
             f"`{cache_root()}`, which may hold {format_bytes(limit)}",
             hint=f"raise {LIMIT_VARIABLE}, free some space, or set FSDPQ_CACHE to another disk",
         )

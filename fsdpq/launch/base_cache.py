@@ -107,8 +107,9 @@ def use_given_base(directory: Path, job: QuantizeJob) -> dict[str, Any]:
 
 @contextmanager
 def held_inputs(inputs: Mapping[str, Any]) -> Generator[None, None, None]:
-    """Keeps the model and the base of a run in the cache until the block ends."""
-    entries: list[dict[str, Any]] = [inputs[name] for name in ("model", "base") if name in inputs]
+    """Keeps the model, the base and the data of a run in the cache until the block ends."""
+    names = ("model", "base", "prepared")
+    entries: list[dict[str, Any]] = [inputs[name] for name in names if name in inputs]
     with ExitStack() as stack:
         for entry in entries:
             if _is_cached(entry):

@@ -15,8 +15,17 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from fsdpq.errors import EnvironmentProblemError, ExitCode, FsdpqError, LaunchError
+from fsdpq.errors import (
+    EnvironmentProblemError,
+    ExitCode,
+    FsdpqError,
+    LaunchError,
+    Location,
+    Problem,
+    RecipeError,
+)
 from fsdpq.run_files import RankError, RunFiles
 from fsdpq.tensor_files.base_manifest import WEIGHTS_NAME, damaged, read_manifest
 
@@ -70,6 +79,12 @@ def count_oom_kills() -> dict[str, int]:
     return counts
 
 
+def count_new_oom_kills(before: Mapping[str, int]) -> int:
+    """Returns how many more there are than `count_oom_kills` found before."""
+    after = count_oom_kills()
+    return max([after[key] - before.get(key, 0) for key in after], default=0)
+
+
 def explain_failure(
     files: RunFiles,
     *,
@@ -85,10 +100,9 @@ def explain_failure(
         oom_kills_before: `count_oom_kills` from before the run.
         mapped_base: directory of the base that the ranks mapped (``fsdp.offload: disk``).
     """
-    after = count_oom_kills()
-    num_oom_kills = max([after[key] - oom_kills_before.get(key, 0) for key in after], default=0)
+    num_oom_kills = count_new_oom_kills(oom_kills_before)
     if exit_code < 0:
-        return _killed("torchrun", -exit_code, num_oom_kills)
+        return explain_signal("torchrun", -exit_code, num_oom_kills)
     if shutil.disk_usage(files.root).free < FULL_DISK_BYTES:
         message = f"the disk of `{files.root}` is full"
         return EnvironmentProblemError(message, hint="make room, or choose another --run-dir")
@@ -100,7 +114,7 @@ def explain_failure(
         who = f"rank {first_killed.rank}"
         if mapped_base is not None and first_killed.exit_code == -signal.SIGBUS:
             return _lost_page(who, mapped_base)
-        return _killed(who, -first_killed.exit_code, num_oom_kills)
+        return explain_signal(who, -first_killed.exit_code, num_oom_kills)
     if causes or records:
         return _explain_record((causes or records)[0], files)
     return _explain_by_logs(files, exit_code)
@@ -137,6 +151,8 @@ def read_torchrun_failures(log: Path) -> list[EndedRank]:
 
 def explain_rank_error(error: RankError, *, log: Path) -> FsdpqError:
     """Returns the error of one rank as an exception; a traceback goes last."""
+    if error.problems:
+        return RecipeError([_read_problem(fields) for fields in error.problems])
     if not error.traceback:
         known = LaunchError(error.message, hint=error.hint)
     else:
@@ -145,6 +161,12 @@ def explain_rank_error(error: RankError, *, log: Path) -> FsdpqError:
         known = LaunchError(message, hint=error.hint, details=details)
     known.exit_code = _exit_code(error.exit_code)
     return known
+
+
+def _read_problem(fields: dict[str, Any]) -> Problem:
+    location: dict[str, Any] | None = fields["location"]
+    place = None if location is None else Location(**location)
+    return Problem(fields["message"], fields["key"], place, fields["hint"])
 
 
 def _explain_record(record: RankError, files: RunFiles) -> FsdpqError:
@@ -166,7 +188,14 @@ def _is_lost_peer(record: RankError) -> bool:
     return bool(record.traceback and _LOST_PEER.search(record.message))
 
 
-def _killed(who: str, number: int, num_oom_kills: int) -> LaunchError:
+def explain_signal(who: str, number: int, num_oom_kills: int) -> LaunchError:
+    """Returns the error for a process that a signal ended.
+
+    Args:
+        who: which one.
+        number: of the signal.
+        num_oom_kills: processes that the kernel killed for memory meanwhile.
+    """
     try:
         name = signal.Signals(number).name
     except ValueError:

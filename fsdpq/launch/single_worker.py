@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from fsdpq.errors import LaunchError, RunStoppedError
-from fsdpq.launch.failure import explain_rank_error, read_rank_error
+from fsdpq.launch.failure import (
+    MEMORY_HINT,
+    count_new_oom_kills,
+    count_oom_kills,
+    explain_rank_error,
+    explain_signal,
+    read_rank_error,
+)
 from fsdpq.launch.processes import ProcessTree, catch_stop_signals, worker_environment
 
 GROUP_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 """A job's own process group is none of the worker's."""
+
+MAX_LINE_BYTES = 4096
 
 
 @dataclass(frozen=True)
@@ -31,8 +40,20 @@ class WorkerFiles:
     error: Path
 
 
-def run_single_worker(arguments: Sequence[str], files: WorkerFiles) -> str:
+def run_single_worker(
+    arguments: Sequence[str],
+    files: WorkerFiles,
+    *,
+    on_line: Callable[[str], None] | None = None,
+    memory_hint: str = MEMORY_HINT,
+) -> str:
     """Runs ``python`` with ``arguments`` to its end and returns what it printed.
+
+    Args:
+        arguments: of Python.
+        files: where the worker writes.
+        on_line: told the last whole line that the worker printed, while it runs.
+        memory_hint: what to do where the system killed it for its memory.
 
     Raises:
         RunStoppedError: a signal stopped it.
@@ -40,7 +61,8 @@ def run_single_worker(arguments: Sequence[str], files: WorkerFiles) -> str:
     """
     files.log.unlink(missing_ok=True)
     files.error.unlink(missing_ok=True)
-    code = _run([sys.executable, *arguments], files)
+    oom_kills = count_oom_kills()
+    code = _run([sys.executable, *arguments], files, on_line)
     if code == 0:
         text = files.output.read_text(encoding="utf-8")
         files.output.unlink()
@@ -48,11 +70,15 @@ def run_single_worker(arguments: Sequence[str], files: WorkerFiles) -> str:
     error = read_rank_error(files.error)
     if error is not None:
         raise explain_rank_error(error, log=files.log)
+    if code < 0:
+        killed = explain_signal("the worker", -code, count_new_oom_kills(oom_kills))
+        killed.hint = memory_hint if killed.hint == MEMORY_HINT else f"its log is `{files.log}`"
+        raise killed
     tail = "\n".join(files.log.read_text(encoding="utf-8", errors="replace").splitlines()[-25:])
     raise LaunchError(f"the worker ended with exit code {code}", f"its log is `{files.log}`", tail)
 
 
-def _run(command: list[str], files: WorkerFiles) -> int:
+def _run(command: list[str], files: WorkerFiles, on_line: Callable[[str], None] | None) -> int:
     environment = worker_environment(num_ranks=1)
     for name in GROUP_VARIABLES:
         environment.pop(name, None)
@@ -61,9 +87,19 @@ def _run(command: list[str], files: WorkerFiles) -> int:
         try:
             while (code := tree.poll()) is None and not stop.received:
                 time.sleep(0.05)
+                if on_line is not None and (line := _last_line(files.output)):
+                    on_line(line)
             if code is None:
                 tree.stop(stop)
                 raise RunStoppedError(f"stopped by {stop.name}")
         finally:
             tree.kill()
     return code
+
+
+def _last_line(path: Path) -> str:
+    """Returns the last whole line of a growing file, empty where it has none."""
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - MAX_LINE_BYTES))
+        *lines, _ = file.read().decode("utf-8", errors="replace").split("\n")
+    return lines[-1] if lines else ""

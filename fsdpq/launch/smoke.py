@@ -24,7 +24,8 @@ from fsdpq.recipe.checks.facts import card_of
 from fsdpq.recipe.root import Recipe
 from fsdpq.recipe.sections.data import DataOptions
 from fsdpq.recipe.sections.quantization import HqqOptions
-from fsdpq.rows.formats import DUMMY_ROWS, made_up_rows
+from fsdpq.rows.examples import made_up_rows
+from fsdpq.rows.formats import DUMMY_ROWS
 from fsdpq.rows.source import DataSources, RowSource, SourceFile
 
 MAKER_VERSION = "2"

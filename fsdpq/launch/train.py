@@ -13,6 +13,7 @@ from fsdpq.launch.failure import count_oom_kills, explain_failure
 from fsdpq.launch.inputs import fetch_inputs, make_inputs, shrink
 from fsdpq.launch.kernels import check_kernels
 from fsdpq.launch.lock_file import describe_run
+from fsdpq.launch.prepare import prepare_inputs
 from fsdpq.launch.processes import TRUST_FLAG
 from fsdpq.launch.quantize import QUANTIZER, QuantizeJob
 from fsdpq.launch.resolve import explain_dtype, resolve_launch
@@ -76,6 +77,9 @@ def train(
     job = QuantizeJob(loaded, recipe, gpus, inputs["model"], trust_remote_code, quantizer)
     base = find_base(job, screen=screen)
     inputs |= {"base": base} if base is not None else {}
+    inputs |= prepare_inputs(
+        recipe, inputs, base_dir=loaded.base_dir, screen=screen, trust_remote_code=trust_remote_code
+    )
     lock = describe_run(
         loaded, recipe, gpus=gpus, inputs=inputs, trust_remote_code=trust_remote_code
     )

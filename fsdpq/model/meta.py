@@ -12,10 +12,11 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from fsdpq.errors import CheckpointError, EnvironmentProblemError
 from fsdpq.model.causal_lm import CausalLM
+from fsdpq.model.config import explained_remote_code, read_config
 from fsdpq.model.expansion import expand_config
 from fsdpq.model.liger import apply_liger_kernels
 from fsdpq.model.loading.bnb_checkpoint import swap_stored_linears
@@ -87,35 +88,6 @@ def build_meta_model(
     else:
         swap_weights(hf, quantizer)
     return model.train()
-
-
-def read_config(directory: Path, *, trust_remote_code: bool) -> PreTrainedConfig:
-    """Returns the checkpoint's config.
-
-    Raises:
-        CheckpointError: it is code of the model's authors, and nobody said to trust it.
-    """
-    with explained_remote_code(directory):
-        return AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code)
-
-
-@contextmanager
-def explained_remote_code(directory: Path) -> Iterator[None]:
-    """Explains transformers' refusal to run Python code that a checkpoint brings.
-
-    ``trust_remote_code`` must be given to transformers as False, not left out: left out, it asks on
-    stdin (5.23, ``dynamic_module_utils.resolve_trust_remote_code``).
-    """
-    try:
-        yield
-    except ValueError as error:
-        if "trust_remote_code" not in str(error):
-            raise
-        raise CheckpointError(
-            f"the model of {directory} is Python code that its authors wrote, and code runs only "
-            "when you say so",
-            hint="read it; if you trust its authors, add `--trust-remote-code` to the command",
-        ) from error
 
 
 @contextmanager

@@ -13,6 +13,9 @@ from fsdpq.errors import Problem
 from fsdpq.recipe.options import Options
 
 IMPLEMENTED: dict[str, tuple[Any, ...]] = {
+    "data.format": (
+        "messages", "prompt_completion", "alpaca", "guanaco", "qna", "qna_no_ctx", "text", "dummy",
+    ),
     "data.on_bad_row": ("error",),
     "data.config": (None,),
     "data.columns": ({},),
@@ -21,7 +24,6 @@ IMPLEMENTED: dict[str, tuple[Any, ...]] = {
     "data.roles_to_train": (("assistant",),),
     "data.turns_to_train": ("all",),
     "data.train_on_eos": ("turn",),
-    "data.streaming": (False,),
     "data.eval": (None,),
     "checkpoint.interval": (None,),
     "checkpoint.interval_minutes": (None,),
@@ -31,7 +33,7 @@ IMPLEMENTED: dict[str, tuple[Any, ...]] = {
     "launch.nnodes": (1,),
     "launch.max_restarts": (0,),
     "launch.scheduler": ("local",),
-}
+}  # fmt: skip
 """Keys of which some values do not work yet -> the values that do."""
 
 

@@ -38,6 +38,13 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     generate.add_argument("--base", action="store_true")
     generate.add_argument("--trust-remote-code", action="store_true")
     generate.set_defaults(run=_generate)
+    prepare = verbs.add_parser("prepare")
+    prepare.add_argument("job", type=Path)
+    prepare.add_argument("directory", type=Path)
+    prepare.add_argument("--error", type=Path, required=True)
+    prepare.add_argument("--processes", type=int, required=True)
+    prepare.add_argument("--trust-remote-code", action="store_true")
+    prepare.set_defaults(run=_prepare)
     smoke_model = verbs.add_parser("smoke-model")
     smoke_model.add_argument("spec", type=Path)
     smoke_model.add_argument("directory", type=Path)
@@ -94,6 +101,18 @@ def _generate(parsed: argparse.Namespace, rank: int) -> None:
             temperature=parsed.temperature,
             device_type=parsed.device,
             use_adapter=not parsed.base,
+            trust_remote_code=parsed.trust_remote_code,
+        )
+
+
+def _prepare(parsed: argparse.Namespace, rank: int) -> None:
+    with recorded_errors(parsed.error, rank):
+        from fsdpq.worker.prepare import prepare
+
+        prepare(
+            parsed.job,
+            parsed.directory,
+            num_processes=parsed.processes,
             trust_remote_code=parsed.trust_remote_code,
         )
 

@@ -14,7 +14,7 @@ from typing import Any, cast
 
 import torch
 from torch import nn
-from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from fsdpq.dist import check_same_on_all_ranks, own_shard
 from fsdpq.errors import EnvironmentProblemError
@@ -26,11 +26,7 @@ from fsdpq.model.loading.base_source import QuantizedBaseSource
 from fsdpq.model.loading.mapped_base import MappedBase
 from fsdpq.model.loading.stream import load_base
 from fsdpq.model.loading.targets import checkpoint_name
-from fsdpq.model.meta import (
-    build_meta_model,
-    count_parameters,
-    explained_remote_code,
-)
+from fsdpq.model.meta import build_meta_model, count_parameters
 from fsdpq.model.packing import check_packing_isolates
 from fsdpq.model.quantized_experts import router_ids
 from fsdpq.model.quantized_linear import QuantizedLinear
@@ -53,6 +49,19 @@ COMPILE_NOTICE = "layers are compiled when they first run: the first steps take 
 
 
 @dataclass(frozen=True)
+class PreparedInput:
+    """Prepared data that the launcher found or made: ``inputs.prepared`` of the lock.
+
+    Attributes:
+        directory: where it lies.
+        digest: what its manifest's must be.
+    """
+
+    directory: Path
+    digest: str
+
+
+@dataclass(frozen=True)
 class Inputs:
     """Where the launcher put what the recipe names.
 
@@ -62,6 +71,7 @@ class Inputs:
         data: where the rows are, None for a run that reads none.
         trust_remote_code: run Python code that the model brings; from the command line only.
         base: the base model quantized already, None where it is quantized while it loads.
+        prepared: tokenized rows, None where there are none to map.
     """
 
     model_dir: Path
@@ -69,6 +79,7 @@ class Inputs:
     data: DataSources | None
     trust_remote_code: bool = False
     base: QuantizedBase | None = None
+    prepared: PreparedInput | None = None
 
 
 @dataclass(frozen=True)
@@ -135,7 +146,9 @@ def read_inputs(files: RunFiles, *, trust_remote_code: bool = False) -> Inputs:
     model = inputs["model"]
     directory, revision = Path(model["directory"]), model["revision"]
     data = DataSources.from_json(inputs["data"]) if inputs.get("data") else None
-    return Inputs(directory, revision, data, trust_remote_code, read_base_input(inputs))
+    found = inputs.get("prepared")
+    prepared = PreparedInput(Path(found["directory"]), found["digest"]) if found else None
+    return Inputs(directory, revision, data, trust_remote_code, read_base_input(inputs), prepared)
 
 
 def resolve_dtype(recipe: Recipe, device: torch.device) -> torch.dtype:
@@ -311,16 +324,6 @@ def shard_model(
 def is_linear(module: nn.Module) -> bool:
     """Whether an adapter can wrap ``module``."""
     return isinstance(module, QuantizedLinear | nn.Linear)
-
-
-def load_tokenizer(model_dir: Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
-    """Returns the checkpoint's tokenizer.
-
-    Raises:
-        CheckpointError: it is code of the model's authors, and nobody said to trust it.
-    """
-    with explained_remote_code(model_dir):
-        return AutoTokenizer.from_pretrained(model_dir, trust_remote_code=trust_remote_code)
 
 
 def stop_ids(model_dir: Path, tokenizer: PreTrainedTokenizerBase) -> set[int]:

@@ -10,12 +10,12 @@ from fsdpq.run_files import RunFiles
 from fsdpq.worker.answerer import Answerer
 from fsdpq.worker.assemble import (
     assemble_model,
-    load_tokenizer,
     read_inputs,
     stop_ids,
     without_gpu_kernels,
 )
 from fsdpq.worker.export import FORMATS
+from fsdpq.worker.tokenizer import load_tokenizer
 
 
 def generate(

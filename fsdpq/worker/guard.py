@@ -12,6 +12,7 @@ import time
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -91,6 +92,7 @@ def _record(path: Path, rank: int, error: Exception, text: str) -> None:
         traceback=text,
         exit_code=int(getattr(error, "exit_code", ExitCode.RUN_FAILED)),
         time=time.time(),
+        problems=_problems(error),
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, json.dumps(dataclasses.asdict(record)).encode())
@@ -100,6 +102,11 @@ def _message(error: Exception) -> str:
     if isinstance(error, RecipeError):
         return "\n".join(_problem_line(problem) for problem in error.problems)
     return error.message if isinstance(error, FsdpqError) else str(error)
+
+
+def _problems(error: Exception) -> list[dict[str, Any]]:
+    found = error.problems if isinstance(error, RecipeError) else []
+    return [dataclasses.asdict(problem) for problem in found]
 
 
 def _hint(error: Exception) -> str:

@@ -3,32 +3,32 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
 from fsdpq import dist
-from fsdpq.data.loader import split_rows
-from fsdpq.data.pack import fill_rate, pack_rows
-from fsdpq.data.tokenize import Row, TokenizedData, make_dummy_rows, tokenize_rows
-from fsdpq.errors import Problem, RecipeError
+from fsdpq.data.loader import EpochOrder, RowOrder, split_rows
+from fsdpq.data.prepared import open_prepared
+from fsdpq.data.stream import RowStream
+from fsdpq.data.tokenize import Row, make_dummy_rows
+from fsdpq.errors import DamagedDataError
 from fsdpq.metrics.profile import StepProfiler
-from fsdpq.model.meta import read_config
 from fsdpq.protocols import MetricSink
 from fsdpq.recipe.precision import precision_of
 from fsdpq.recipe.root import Recipe
-from fsdpq.recipe.sections.data import DataOptions
 from fsdpq.registry import resolve_builder
-from fsdpq.rows.read import read_rows
-from fsdpq.rows.source import DataSources
+from fsdpq.rows.report import DataReport
 from fsdpq.run_files import RunFiles
 from fsdpq.training.loop import Trainer
 from fsdpq.training.scaler import LossScaler
 from fsdpq.worker.assemble import Assembled, Inputs
 from fsdpq.worker.from_disk import base_watch
 from fsdpq.worker.steps import build_evaluation, count_steps
+from fsdpq.worker.stream import open_stream
+from fsdpq.worker.tokenizer import check_context
 
 
 @dataclass(frozen=True)
@@ -39,91 +39,94 @@ class Data:
         train: rows of one epoch.
         held_out: rows for evaluation.
         digest: hash of all rows.
+        stream: rows that come while training, instead of ``train``.
     """
 
-    train: list[Row]
-    held_out: list[Row]
+    train: Sequence[Row]
+    held_out: Sequence[Row]
     digest: str = ""
+    stream: RowStream | None = None
+
+    @property
+    def num_train_rows(self) -> int:
+        """Rows of one epoch; of a stream those that are read."""
+        return len(self.train) if self.stream is None else self.stream.rows_per_epoch
+
+    def order(self, recipe: Recipe) -> RowOrder:
+        """Returns the rows of training in the order that the recipe asks for."""
+        if self.stream is not None:
+            return self.stream
+        seed, shuffle = recipe.training.seed, recipe.data.shuffle
+        return EpochOrder(self.train, seed=seed, digest=self.digest, shuffle=shuffle)
 
 
 def load_data(
     recipe: Recipe, inputs: Inputs, tokenizer: PreTrainedTokenizerBase, events: MetricSink
 ) -> Data:
-    """Reads, tokenizes, splits and packs the rows; says what was cut, dropped or packed.
+    """Maps the rows that the launcher had prepared; says what was cut, left out or packed.
 
-    Every rank does all of it: simple, and the ranks compare a hash of the result.
+    Made-up rows (``data.format: dummy``) are made here.
 
     Ranks: all (collective).
+
+    Raises:
+        DamagedDataError: the prepared data is not what was written, or was made again meanwhile.
     """
     options = recipe.data
     check_context(options.seq_len, inputs.model_dir, trust_remote_code=inputs.trust_remote_code)
-    (source,) = _sources(inputs).train
-    if source.files:
-        rows = (row.content for row in read_rows(source, on_bad_row=options.on_bad_row))
-        tokenized = tokenize_rows(rows, tokenizer, options)
-    else:
-        tokenized = make_dummy_rows(tokenizer, options)
-    digest = tokenized.digest()
-    dist.check_same_on_all_ranks("the data", digest)
-    notices = list_notices(tokenized, options)
-    data = split_data(tokenized.rows, options.eval_fraction, recipe.training.seed)
-    if options.packing == "best_fit":
-        data, notice = pack_data(data, options.seq_len)
-        notices.append(notice)
-    for message in notices:
+    if options.format == "dummy":
+        return _make_up_rows(recipe, tokenizer)
+    if options.streaming:
+        if inputs.data is None:
+            raise RuntimeError("this run directory names no data")
+        stream, held_out = open_stream(recipe, inputs.data, tokenizer, events)
+        return Data([], held_out, stream.digest, stream)
+    if inputs.prepared is None:
+        raise RuntimeError("this run directory names no prepared data")
+    prepared = open_prepared(inputs.prepared.directory)
+    dist.check_same_on_all_ranks("the prepared data", prepared.digest)
+    if prepared.digest != inputs.prepared.digest:
+        message = f"the prepared data {inputs.prepared.directory} was made again, with other rows"
+        raise DamagedDataError(message, hint="start again")
+    for message in list_notices(prepared.report):
         events.write({"event": "notice", "message": message})
-    return dataclasses.replace(data, digest=digest)
+    return Data(prepared.train, prepared.held_out, prepared.digest)
 
 
-def _sources(inputs: Inputs) -> DataSources:
-    if inputs.data is None:
-        raise RuntimeError("this run directory names no data")
-    return inputs.data
+def _make_up_rows(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Data:
+    made_up = make_dummy_rows(tokenizer, recipe.data)
+    digest = made_up.digest()
+    dist.check_same_on_all_ranks("the data", digest)
+    split = split_data(made_up.rows, recipe.data.eval_fraction, recipe.training.seed)
+    return dataclasses.replace(split, digest=digest)
 
 
-def list_notices(tokenized: TokenizedData, options: DataOptions) -> list[str]:
+def list_notices(report: DataReport) -> list[str]:
     """Returns what was done to rows, one sentence each."""
-    longer = f"longer than {options.seq_len} tokens"
-    place = " at their start" if options.truncation == "truncate_start" else ""
-    counts = [
-        (tokenized.num_cut, f"{longer}: cut{place}"),
-        (tokenized.num_too_long, f"{longer}: left out"),
-    ]
-    notices = [f"{count} rows are {what}" for count, what in counts if count]
-    if tokenized.num_untrained:
-        notices.append(f"{tokenized.num_untrained} rows have no token that carries loss: left out")
+    sources = [*report.sources, *([report.eval] if report.eval is not None else [])]
+    longer = f"longer than {report.seq_len} tokens"
+    notices: list[str] = []
+    for source in sources:
+        of = f" of {source.name}" if len(sources) > 1 else ""
+        counts = [
+            (source.num_cut, f"are {longer}: cut"),
+            (source.num_too_long, f"are {longer}: left out"),
+            (source.num_untrained, "have no token that carries loss: left out"),
+            (source.num_bad, "are bad: left out"),
+        ]
+        notices += [f"{count} rows{of} {what}" for count, what in counts if count]
+    if report.fill is not None:
+        notices.append(
+            f"packed {report.num_train_rows} training rows into {report.num_sequences} sequences "
+            f"of {report.seq_len} tokens, {report.fill:.1%} filled"
+        )
     return notices
 
 
 def split_data(rows: list[Row], eval_fraction: float, seed: int) -> Data:
-    """Holds out rows for evaluation.
-
-    Raises:
-        RecipeError: there is one row only, and rows are to be held out.
-    """
-    if eval_fraction and len(rows) < 2:
-        hint = "add rows, or set data.eval_fraction=0"
-        raise RecipeError([Problem("one row cannot be split for evaluation", "data", None, hint)])
+    """Holds out made-up rows for evaluation."""
     train_ids, eval_ids = split_rows(len(rows), eval_fraction, seed)
     return Data([rows[i] for i in train_ids], [rows[i] for i in eval_ids])
-
-
-def pack_data(data: Data, seq_len: int) -> tuple[Data, str]:
-    """Returns the rows packed into sequences, and a sentence that says how well they fill them."""
-    packed = Data(pack_rows(data.train, seq_len), pack_rows(data.held_out, seq_len))
-    notice = f"packed {len(data.train)} training rows into {len(packed.train)} sequences of "
-    notice += f"{seq_len} tokens, {fill_rate(packed.train, seq_len):.1%} filled"
-    return packed, notice
-
-
-def check_context(seq_len: int, model_dir: Path, *, trust_remote_code: bool = False) -> None:
-    """Raises `RecipeError` where rows may be longer than the model was made for."""
-    config = read_config(model_dir, trust_remote_code=trust_remote_code).get_text_config()
-    longest = getattr(config, "max_position_embeddings", None)
-    if longest is not None and seq_len > longest:
-        message = f"`data.seq_len` is {seq_len}, the model's context is {longest} tokens"
-        hint = f"use data.seq_len={longest} or less"
-        raise RecipeError([Problem(message, "data.seq_len", None, hint)])
 
 
 def build_trainer(
@@ -138,7 +141,7 @@ def build_trainer(
 ) -> Trainer:
     """Builds optimizer, schedule and loop."""
     profile, trace = recipe.metrics.profile, files.profile(dist.rank())
-    total_steps = count_steps(recipe, len(data.train))
+    total_steps = count_steps(recipe, data.num_train_rows)
     parameters = assembled.trainable
     build_optimizer = resolve_builder("optimizer", recipe.optimizer)
     build_schedule = resolve_builder("lr_scheduler", recipe.lr_scheduler)

@@ -9,7 +9,7 @@ import torch
 
 from fsdpq import dist
 from fsdpq.data.collate import Step, build_step
-from fsdpq.data.loader import STEPS_AHEAD, Deal, EpochOrder, Loader
+from fsdpq.data.loader import STEPS_AHEAD, Deal, Loader, RowOrder, row_sizes
 from fsdpq.data.prefetch import Prefetch
 from fsdpq.data.tokenize import Row
 from fsdpq.errors import Problem, RecipeError
@@ -62,21 +62,26 @@ def rows_per_step(recipe: Recipe) -> int:
 
 
 def open_loader(
-    recipe: Recipe, rows: Sequence[Row], *, digest: str, device: torch.device
+    recipe: Recipe, order: RowOrder, num_train_rows: int, device: torch.device
 ) -> Loader:
-    """Returns the loader of this rank's training steps; close it to end its threads.
+    """Returns the loader of this rank's training steps, its first step built.
 
-    The ranks compare what their steps follow from: with other rows or another number of steps one
-    of them would wait for the others without end.
+    Close it to end its threads. The ranks compare what their steps follow from: with other rows or
+    another number of steps one of them would wait for the others without end.
 
     Ranks: all (collective).
 
+    Args:
+        recipe: the recipe.
+        order: the rows of training.
+        num_train_rows: those of one epoch.
+        device: this rank's device.
+
     Raises:
+        RecipeError: streamed rows cannot be used.
         TrainingError: a rank has other rows, another order or another number of steps.
     """
-    seed = recipe.training.seed
-    order = EpochOrder(rows, seed=seed, digest=digest, shuffle=recipe.data.shuffle)
-    num_rows = count_rows(recipe, len(rows))
+    num_rows = count_rows(recipe, num_train_rows)
     agreed = (order.digest, order.seed, rows_per_step(recipe), num_rows, recipe.training.steps)
     dist.check_same_on_all_ranks("the training steps", repr(agreed))
     deal = Deal(
@@ -86,7 +91,9 @@ def open_loader(
         dist.world_size(),
         num_rows,
     )
-    return Loader(order, deal, pin_to=device if device.type == "cuda" else None)
+    loader = Loader(order, deal, pin_to=device if device.type == "cuda" else None)
+    loader.start()
+    return loader
 
 
 def build_evaluation(
@@ -108,7 +115,7 @@ def build_evaluation(
 def iterate_held_out(rows: Sequence[Row], *, micro_batch_size: int) -> Iterator[Step]:
     """Yields this rank's part of the held-out rows, shortest first, one micro-batch a step."""
     size = micro_batch_size * dist.world_size()
-    shortest_first = sorted(range(len(rows)), key=lambda index: len(rows[index].input_ids))
+    shortest_first = sorted(range(len(rows)), key=row_sizes(rows)[0].__getitem__)
     for start in range(0, len(rows), size):
         yield build_step(
             [rows[index] for index in shortest_first[start : start + size]],

@@ -27,6 +27,7 @@ from fsdpq.recipe.checks import (
     quantization,
     schedule,
     sharding,
+    streaming,
 )
 from fsdpq.recipe.not_yet import check_implemented
 from fsdpq.recipe.root import Recipe
@@ -54,6 +55,7 @@ CHECKS: tuple[Check, ...] = (
     *sharding.CHECKS,
     *memory.CHECKS,
     *data.CHECKS,
+    *streaming.CHECKS,
     *batch.CHECKS,
     *schedule.CHECKS,
     *output.CHECKS,

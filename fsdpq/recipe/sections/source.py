@@ -9,6 +9,7 @@ from pydantic import Field
 from fsdpq.recipe.options import Options
 
 Format = Literal[
+    "auto",
     "messages",
     "prompt_completion",
     "alpaca",
@@ -16,6 +17,7 @@ Format = Literal[
     "qna",
     "qna_no_ctx",
     "text",
+    "input_output",
     "dummy",
 ]
 

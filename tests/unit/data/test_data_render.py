@@ -18,7 +18,7 @@ from fsdpq.data.templates.choose import choose_template
 from fsdpq.data.tokenize import Row, prompt_ids, tokenize_rows
 from fsdpq.errors import RecipeError
 from fsdpq.recipe.sections.data import DataOptions
-from fsdpq.rows.formats import made_up_rows
+from fsdpq.rows.examples import made_up_rows
 
 
 def _base_bpe() -> PreTrainedTokenizerBase:

@@ -30,6 +30,7 @@ from fsdpq.rows.read import read_rows
 from fsdpq.rows.source import RowSource, SourceFile
 
 SEED = 5
+START = Position()
 
 
 @cache
@@ -57,7 +58,9 @@ def _options(window: int = 10, **changes: Any) -> DataOptions:
     return options.model_copy(update={"stream_window": window})
 
 
-def _stream(*sources: RowSource, options: DataOptions, seed: int = SEED, **others: Any) -> RowStream:
+def _stream(
+    *sources: RowSource, options: DataOptions, seed: int = SEED, **others: Any
+) -> RowStream:
     return RowStream(sources, options, _tokenizer(), seed=seed, **others)
 
 
@@ -80,7 +83,7 @@ def _tokenized(source: RowSource, options: DataOptions) -> list[tuple[int, ...]]
     return _documents([row for row in rows if isinstance(row, Row)])
 
 
-def _deal(stream: RowStream, count: int, start: Position = Position()) -> list[DealtRow]:
+def _deal(stream: RowStream, count: int, start: Position = START) -> list[DealtRow]:
     dealt = stream.deal(start)
     found = list(islice(dealt, count))
     dealt.close()  # pyright: ignore[reportAttributeAccessIssue]
@@ -234,9 +237,9 @@ def test_a_stream_shorter_than_a_batch_fills_it_with_the_next_epochs(tmp_path: P
 def test_rows_without_loss_are_an_error_not_a_loop_without_end(tmp_path: Path) -> None:
     rows = [{"prompt": "word " * 40, "completion": "never reached"}] * 25
     source = _write(tmp_path / "rows.jsonl", rows)
-    with Loader(_stream(source, options=_options(seq_len=8)), Deal(4, 4, 0, 1)) as loader:
-        with pytest.raises(RecipeError) as caught:
-            loader.start()
+    loader = Loader(_stream(source, options=_options(seq_len=8)), Deal(4, 4, 0, 1))
+    with loader, pytest.raises(RecipeError) as caught:
+        loader.start()
     message = caught.value.problems[0].message
     assert message == "none of the 25 rows has a token that carries loss"
 
@@ -245,9 +248,9 @@ def test_a_row_that_cannot_be_used_is_named_before_training(tmp_path: Path) -> N
     rows = [_content(0), _content(1), {"prompt": "a", "completion": "word " * 60}]
     source = _write(tmp_path / "rows.jsonl", rows)
     options = _options(truncation="error")
-    with Loader(_stream(source, options=options), Deal(2, 2, 0, 1)) as loader:
-        with pytest.raises(RecipeError) as caught:
-            loader.start()
+    loader = Loader(_stream(source, options=options), Deal(2, 2, 0, 1))
+    with loader, pytest.raises(RecipeError) as caught:
+        loader.start()
     problem = caught.value.problems[0]
     assert problem.location is not None
     assert (problem.location.source, problem.location.line) == (str(tmp_path / "rows.jsonl"), 3)

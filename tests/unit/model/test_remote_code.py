@@ -12,10 +12,11 @@ import torch
 import transformers.dynamic_module_utils
 
 from fsdpq.errors import CheckpointError
-from fsdpq.model.meta import build_meta_model, read_config
+from fsdpq.model.config import read_config
+from fsdpq.model.meta import build_meta_model
 from fsdpq.quantization.none import NoQuantizer
 from fsdpq.recipe.sections.quantization import NoQuantOptions
-from fsdpq.worker.assemble import load_tokenizer
+from fsdpq.worker.tokenizer import load_tokenizer
 
 CODE = """\
 from pathlib import Path
