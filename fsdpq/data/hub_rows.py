@@ -16,20 +16,33 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from fsdpq.recipe.describe import suggest
+
 READABLE_MODULES = ("arrow", "csv", "json", "parquet", "text")
 BATCH_ROWS = 1000
 MAX_ERROR_CHARACTERS = 240
+MAX_LISTED = 10
 
 
 class HubRowsError(ValueError):
-    """The dataset cannot be read; the text says why."""
+    """The dataset cannot be read; the text says why, ``hint`` what to do (may be empty)."""
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.hint = hint
 
 
-def write_rows(directory: Path, split: str, target: Path) -> int:
+def write_rows(directory: Path, split: str, target: Path, *, config: str | None = None) -> int:
     """Writes the rows of ``split`` (``train``, ``train[:100]``) to ``target``; returns how many.
 
+    Args:
+        directory: the downloaded dataset.
+        split: its name, and a slice.
+        target: gets JSON lines.
+        config: name of a configuration; None is the only or the default one.
+
     Raises:
-        HubRowsError: no such split, several configurations, or files of another sort.
+        HubRowsError: no such split or configuration, or files of another sort.
     """
     import datasets
 
@@ -37,12 +50,14 @@ def write_rows(directory: Path, split: str, target: Path) -> int:
     library.disable_progress_bars()
     with tempfile.TemporaryDirectory(dir=target.parent) as cache:
         try:
-            builder = library.load_dataset_builder(str(directory), cache_dir=cache)
+            names = library.get_dataset_config_names(str(directory))
+            default = library.get_dataset_default_config_name(str(directory))
+            _check_config(config, [str(name) for name in names], default)
+            builder = library.load_dataset_builder(str(directory), config, cache_dir=cache)
             _check_builder(builder, directory)
             builder.download_and_prepare()
             known = list(builder.info.splits)
-            if split.partition("[")[0] not in known:
-                raise HubRowsError(f"it has no split `{split}`, only {_listed(known)}")
+            _check_split(split.partition("[")[0], known)
             table = builder.as_dataset(split=split).with_format("arrow")
         except HubRowsError:
             raise
@@ -53,6 +68,25 @@ def write_rows(directory: Path, split: str, target: Path) -> int:
                 for row in batch.to_pylist():
                     file.write(json.dumps(row, ensure_ascii=False, default=_stand_in) + "\n")
         return table.num_rows
+
+
+def _check_config(config: str | None, known: list[str], default: str | None) -> None:
+    if config is None and (default is not None or len(known) < 2):
+        return
+    if config not in known:
+        guess = suggest(config, known) if config else None
+        hint = f"did you mean `config: {guess}`?" if guess else f"write `config: {known[0]}`"
+        what = "it has several configurations" if config is None else f"it has no `{config}`"
+        what = f"{what}: {_listed(known[:MAX_LISTED])}"
+        more = f" and {len(known) - MAX_LISTED} more" if len(known) > MAX_LISTED else ""
+        raise HubRowsError(what + more, hint)
+
+
+def _check_split(split: str, known: list[str]) -> None:
+    if split not in known:
+        guess = suggest(split, known)
+        hint = f"did you mean `split: {guess}`?" if guess else ""
+        raise HubRowsError(f"it has no split `{split}`, only {_listed(known)}", hint)
 
 
 def _check_builder(builder: Any, directory: Path) -> None:
@@ -86,13 +120,13 @@ def main() -> int:
     parser.add_argument("directory", type=Path)
     parser.add_argument("split")
     parser.add_argument("target", type=Path)
-    arguments = parser.parse_args()
+    parser.add_argument("--config")
+    given = parser.parse_args()
     try:
-        answer: dict[str, Any] = {
-            "num_rows": write_rows(arguments.directory, arguments.split, arguments.target)
-        }
+        num_rows = write_rows(given.directory, given.split, given.target, config=given.config)
+        answer: dict[str, Any] = {"num_rows": num_rows}
     except HubRowsError as error:
-        answer = {"error": str(error)}
+        answer = {"error": str(error), "hint": error.hint}
     sys.stdout.write(f"\n{json.dumps(answer)}\n")
     return 0
 

@@ -1,183 +1,200 @@
-"""Turns the recipe's `data` into a file on this machine whose rows are all good.
+"""Turns the recipe's `data` into files on this machine whose rows are all good.
 
-Sources: a local file, a dataset in a package (``pypi:``), a dataset of the hub, or nothing at all
-(``format: dummy``). What comes back has a hash, which the run's lock file keeps, and every row of
+Sources: local files, a dataset in a package (``pypi:``), a dataset of the hub, or nothing at all
+(``format: dummy``). What comes back has hashes, which the run's lock file keeps, and every row of
 it was read and checked once: a bad one is named here, before any rank starts.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-from fsdpq.errors import FetchError
-from fsdpq.fetch import hub
+from fsdpq.errors import FetchError, Problem, RecipeError
 from fsdpq.fetch.cache import cached_directory
 from fsdpq.fetch.catalog import DATASETS, PackagedDataset, resolve_entry
 from fsdpq.fetch.hashes import hash_file
+from fsdpq.fetch.hub_data import DATA_FILE, fetch_hub_rows
 from fsdpq.fetch.pypi import extract_member, wheel_beside
+from fsdpq.fetch.row_files import find_row_files
+from fsdpq.recipe.describe import list_words, suggest
 from fsdpq.recipe.sections.data import DataOptions
-from fsdpq.recipe.sections.source import SourceOptions
-from fsdpq.rows.files import iterate_rows
-from fsdpq.rows.formats import DUMMY_ROWS
+from fsdpq.recipe.sections.source import MixturePart, SourceOptions
+from fsdpq.rows.formats import DUMMY_ROWS, FORMATS
+from fsdpq.rows.read import OnBadRow, check_source, count_rows
+from fsdpq.rows.slices import RowSlice
 from fsdpq.rows.source import DataSources, RowSource, SourceFile
 
 PACKAGED = "pypi:"
-DATA_FILE = "data.jsonl"
-HUB_ROWS_VERSION = 1
-"""Part of the cache key: raise it when `fsdpq.data.hub_rows` writes other rows."""
-
-EXPANSION = 6
-"""Disk for reading a hub dataset, over the size of its (often compressed) files, at most."""
 
 Report = Callable[[str], None]
 
 
-def fetch_data(options: DataOptions, *, base_dir: Path, report: Report) -> DataSources:
+@dataclass(frozen=True)
+class _Place:
+    """What a source of a recipe is read with.
+
+    Attributes:
+        key: its recipe key.
+        base_dir: what relative paths start from.
+        on_bad_row: the recipe's.
+        report: told one short line per thing done.
+        checks_rows: whether rows are read.
+    """
+
+    key: str
+    base_dir: Path
+    on_bad_row: OnBadRow
+    report: Report
+    checks_rows: bool = True
+
+
+def fetch_data(
+    options: DataOptions, *, base_dir: Path, report: Report, check_rows: bool = True
+) -> DataSources:
     """Returns the rows that the recipe names, fetching what is not there yet.
 
     Args:
         options: the recipe's ``data``.
         base_dir: what a relative ``data.path`` is relative to: the recipe's directory.
         report: told one short line per thing done.
+        check_rows: False leaves rows unread, good or bad; their numbers are 0 then.
 
     Raises:
         FetchError: it cannot be brought here; says why and what to do.
-        RecipeError: its rows are not of ``data.format``; names the first of them.
+        RecipeError: files are missing, or rows are not of ``data.format``; of all sources at once.
         EnvironmentProblemError: the cache cannot be written.
     """
-    return DataSources((_fetch_source(options, base_dir=base_dir, report=report),))
+    parts: list[tuple[str, SourceOptions]] = [("data", options)]
+    if options.mixture:
+        parts = [(f"data.mixture.{i}", part) for i, part in enumerate(options.mixture)]
+    if options.eval is not None:
+        parts.append(("data.eval", options.eval))
+    found: list[RowSource] = []
+    problems: list[Problem] = []
+    for key, part in parts:
+        place = _Place(key, base_dir, options.on_bad_row, report, check_rows)
+        try:
+            found.append(_fetch_source(part, place))
+        except RecipeError as error:
+            problems += error.problems
+    if problems:
+        raise RecipeError(problems)
+    if options.eval is not None:
+        return DataSources(tuple(found[:-1]), found[-1])
+    return DataSources(tuple(found))
 
 
-def _fetch_source(options: DataOptions, *, base_dir: Path, report: Report) -> RowSource:
-    dataset = options.dataset
-    on_hub = dataset is not None and not dataset.startswith(PACKAGED)
-    _check_hub_only(options, on_hub=on_hub)
+def _fetch_source(options: SourceOptions, place: _Place) -> RowSource:
     if options.format == "dummy":
-        return RowSource("made up", (), "dummy", options.max_rows or DUMMY_ROWS)
-    if isinstance(options.path, str):
-        file = (base_dir / Path(options.path).expanduser()).resolve()
-        return _use_file(file, options, str(file))
-    if dataset is None:
+        return RowSource("made up", (), "dummy", options.max_rows or DUMMY_ROWS, key=place.key)
+    _check_column_names(options, place.key)
+    if options.path is not None:
+        split = RowSlice.parse(options.split)
+        paths = options.path
+        found = find_row_files(paths, split=split.name, base_dir=place.base_dir, key=place.key)
+        for note in found.notes:
+            place.report(f"note: {note}")
+        name = str(found.files[0]) if len(found.files) == 1 else _name_of(paths, place.base_dir)
+        return _check(name, found.files, options, place, split=split)
+    if options.dataset is None:
         raise FetchError(
-            "the recipe must give one of `data.path` and `data.dataset`",
+            f"the recipe must give one of `{place.key}.path` and `{place.key}.dataset`",
             hint=f"for example `dataset: {PACKAGED}{next(iter(DATASETS))}`",
         )
-    if on_hub:
-        return _fetch_from_hub(dataset, options, report)
-    name = dataset.removeprefix(PACKAGED)
+    if not options.dataset.startswith(PACKAGED):
+        rows = fetch_hub_rows(options.dataset, options, key=place.key, report=place.report)
+        source = _check(rows.name, [rows.file], options, place)
+        return replace(source, revision=rows.revision)
+    name = options.dataset.removeprefix(PACKAGED)
     entry = resolve_entry(DATASETS, name, what="dataset")
-    return _fetch_packaged(name, entry, options, report)
+    return _fetch_packaged(name, entry, options, place)
 
 
-def _check_hub_only(options: SourceOptions, *, on_hub: bool) -> None:
-    for field in ("revision", "split"):
-        value = getattr(options, field)
-        if not on_hub and value != SourceOptions.model_fields[field].default:
-            raise FetchError(
-                f"`data.{field}: {value}` has no meaning here",
-                hint=f"remove it: only datasets of the hub (`org/name`) have a {field}",
-            )
+def _name_of(paths: str | tuple[str, ...], base_dir: Path) -> str:
+    shown = [paths] if isinstance(paths, str) else paths
+    return ", ".join(str(base_dir / Path(text).expanduser()) for text in shown[:3])
 
 
-def _use_file(
-    file: Path, options: DataOptions, name: str, revision: str | None = None
+def _check_column_names(options: SourceOptions, key: str) -> None:
+    known = FORMATS[options.format]
+    names = [*known.columns, *known.optional]
+    problems: list[Problem] = []
+    for name in options.columns:
+        if name not in names:
+            guess = suggest(name, names)
+            hint = f"did you mean `{guess}`?" if guess else "left is the format's name of a column"
+            message = f"`{options.format}` has no column `{name}`, only {list_words(names, 'and')}"
+            problems.append(Problem(message, f"{key}.columns.{name}", None, hint))
+    if problems:
+        raise RecipeError(problems)
+
+
+def _check(
+    name: str,
+    files: list[Path],
+    options: SourceOptions,
+    place: _Place,
+    *,
+    split: RowSlice | None = None,
 ) -> RowSource:
-    if not file.is_file():
-        raise FetchError(
-            f"there is no file `{file}`",
-            hint="`data.path` is relative to the recipe; check it, or name a `data.dataset`",
-        )
-    num_rows = sum(1 for _ in iterate_rows(file, options))
-    files = (SourceFile(file, hash_file(file)),)
-    return RowSource(
-        name, files, options.format, num_rows, revision=revision, max_rows=options.max_rows
+    """Returns the source of rows that were all read; says what was left out."""
+    before = [file.stat() for file in files]
+    source = RowSource(
+        name=name,
+        files=tuple(SourceFile(file, "") for file in files),
+        format=options.format,
+        num_rows=0,
+        columns=options.columns,
+        max_rows=options.max_rows,
+        weight=options.weight if isinstance(options, MixturePart) else None,
+        key=place.key,
     )
+    if split is not None and split.is_part:
+        part = split.absolute(count_rows(source) if split.needs_total else None)
+        source = replace(source, split=str(replace(part, name="train")))
+    if place.checks_rows:
+        source, bad = check_source(source, on_bad_row=place.on_bad_row)
+        if bad:
+            place.report(f"note: {bad}")
+    hashed = tuple(SourceFile(file, hash_file(file)) for file in files)
+    for file, stat in zip(files, before, strict=True):
+        now = file.stat()
+        if (now.st_size, now.st_mtime_ns) != (stat.st_size, stat.st_mtime_ns):
+            raise FetchError(
+                f"`{file}` changed while it was read", hint="run again when it is done"
+            )
+    return replace(source, files=hashed)
 
 
 def _fetch_packaged(
-    name: str, data: PackagedDataset, options: DataOptions, report: Report
+    name: str, data: PackagedDataset, options: SourceOptions, place: _Place
 ) -> RowSource:
     from fsdpq.fetch.chatterbot import CONVERTER_VERSION, convert_chatterbot
 
     def build(draft: Path) -> None:
-        wheel, work = wheel_beside(data, draft, report)
+        wheel, work = wheel_beside(data, draft, place.report)
         sources: list[Path] = []
         for member, sha256 in data.members.items():
             sources.append(work / Path(member).name)
             extract_member(wheel, member, sha256=sha256, target=sources[-1])
         num_rows = convert_chatterbot(sources, draft / DATA_FILE)
         shutil.rmtree(work)
-        report(f"wrote {num_rows} dialogues of {name}")
+        place.report(f"wrote {num_rows} dialogues of {name}")
 
     entry = cached_directory(
         f"data/{name}-{data.wheel_sha256[:12]}",
         build,
         needed_bytes=4 * data.wheel_bytes + data.converted_bytes,
         converter=f"chatterbot {CONVERTER_VERSION}",
-        report=report,
+        report=place.report,
     )
     path = entry.directory / DATA_FILE
-    fetched = _use_file(path, options, f"{PACKAGED}{name} ({data.package})")
+    split = RowSlice.parse(options.split)
+    fetched = _check(f"{PACKAGED}{name} ({data.package})", [path], options, place, split=split)
     if fetched.files[0].sha256 != entry.files[DATA_FILE]:
         raise FetchError(f"`{path}` was changed", hint=f"remove `{entry.directory}` and run again")
-    report(f"{PACKAGED}{name} is in {path}")
+    place.report(f"{PACKAGED}{name} is in {path}")
     return fetched
-
-
-def _fetch_from_hub(name: str, options: DataOptions, report: Report) -> RowSource:
-    if not hub.REPOSITORY_PATTERN.fullmatch(name):
-        raise FetchError(f"`{name}` is no dataset of the hub", hint="its name is `org/name`")
-    snapshot = hub.download_snapshot(
-        name, revision=options.revision, report=report, sort=hub.DATASET
-    )
-    split = options.split
-
-    def build(draft: Path) -> None:
-        report(f"reading split {split} of {name}")
-        _convert(name, snapshot, split, draft / DATA_FILE)
-
-    key = hashlib.sha256(f"{name}@{snapshot.name}:{split}".encode()).hexdigest()[:12]
-    entry = cached_directory(
-        f"data/{name.replace('/', '--')}-{key}",
-        build,
-        needed_bytes=EXPANSION * sum(f.stat().st_size for f in snapshot.rglob("*") if f.is_file()),
-        converter=f"hub rows {HUB_ROWS_VERSION}",
-        report=report,
-    )
-    path = entry.directory / DATA_FILE
-    source = f"{hub.DATASET.page}{name} (split {split})"
-    fetched = _use_file(path, options, source, snapshot.name)
-    report(f"{name} is in {path}")
-    return fetched
-
-
-def _convert(name: str, snapshot: Path, split: str, target: Path) -> None:
-    """Lets a process of its own read the split: `datasets` has no place in this half."""
-    command = [sys.executable, "-m", "fsdpq.data.hub_rows", str(snapshot), split, str(target)]
-    offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
-    done = subprocess.run(
-        command, env=os.environ | offline, stdin=subprocess.DEVNULL, capture_output=True,
-        text=True, check=False,
-    )  # fmt: skip
-    last_line = (done.stdout.strip().splitlines() or [""])[-1]
-    if done.returncode != 0 or not last_line.startswith("{"):
-        error = FetchError(
-            f"`{name}` cannot be read: the process that reads it ended with {done.returncode}",
-            hint="give the rows as a file: `data.path`",
-        )
-        error.details = done.stderr[-4000:]
-        raise error
-    answer: dict[str, Any] = json.loads(last_line)
-    if "error" in answer:
-        raise FetchError(
-            f"`{name}` cannot be read: {answer['error']}",
-            hint="choose another `data.split` or `data.revision`, or give a file: `data.path`",
-        )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-_SPLIT = re.compile(r"(?P<name>[^\[]+)(\[(?P<start>-?\d*%?):(?P<stop>-?\d*%?)\])?")
+_SPLIT = re.compile(r"(?P<name>[^\[]+)(\[(?P<start>(-?\d+%?)?):(?P<stop>(-?\d+%?)?)\])?")
 
 
 @dataclass(frozen=True)
@@ -67,11 +67,11 @@ class RowSlice:
 
 
 def _bound(text: str, total: int | None) -> int | None:
-    if text.strip("-%") == "":
+    if not text:
         return None
     value = int(text.rstrip("%"))
     if total is None:
         return value
     if text.endswith("%"):
         value = round(value * total / 100)
-    return min(total, value) if value >= 0 and text[:1] != "-" else max(0, value + total)
+    return min(total, value) if value >= 0 else max(0, value + total)

@@ -12,6 +12,7 @@ from fsdpq.recipe.describe import show_value
 from fsdpq.recipe.options import Options
 from fsdpq.recipe.precision import Dtype, compute_dtype
 from fsdpq.recipe.root import Recipe
+from fsdpq.recipe.sections.source import SourceOptions
 
 
 def model_directory(recipe: Recipe, base_dir: Path) -> Path | None:
@@ -47,6 +48,15 @@ def precision_key(recipe: Recipe, part: str) -> str:
     """Returns the key that says ``part`` of the precision: the preset's, or one of a mapping."""
     chosen = recipe.fsdp.precision
     return "fsdp.precision" if isinstance(chosen, str) else f"fsdp.precision.{part}"
+
+
+def sources_of(recipe: Recipe) -> Iterator[tuple[str, SourceOptions]]:
+    """Yields every source of rows with its key: ``data``, a mixture's parts, the evaluation's."""
+    yield "data", recipe.data
+    for index, part in enumerate(recipe.data.mixture):
+        yield f"data.mixture.{index}", part
+    if recipe.data.eval is not None:
+        yield "data.eval", recipe.data.eval
 
 
 def is_default(options: Options, field: str) -> bool:

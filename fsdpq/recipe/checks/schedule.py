@@ -97,9 +97,11 @@ def check_lora_plus_used(recipe: Recipe, _base_dir: Path) -> Iterator[Problem]:
 
 def check_eval_has_rows(recipe: Recipe, _base_dir: Path) -> Iterator[Problem]:
     """Evaluations without rows that are held out."""
-    if recipe.training.eval_interval is not None and recipe.data.eval_fraction == 0:
+    data = recipe.data
+    if recipe.training.eval_interval is not None and data.eval_fraction == 0 and data.eval is None:
         message = "`training.eval_interval` has no effect: `data.eval_fraction` is 0"
-        yield Problem(message, "training.eval_interval", hint="add `eval_fraction: 0.1` to `data`")
+        hint = "add `eval_fraction: 0.1` or an `eval` source to `data`"
+        yield Problem(message, "training.eval_interval", hint=hint)
 
 
 def check_intervals_end(recipe: Recipe, _base_dir: Path) -> Iterator[Problem]:

@@ -49,13 +49,13 @@ class SourceOptions(Options):
 
     split: str = Field(
         default="train",
-        pattern=r"^[A-Za-z0-9_.-]+(\[-?[0-9]*%?:-?[0-9]*%?\])?$",
+        pattern=r"^[A-Za-z0-9_.-]+(\[(-?[0-9]+%?)?:(-?[0-9]+%?)?\])?$",
         max_length=100,
         examples=["train", "validation", "train[:20]", "train[10%:]"],
     )
-    """Split of the hub dataset, or a slice of it: ``train[:20]`` is its first 20 rows,
-    ``train[:1%]`` its first hundredth. Rows of files are all ``train``, so ``train[:20]`` slices
-    them too."""
+    """Split of a hub dataset or of a directory, or a slice of it: ``train[:20]`` is its first 20
+    rows, ``train[:1%]`` its first hundredth. In a directory names tell the split, as on the hub
+    (``validation.jsonl``, ``test/rows.csv``); rows of files are all ``train``."""
 
     format: Format = "messages"
     """Shape of a row. ``messages``: a

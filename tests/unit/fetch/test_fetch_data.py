@@ -55,21 +55,9 @@ def test_bad_rows_are_a_mistake_in_the_recipe_not_of_the_machine(tmp_path):
     assert [problem.location.line for problem in caught.value.problems] == [2, 3]
 
 
-def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(FetchError, match="there is no file"):
-        fetch(tmp_path, path="rows.jsonl")
-
-
 def test_dummy_rows_need_no_source(tmp_path):
     assert fetch(tmp_path, format="dummy").num_rows == 512
     assert fetch(tmp_path, format="dummy", max_rows=3) == RowSource("made up", (), "dummy", 3)
-
-
-@pytest.mark.parametrize("ignored", [{"revision": "main"}, {"split": "test"}])
-def test_what_only_the_hub_has_is_refused_elsewhere(tmp_path, ignored):
-    (tmp_path / "rows.jsonl").write_text('{"text": "a"}')
-    with pytest.raises(FetchError, match="has no meaning here"):
-        fetch(tmp_path, path="rows.jsonl", format="text", **ignored)
 
 
 def test_unknown_package_lists_what_there_is(tmp_path):
@@ -146,7 +134,6 @@ from pathlib import Path
 from fsdpq.errors import FsdpqError
 from fsdpq.fetch.data import fetch_data
 from fsdpq.recipe.sections.data import DataOptions
-from fsdpq.rows.source import DataSources, RowSource
 lines = []
 options = DataOptions(**json.loads(sys.argv[1]))
 try:
@@ -198,6 +185,23 @@ def test_dataset_of_the_hub_is_pinned_read_and_cached(hub, tmp_path):
 def test_a_split_that_is_not_there_is_said_with_those_that_are(hub, tmp_path):
     answer = fetch_apart(hub, tmp_path, format="qna_no_ctx", split="validation")
     assert answer["error"].endswith("it has no split `validation`, only `train`")
+
+
+def test_a_configuration_is_chosen_or_named(hub, tmp_path):
+    readme = "---\nconfigs:\n- config_name: en\n  data_files: en.jsonl\n"
+    readme += "- config_name: de\n  data_files: de.jsonl\n---\n"
+    hub.files.clear()
+    hub.files |= {"README.md": readme.encode()}
+    hub.files |= {f"{name}.jsonl": b'{"text": "%s"}' % name.encode() for name in ("en", "de")}
+    answer = fetch_apart(hub, tmp_path, format="text")
+    assert "it has several configurations: `en`, `de`" in answer["error"]
+    assert answer["hint"] == "write `config: en`"
+    answer = fetch_apart(hub, tmp_path, format="text", config="eng")
+    assert "it has no `eng`: `en`, `de`" in answer["error"]
+    assert answer["hint"] == "did you mean `config: en`?"
+    answer = fetch_apart(hub, tmp_path, format="text", config="de")
+    assert Path(answer["path"]).read_text() == '{"text": "de"}\n'
+    assert "(configuration de, split train)" in answer["name"]
 
 
 def test_a_repository_of_scripts_is_refused_before_the_download(hub, tmp_path):
