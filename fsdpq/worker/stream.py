@@ -12,6 +12,7 @@ from fsdpq.data.tokenize import Row
 from fsdpq.errors import Problem, RecipeError
 from fsdpq.protocols import MetricSink
 from fsdpq.recipe.root import Recipe
+from fsdpq.recipe.sections.data import DataOptions
 from fsdpq.rows.source import DataSources
 
 
@@ -47,11 +48,11 @@ def open_stream(
     return stream, held_out
 
 
-def report_stream(stream: RowStream, seq_len: int, events: MetricSink) -> None:
+def report_stream(stream: RowStream, options: DataOptions, events: MetricSink) -> None:
     """Says what became of the rows that a run has read; call it when the stream is closed."""
-    counts = stream.counts
+    counts, seq_len = stream.counts, options.seq_len
     notices = list_counts(counts, seq_len, of=f" of {counts.rows} that were streamed")
-    if counts.sequences < counts.documents:
+    if options.packing != "none":
         filled = counts.tokens / (counts.sequences * seq_len)
         notices.append(
             f"packed {counts.documents} training rows into {counts.sequences} sequences of "

@@ -84,7 +84,7 @@ def train(files: RunFiles, *, trust_remote_code: bool = False) -> None:
     loss_before = look("before", 0)
     progress, train_s = run_steps(trainer, loader, events)
     if data.stream is not None:
-        report_stream(data.stream, recipe.data.seq_len, events)
+        report_stream(data.stream, recipe.data, events)
     loss_after = look("after", progress.steps)
     metrics.finish()
     enter(events, "export")
