@@ -13,8 +13,6 @@ from fsdpq.errors import Problem
 from fsdpq.recipe.options import Options
 
 IMPLEMENTED: dict[str, tuple[Any, ...]] = {
-    "data.shuffle": (True,),
-    "data.streaming": (False,),
     "checkpoint.interval": (None,),
     "checkpoint.interval_minutes": (None,),
     "checkpoint.keep_best": (False,),

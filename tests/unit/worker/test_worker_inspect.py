@@ -13,7 +13,7 @@ import pytest
 from support.tiny import tiny_recipe
 from support.tokenizer import build_tokenizer, build_wordpiece_tokenizer
 
-from fsdpq.data.loader import build_step
+from fsdpq.data.collate import build_step
 from fsdpq.data.prepare import Preparation, prepare_data
 from fsdpq.data.tokenize import tokenize_rows
 from fsdpq.errors import UsageError
