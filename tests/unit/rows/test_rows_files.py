@@ -195,7 +195,7 @@ def test_a_bad_csv_row_is_named_by_the_line_where_it_begins(
         ("rows.csv", b"question,question\n", "has a header that names the column `question` twice"),
         ("rows.csv", b"question,\xff\n", "has a header that is no line of values: not UTF-8"),
         ("rows.csv", "q,a\n".encode("utf-16"), "is UTF-16 text, not UTF-8"),
-        ("rows.jsonl", gzip.compress(b"{}"), "is compressed by gzip"),
+        ("rows.jsonl", gzip.compress(b"{}", mtime=0), "is compressed by gzip"),
         ("rows.jsonl", b"PAR1", "is parquet by its content"),
         ("rows.jsonl.gz", b"{}", "cannot be decompressed"),
         ("rows.parquet", b"PAR1", "is not parquet, or is damaged"),
