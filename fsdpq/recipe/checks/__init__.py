@@ -21,6 +21,7 @@ from fsdpq.recipe.checks import (
     formats,
     kernels,
     launch,
+    loss,
     memory,
     model,
     output,
@@ -28,6 +29,7 @@ from fsdpq.recipe.checks import (
     quantization,
     schedule,
     sharding,
+    streaming,
 )
 from fsdpq.recipe.not_yet import check_implemented
 from fsdpq.recipe.root import Recipe
@@ -56,6 +58,8 @@ CHECKS: tuple[Check, ...] = (
     *memory.CHECKS,
     *data.CHECKS,
     *formats.CHECKS,
+    *loss.CHECKS,
+    *streaming.CHECKS,
     *batch.CHECKS,
     *schedule.CHECKS,
     *output.CHECKS,
