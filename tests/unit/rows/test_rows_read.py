@@ -99,10 +99,10 @@ def test_parquet_files_of_two_schemas_are_named(tmp_path: Path) -> None:
 
 
 def test_a_misspelt_column_has_its_line_written(tmp_path: Path) -> None:
-    (tmp_path / "rows.jsonl").write_text('{"qustion": "a", "anwser": "b"}\n')
+    (tmp_path / "rows.jsonl").write_text('{"quesstion": "a", "annswer": "b"}\n')
     [problem] = _problems(source_of(tmp_path / "rows.jsonl"))
     assert problem.hint == (
-        "if it is another name, write `columns: {question: qustion, answer: anwser}`"
+        "if it is another name, write `columns: {question: quesstion, answer: annswer}`"
     )
 
 
