@@ -192,6 +192,7 @@ def test_a_bad_csv_row_is_named_by_the_line_where_it_begins(
         ("rows.json", b'[{"question": "a", "answer": "b"}] x', "is not JSON: `x` follows its list"),
         ("rows.json", b'[{"a": "\xff"}]', "is not JSON: not UTF-8"),
         ("rows.json", b'{\n"data": []}', "is one JSON object over several lines, not a list"),
+        ("rows.json", b'{"data": [\n{}]}', "is one JSON object over several lines, not a list"),
         ("rows.csv", b"question,question\n", "has a header that names the column `question` twice"),
         ("rows.csv", b"question,\xff\n", "has a header that is no line of values: not UTF-8"),
         ("rows.csv", "q,a\n".encode("utf-16"), "is UTF-16 text, not UTF-8"),
