@@ -154,7 +154,10 @@ class ChatRenderer:
         if turns is None:
             turns = {}
         for number in wanted:
-            if number not in turns:
+            is_answer = messages[number]["role"] == "assistant"
+            if not is_answer and not content_of(messages[number]).strip():
+                turns[number] = Turn((), (0, 0))  # nothing to train, and no way to find it
+            elif number not in turns:
                 turns[number] = self._turn_alone(text, messages, number, tools)
         return turns
 
@@ -291,8 +294,11 @@ class ChatRenderer:
             return len(asked) if content is None else min(len(asked), content)
         if asked is None or before is None or not asked.startswith(before):
             return content
+        if text.startswith(before):  # the prompt holds something that the answer does not
+            start = self._divergence(asked, text)
+            return start if content is None else min(start, content)
         if content is None:
-            return self._divergence(asked, text) if text.startswith(before) else None
+            return None
         # Earlier turns look different when more follows: find the generation prompt nearby.
         prompt = asked[len(before) :]
         at = text.rfind(prompt, 0, content) if prompt else -1
@@ -324,10 +330,13 @@ class ChatRenderer:
             if not text.startswith(mark, place.end):
                 mark = self.marks.inside(text[place.end :], tools)
             return place.end, place.end + len(mark)
+        end_mark = self.marks.of_answers(tools)
         if upto is not None and text.startswith(upto.rstrip()):
             whole = upto.rstrip()
-            return len(whole) - len(self.marks.last(whole[start:])), len(whole)
-        end_mark = self.marks.of_answers(tools)
+            mark = self.marks.last(whole[start:])
+            if end_mark and whole.endswith(end_mark, start):
+                mark = end_mark
+            return len(whole) - len(mark), len(whole)
         calls = json.dumps(messages[number].get("tool_calls"), default=str)
         if not end_mark or json.dumps(end_mark)[1:-1] in calls:
             return None
