@@ -88,19 +88,17 @@ class ChatRenderer:
             raise TemplateError("the chat template does not show `tools`")
         for number, message in enumerate(messages):
             calls = message.get("tool_calls") or ()
-            whole = (
-                "".join(text[start:end] for start, end in turns[number].body)
-                if (number in turns)
-                else None
-            )
+            turn = turns.get(number)
+            shown = None if turn is None else "".join(text[a:b] for a, b in turn.body)
             names = [str((call.get("function") or call).get("name", "")) for call in calls]
-            left_out = whole is not None and not all(name in whole for name in names)
+            left_out = shown is not None and not all(name in shown for name in names)
             if calls and ("tool_calls" not in source or left_out):
                 what = f"the tool call of message {number + 1}"
                 raise TemplateError(f"the chat template does not show {what}")
-            words = content_of(message).split()
-            if whole is not None and words and message["role"] != "tool" and words[-1] not in whole:
-                raise TemplateError(f"the chat template leaves out message {number + 1}")
+            if shown is not None and message["role"] != "tool":
+                last_word = content_of(message).rsplit(maxsplit=1)[-1:]
+                if last_word and last_word[0] not in shown:
+                    raise TemplateError(f"the chat template leaves out message {number + 1}")
 
     # Templates that mark answers
 
