@@ -60,7 +60,7 @@ class PrepareJob:
         tokenizer_dir: the model, or its tokenizer alone.
         trust_remote_code: let the worker run Python code that the model brings.
         num_processes: that tokenize; None is one a core.
-        worker: arguments of Python that name the worker.
+        worker: arguments of Python that name the worker; none are the real one.
     """
 
     recipe: Recipe
@@ -69,7 +69,7 @@ class PrepareJob:
     tokenizer_dir: Path
     trust_remote_code: bool = False
     num_processes: int | None = None
-    worker: Sequence[str] = PREPARER
+    worker: Sequence[str] = ()
 
     @property
     def key(self) -> Key:
@@ -129,7 +129,9 @@ def prepare(
         why = "its rows are made up" if recipe.data.format == "dummy" else "it is streamed"
         hint = "`fsdpq train` needs no preparation of it"
         raise UsageError(f"there is nothing to prepare for this recipe's data: {why}", hint=hint)
-    sources = fetch_data(recipe.data, base_dir=loaded.base_dir, report=screen.report)
+    sources = fetch_data(
+        recipe.data, base_dir=loaded.base_dir, report=screen.report, marks=loaded.marks
+    )
     tokenizer_dir = fetch_tokenizer(
         recipe.model.name_or_path,
         revision=recipe.model.revision,
@@ -189,8 +191,7 @@ def find_prepared(job: PrepareJob, *, screen: Screen) -> FoundData:
         FsdpqError: whatever the worker reports.
     """
     key = job.key
-    name = f"{_slug(job.sources)}-{key_digest(key)}"
-    final = cache_root() / PREPARED / name
+    final = _place(job.sources, key)
     found = _open_entry(job, key, final, screen=screen)
     damage = _find_damage(found)
     if damage:
@@ -251,7 +252,7 @@ def _run_preparer(job: PrepareJob, key: Key, draft: Path, *, screen: Screen) -> 
     }
     (work / "job.json").write_text(json.dumps(task), encoding="utf-8")
     arguments = [
-        *job.worker, str(work / "job.json"), str(draft),
+        *(job.worker or PREPARER), str(work / "job.json"), str(draft),
         f"--error={files.error}", f"--processes={num_processes}",
         *([TRUST_FLAG] if job.trust_remote_code else []),
     ]  # fmt: skip
@@ -331,6 +332,13 @@ def _why_missing(key: Key) -> str:
 
 def _all(sources: DataSources) -> list[Any]:
     return [*sources.train, *([sources.eval] if sources.eval is not None else [])]
+
+
+def _place(sources: DataSources, key: Key) -> Path:
+    """Returns where the entry is, or goes: rows keep theirs when their files are moved."""
+    folder, digest = cache_root() / PREPARED, key_digest(key)
+    there = sorted(folder.glob(f"[!.]*-{digest}"))
+    return there[0] if there else folder / f"{_slug(sources)}-{digest}"
 
 
 def _slug(sources: DataSources) -> str:

@@ -171,12 +171,17 @@ def _files_differences(found: list[dict[str, Any]], wanted: list[dict[str, Any]]
         return []
     old = {file["path"]: file["sha256"] for file in found}
     new = {file["path"]: file["sha256"] for file in wanted}
-    changed = [
-        f"{Path(path).name} changed" for path in new if old.get(path, new[path]) != new[path]
-    ]
-    added = [f"{Path(path).name} is new" for path in new if path not in old]
-    gone = [f"{Path(path).name} is not used any more" for path in old if path not in new]
+    same_path = [path for path in new if path in old]
+    changed = [f"{Path(path).name} changed" for path in same_path if old[path] != new[path]]
+    added = [f"{Path(path).name} is new" for path in _others(new, old)]
+    gone = [f"{Path(path).name} is not used any more" for path in _others(old, new)]
     return [*changed, *added, *gone] or ["the order of the files changed"]
+
+
+def _others(files: Mapping[str, str], than: Mapping[str, str]) -> list[str]:
+    """Returns the files that are not among the others, by their path or their content."""
+    contents = set(than.values())
+    return [path for path, sha256 in files.items() if path not in than and sha256 not in contents]
 
 
 def _tokenizer_differences(found: Mapping[str, str], wanted: Mapping[str, str]) -> list[str]:

@@ -18,6 +18,7 @@ from fsdpq.recipe.checks import (
     attention,
     batch,
     data,
+    formats,
     kernels,
     launch,
     loss,
@@ -28,6 +29,7 @@ from fsdpq.recipe.checks import (
     quantization,
     schedule,
     sharding,
+    streaming,
 )
 from fsdpq.recipe.not_yet import check_implemented
 from fsdpq.recipe.root import Recipe
@@ -55,7 +57,9 @@ CHECKS: tuple[Check, ...] = (
     *sharding.CHECKS,
     *memory.CHECKS,
     *data.CHECKS,
+    *formats.CHECKS,
     *loss.CHECKS,
+    *streaming.CHECKS,
     *batch.CHECKS,
     *schedule.CHECKS,
     *output.CHECKS,

@@ -85,10 +85,12 @@ def check_end_marks_exist(recipe: Recipe, _base_dir: Path) -> Iterator[Problem]:
 
 
 def check_prompts_exist(recipe: Recipe, _base_dir: Path) -> Iterator[Problem]:
-    """``train_on_prompt`` of rows that have no prompt: all of them is trained anyway."""
+    """``train_on_prompt`` of rows that have no prompt, or that say themselves what is trained."""
     formats = _formats(recipe)
-    if formats <= {"text", "dummy"}:
+    if formats <= NO_TURNS:
         reason = f"with `data.format: {min(formats)}`: its rows have no prompt"
+        if formats == {"input_output"}:
+            reason = "with `data.format: input_output`: the segments say what carries loss"
         yield from has_no_effect(recipe, "data", "train_on_prompt", reason)
 
 
