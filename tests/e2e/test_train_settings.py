@@ -28,6 +28,11 @@ SETTINGS = (
     "training.layer_chunks=2",
     "training.micro_batch_size=2",
     "training.steps=8",
+    "data.streaming=true",
+    "data.stream_window=100",
+    "data.packing=best_fit",
+    "data.eval_fraction=0",
+    "data.eval.path=rows.jsonl",
     "metrics.sinks=[jsonl,tensorboard]",
     "metrics.log_memory=true",
     "metrics.profile.start_step=2",
@@ -48,6 +53,12 @@ def test_settings_together_train_and_leave_their_files(
     assert losses[-1] < 0.9 * losses[0]
     assert steps[-1]["loss_scale"] == 2.0**16
     assert steps[-1]["skipped_steps"] == 0
+    assert all(row["data_wait_s"] >= 0 for row in steps)
+    windows = [row for row in read_json_lines(files.events) if row["event"] == "stream"]
+    assert [(row["epoch"], row["window"], row["rows"]) for row in windows[:2]] == [
+        (1, 0, 32), (2, 0, 32),
+    ]  # fmt: skip
+    assert len([row for row in rows if row["event"] == "eval"]) == 2
     memory = [row["phase"] for row in rows if row["event"] == "memory"]
     passes = ["forward", "backward"] * 2
     assert memory == ["start", "shard", "load", "init", *passes, "optimizer"]

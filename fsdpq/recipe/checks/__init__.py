@@ -29,6 +29,7 @@ from fsdpq.recipe.checks import (
     quantization,
     schedule,
     sharding,
+    streaming,
 )
 from fsdpq.recipe.not_yet import check_implemented
 from fsdpq.recipe.root import Recipe
@@ -58,6 +59,7 @@ CHECKS: tuple[Check, ...] = (
     *data.CHECKS,
     *formats.CHECKS,
     *loss.CHECKS,
+    *streaming.CHECKS,
     *batch.CHECKS,
     *schedule.CHECKS,
     *output.CHECKS,
