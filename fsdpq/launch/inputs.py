@@ -67,7 +67,8 @@ def make_inputs(loaded: LoadedRecipe, *, screen: Screen) -> dict[str, Any]:
     from fsdpq.launch.smoke import make_smoke_model, make_smoke_rows
 
     model = make_smoke_model(loaded.recipe, base_dir=loaded.base_dir, report=screen.report)
-    data = make_smoke_rows(loaded.recipe.data, report=screen.report)
+    options = loaded.recipe.data
+    data = make_smoke_rows(options, base_dir=loaded.base_dir, report=screen.report)
     return {"model": _plain(asdict(model)), "data": data.as_json()}
 
 

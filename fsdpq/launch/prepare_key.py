@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import fsdpq
+from fsdpq.cards.chat_templates import BUILT_IN_TEMPLATES, TEMPLATE_FILE
 from fsdpq.fetch.hashes import hash_file, hash_of_hashes
 from fsdpq.recipe.root import Recipe
 from fsdpq.recipe.sections.data import DataOptions
@@ -34,8 +35,6 @@ OWN_CODE = ("data", "rows")
 
 NOT_IN_KEY = ("mixture", "eval", "shuffle", "streaming", "stream_window")
 """Options of ``data`` that the sources say already, or that decide about nothing here."""
-
-TEMPLATE_ENDING = ".jinja"
 
 
 def prepare_key(
@@ -110,7 +109,7 @@ def hash_own_code() -> str:
         path.relative_to(root).as_posix(): hash_file(path)
         for room in OWN_CODE
         for path in sorted((root / room).rglob("*"))
-        if path.suffix in (".py", TEMPLATE_ENDING)
+        if path.suffix in (".py", TEMPLATE_FILE)
     }
     return hash_of_hashes(files)
 
@@ -133,9 +132,11 @@ def _options_key(options: DataOptions) -> dict[str, Any]:
 
 
 def _hash_template(options: DataOptions, base_dir: Path) -> str | None:
-    """Returns the hash of a template's file; others are in the tokenizer's files or our code."""
+    """Returns the hash of a template's text, None for the tokenizer's own, in its files."""
     name = options.chat_template
-    if name is None or not name.endswith(TEMPLATE_ENDING):
+    if name is not None and name in BUILT_IN_TEMPLATES:
+        return hashlib.sha256(BUILT_IN_TEMPLATES[name].source.encode()).hexdigest()
+    if name is None or not name.endswith(TEMPLATE_FILE):
         return None
     return hash_file(base_dir / Path(name).expanduser())
 
@@ -170,12 +171,17 @@ def _files_differences(found: list[dict[str, Any]], wanted: list[dict[str, Any]]
         return []
     old = {file["path"]: file["sha256"] for file in found}
     new = {file["path"]: file["sha256"] for file in wanted}
-    changed = [
-        f"{Path(path).name} changed" for path in new if old.get(path, new[path]) != new[path]
-    ]
-    added = [f"{Path(path).name} is new" for path in new if path not in old]
-    gone = [f"{Path(path).name} is not used any more" for path in old if path not in new]
+    same_path = [path for path in new if path in old]
+    changed = [f"{Path(path).name} changed" for path in same_path if old[path] != new[path]]
+    added = [f"{Path(path).name} is new" for path in _others(new, old)]
+    gone = [f"{Path(path).name} is not used any more" for path in _others(old, new)]
     return [*changed, *added, *gone] or ["the order of the files changed"]
+
+
+def _others(files: Mapping[str, str], than: Mapping[str, str]) -> list[str]:
+    """Returns the files that are not among the others, by their path or their content."""
+    contents = set(than.values())
+    return [path for path, sha256 in files.items() if path not in than and sha256 not in contents]
 
 
 def _tokenizer_differences(found: Mapping[str, str], wanted: Mapping[str, str]) -> list[str]:

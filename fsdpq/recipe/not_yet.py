@@ -16,10 +16,6 @@ IMPLEMENTED: dict[str, tuple[Any, ...]] = {
     "data.format": (
         "messages", "prompt_completion", "alpaca", "guanaco", "qna", "qna_no_ctx", "text", "dummy",
     ),
-    "data.chat_template": (None,),
-    "data.roles_to_train": (("assistant",),),
-    "data.turns_to_train": ("all",),
-    "data.train_on_eos": ("turn",),
     "checkpoint.interval": (None,),
     "checkpoint.interval_minutes": (None,),
     "checkpoint.keep_best": (False,),

@@ -65,10 +65,12 @@ class DataSources:
     Attributes:
         train: the parts of the mixture, one where there is no mixture.
         eval: rows for evaluation from a source of their own, None where there is none.
+        chat_template: text of the file that ``data.chat_template`` names, None where it names none.
     """
 
     train: tuple[RowSource, ...]
     eval: RowSource | None = None
+    chat_template: str | None = None
 
     @property
     def num_rows(self) -> int:
@@ -80,6 +82,7 @@ class DataSources:
         return {
             "train": [_source_as_json(source) for source in self.train],
             "eval": None if self.eval is None else _source_as_json(self.eval),
+            "chat_template": self.chat_template,
         }
 
     @classmethod
@@ -88,6 +91,7 @@ class DataSources:
         return cls(
             tuple(_source_from_json(entry) for entry in data["train"]),
             None if data["eval"] is None else _source_from_json(data["eval"]),
+            data.get("chat_template"),
         )
 
 

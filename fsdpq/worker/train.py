@@ -19,7 +19,7 @@ from fsdpq.recipe.precision import precision_of
 from fsdpq.recipe.root import Recipe
 from fsdpq.run_files import RunFiles, RunSummary, SetupSummary
 from fsdpq.training.loop import Progress, Trainer
-from fsdpq.worker.answerer import Answerer
+from fsdpq.worker.answerer import Answerer, build_asker
 from fsdpq.worker.assemble import (
     Assembled,
     Inputs,
@@ -27,7 +27,7 @@ from fsdpq.worker.assemble import (
     read_inputs,
     stop_ids,
 )
-from fsdpq.worker.export import FORMATS
+from fsdpq.worker.export import FORMATS, save_template
 from fsdpq.worker.from_disk import reading_notices
 from fsdpq.worker.outputs import open_metrics, open_rows
 from fsdpq.worker.setup import Data, build_trainer, load_data
@@ -68,9 +68,12 @@ def train(files: RunFiles, *, trust_remote_code: bool = False) -> None:
     trainer = build_trainer(recipe, assembled, data, metrics, events, files=files, device=device)
     summary = summarize_setup(recipe, assembled, data, trainer, device)
     events.write({"event": "setup", **dataclasses.asdict(summary)})
-    stops = stop_ids(inputs.model_dir, tokenizer)
     answerer = Answerer(
-        assembled, tokenizer, data_format=recipe.data.format, stop_ids=stops, device=device
+        assembled,
+        tokenizer,
+        asks=build_asker(recipe, inputs.data, tokenizer),
+        stop_ids=stop_ids(inputs.model_dir, tokenizer),
+        device=device,
     )
 
     def look(when: str, step: int) -> float | None:
@@ -89,6 +92,7 @@ def train(files: RunFiles, *, trust_remote_code: bool = False) -> None:
     metrics.finish()
     enter(events, "export")
     exported = export(recipe, inputs, assembled, files)
+    save_template(recipe, tokenizer, answerer.asks, exported)
     done = summarize_run(progress, train_s, (loss_before, loss_after), device, exported)
     events.write({"event": "done", **dataclasses.asdict(done)})
     enter(events, "report")
