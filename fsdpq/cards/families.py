@@ -28,7 +28,8 @@ class Family:
         qk_norm: norms of query and key: none, over each head, or over all heads at once.
         experts: the feed-forward is a router and experts (3-D parameters in transformers 5).
         lacks_attention: values of ``attn_implementation`` that transformers refuses for it.
-        isolates_documents: packed documents do not see each other (its masks read position ids).
+        isolates_documents: its masks read position ids, so packed documents do not see each other;
+            others are given their masks, with ``sdpa`` and ``eager``.
         has_liger_kernels: liger-kernel 0.8.5 has kernels for it.
     """
 

@@ -63,7 +63,11 @@ def inspect_data(
         hint = "name rows with `data.path` or `data.dataset`"
         raise UsageError("there is nothing to look at: `data.format: dummy` makes up rows", hint)
     data = fetch_data(
-        loaded.recipe.data, base_dir=loaded.base_dir, report=screen.report, check_rows=False
+        loaded.recipe.data,
+        base_dir=loaded.base_dir,
+        report=screen.report,
+        marks=loaded.marks,
+        check_rows=False,
     )
     file, row = find_wanted_row(data, wanted.row)
     inputs = _inputs(loaded, data, screen=screen, trust_remote_code=trust_remote_code)

@@ -129,7 +129,9 @@ def prepare(
         why = "its rows are made up" if recipe.data.format == "dummy" else "it is streamed"
         hint = "`fsdpq train` needs no preparation of it"
         raise UsageError(f"there is nothing to prepare for this recipe's data: {why}", hint=hint)
-    sources = fetch_data(recipe.data, base_dir=loaded.base_dir, report=screen.report)
+    sources = fetch_data(
+        recipe.data, base_dir=loaded.base_dir, report=screen.report, marks=loaded.marks
+    )
     tokenizer_dir = fetch_tokenizer(
         recipe.model.name_or_path,
         revision=recipe.model.revision,

@@ -20,7 +20,8 @@ from transformers.cache_utils import Cache
 
 from fsdpq.errors import CheckpointError
 from fsdpq.model.chunked_loss import chunked_cross_entropy
-from fsdpq.model.packing import document_bounds
+from fsdpq.model.document_attention import document_starts, longest_document
+from fsdpq.model.packing import document_bounds, document_mask
 from fsdpq.model.router_loss import RouterLoss
 from fsdpq.model.structure import find_decoder_layers
 from fsdpq.protocols import Losses
@@ -108,11 +109,16 @@ class CausalLM(nn.Module):
         router_loss: of a mixture that is trained with its load-balancing loss, else None.
         flattens_packed: compute packed rows as one long row: flash attention keeps documents apart
             within a row only.
+        longest_alone: the attention of packed documents up to this many tokens is computed by
+            themselves (`fsdpq.model.document_attention`), that of longer ones with a mask.
+        masks_packed: make the mask of packed rows, which the family makes without position ids.
     """
 
     autocast_dtype: torch.dtype | None = None
     router_loss: RouterLoss | None = None
     flattens_packed: bool = False
+    longest_alone: int = 0
+    masks_packed: bool = False
 
     def __init__(self, hf: PreTrainedModel, layer_sources: Sequence[int] | None = None) -> None:
         super().__init__()
@@ -211,13 +217,26 @@ class CausalLM(nn.Module):
         self, input_ids: Tensor, position_ids: Tensor | None, *, record_routers: bool = False
     ) -> Any:
         """Returns the output of the decoder."""
-        options: dict[str, Any] = {} if position_ids is None else {"position_ids": position_ids}
-        if position_ids is not None and self.flattens_packed:
-            input_ids, position_ids = input_ids.reshape(1, -1), position_ids.reshape(1, -1)
-            options = {"position_ids": position_ids, **document_bounds(position_ids)}
+        options: dict[str, Any] = {}
+        if position_ids is not None:
+            if self.flattens_packed:
+                input_ids, position_ids = input_ids.reshape(1, -1), position_ids.reshape(1, -1)
+            options = {"position_ids": position_ids, **self._tell_documents(position_ids)}
         if record_routers or getattr(self.hf.config, "output_router_logits", False):
             options["output_router_logits"] = record_routers
         return self.hf.base_model(input_ids=input_ids, use_cache=False, **options)
+
+    def _tell_documents(self, position_ids: Tensor) -> dict[str, Any]:
+        """Returns what attention needs beside the position ids of packed rows."""
+        if self.flattens_packed:
+            return document_bounds(position_ids)
+        if self.masks_packed:
+            mask = document_mask(self.hf, position_ids, self.embedding.weight.dtype)  # pyright: ignore
+            return {"attention_mask": mask}
+        starts = document_starts(position_ids) if self.longest_alone else None
+        if starts is not None and longest_document(starts) <= self.longest_alone:
+            return {"attention_mask": starts}
+        return {}
 
     def _token_losses(self, hidden: Tensor, loss_positions: Tensor, targets: Tensor) -> Tensor:
         # An empty micro-batch still takes part in every collective of the backward pass.

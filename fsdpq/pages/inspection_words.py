@@ -25,6 +25,9 @@ HEADINGS = {
 }
 """Kind of finding -> its heading."""
 
+_REPEATS = ("duplicate", "held_out_duplicate")
+"""Kinds whose details are the rows that they repeat."""
+
 _ALWAYS = ("read", "bad", "cut", "duplicates", "to train on", "their tokens", "that carry loss")
 
 
@@ -79,8 +82,8 @@ def list_counts(content: Content) -> list[Count]:
         Count("that carry loss", counts["kept_trained_tokens"], counts["kept_tokens"]),
     ]
     if talks["max_turns"] > 1:
-        turns = f"{talks['mean_turns']:.1f} on average"
-        listed.append(Count("most answers in a row", talks["max_turns"], None, turns))
+        turns = f"answers; {talks['mean_turns']:.1f} on average"
+        listed.append(Count("longest conversation", talks["max_turns"], None, turns))
     return [entry for entry in listed if entry.count or entry.name in _ALWAYS]
 
 
@@ -141,6 +144,8 @@ def name_places(finding: Content) -> str:
     for example in examples:
         row, line = example["row"], example["line"]
         where = f"row {row}" if line in (0, row) else f"row {row} (line {line})"
+        if finding["kind"] in _REPEATS:
+            where += f" = {example['detail']}"
         by_file.setdefault(Path(example["file"]).name, []).append(where)
     text = "; ".join(f"{name}: {', '.join(where)}" for name, where in by_file.items())
     return text + (", ..." if finding["count"] > len(examples) else "")

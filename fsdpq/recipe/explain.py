@@ -39,6 +39,7 @@ UNITS = {
     "gradient_accumulation_steps": "micro-batches a rank",
     "max_rows": "rows",
     "eval_fraction": "share of the rows",
+    "weight": "share beside the other parts'",
     "block_size": "weights",
     "group_size": "weights",
     "nbits": "bits a weight",

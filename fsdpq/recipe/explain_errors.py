@@ -160,10 +160,16 @@ class Translator:
     def _home_of(self, word: str, fields: list[str], section: Section) -> str:
         for kind, options in section.kinds.items():
             if word in options.model_fields:
-                return f"`{word}` belongs to kind `{kind}`"
+                where = f"to kind `{kind}`" if kind else f"in `{section.name}`"
+                return f"`{word}` belongs {where}"
         for other in self.sections.values():
             if any(word in options.model_fields for options in other.kinds.values()):
                 return f"`{word}` belongs in `{other.name}`"
+        for options in section.kinds.values():
+            for name, info in options.model_fields.items():
+                inner = nested_options(info) or item_options(info)
+                if inner is not None and word in inner.model_fields:
+                    return f"`{word}` belongs in `{section.name}.{name}`"
         return f"the keys here are {list_words(fields, 'and')}" if fields else "delete it"
 
     def _kind(self, section: Section) -> str:

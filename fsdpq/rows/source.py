@@ -33,6 +33,7 @@ class RowSource:
         name: where they came from, for people.
         files: in the order in which they are read; none where rows are made up.
         format: their format, never ``auto``.
+        format_why: what told it where the recipe says ``auto``, else empty.
         num_rows: good rows.
         num_bad_rows: rows left out because they are not of the format (``data.on_bad_row: skip``).
         revision: commit of the hub's repository, None for other sources.
@@ -56,6 +57,7 @@ class RowSource:
     max_rows: int | None = None
     weight: float | None = None
     key: str = "data"
+    format_why: str = ""
 
 
 @dataclass(frozen=True)

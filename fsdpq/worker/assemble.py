@@ -22,12 +22,13 @@ from fsdpq.fsdp.compiled_layers import apply_compile
 from fsdpq.fsdp.precision import apply_buffers_dtype, autocast_dtype
 from fsdpq.fsdp.wrap import apply_fsdp
 from fsdpq.model.causal_lm import CausalLM
+from fsdpq.model.document_attention import use_document_attention
 from fsdpq.model.loading.base_source import QuantizedBaseSource
 from fsdpq.model.loading.mapped_base import MappedBase
 from fsdpq.model.loading.stream import load_base
 from fsdpq.model.loading.targets import checkpoint_name
 from fsdpq.model.meta import build_meta_model, count_parameters
-from fsdpq.model.packing import check_packing_isolates
+from fsdpq.model.packing import check_packing_isolates, longest_alone, needs_document_mask
 from fsdpq.model.quantized_experts import router_ids
 from fsdpq.model.quantized_linear import QuantizedLinear
 from fsdpq.model.router_loss import build_router_loss
@@ -280,12 +281,26 @@ def build_model(
         ),
     )
     if recipe.data.packing != "none":
-        check_packing_isolates(model.hf)
-        # With chunks, rows stay rows, and one chunk is one row: `check_packed_rows_stay_apart`.
-        flash = recipe.model.attn_implementation == "flash_attention_2"
-        model.flattens_packed = flash and recipe.training.layer_chunks == 1
+        keep_documents_apart(model, recipe)
     model.router_loss = build_router_loss(model.hf, recipe.training.router_aux_loss_coef)
     return model
+
+
+def keep_documents_apart(model: CausalLM, recipe: Recipe) -> None:
+    """Chooses how the documents of packed rows do not see each other, in place.
+
+    Raises:
+        CheckpointError: the family does not allow it.
+    """
+    check_packing_isolates(model.hf)
+    model.masks_packed = needs_document_mask(model.hf)
+    # With chunks, rows stay rows, and one chunk is one row: `check_packed_rows_stay_apart`.
+    flash = recipe.model.attn_implementation == "flash_attention_2"
+    model.flattens_packed = flash and recipe.training.layer_chunks == 1
+    # Compiled layers get masks: the cuts between documents differ in every micro-batch.
+    model.longest_alone = 0 if recipe.training.compile else longest_alone(model.hf)
+    if model.longest_alone:
+        use_document_attention(model.hf)
 
 
 def cast_buffers(model: CausalLM, precision: Precision, *, persistent: bool) -> None:

@@ -7,27 +7,22 @@ what one looks for.
 
 from __future__ import annotations
 
-import itertools
 import json
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 from fsdpq.data.inspection.advice import advise
-from fsdpq.data.inspection.content import texts_of
 from fsdpq.data.inspection.facts import RowExaminer, cut_row
-from fsdpq.data.inspection.findings import ERRORS, SKIPPED, Place
+from fsdpq.data.inspection.findings import ERRORS, SKIPPED
 from fsdpq.data.inspection.lengths import describe_lengths
 from fsdpq.data.inspection.packing import describe_packing
+from fsdpq.data.inspection.reading import PlacedRow, choose_epoch, read_batches
 from fsdpq.data.inspection.samples import Reservoir, segments, token_table
 from fsdpq.data.inspection.totals import Totals
 from fsdpq.data.loader import split_rows
-from fsdpq.data.mixture import choose_rows, count_rows
 from fsdpq.data.processes import map_in_order
 from fsdpq.data.render import TemplateError
 from fsdpq.data.templates.choose import choose_template
@@ -36,7 +31,6 @@ from fsdpq.errors import UsageError
 from fsdpq.model.config import read_config
 from fsdpq.recipe.load import load_resolved
 from fsdpq.recipe.root import Recipe
-from fsdpq.rows.read import check_rows
 from fsdpq.rows.source import DataSources, RowSource
 from fsdpq.run_files import RunFiles, write_whole
 from fsdpq.worker.assemble import Inputs, read_inputs
@@ -44,12 +38,6 @@ from fsdpq.worker.prepare import progress_printer
 from fsdpq.worker.tokenizer import load_tokenizer
 
 INSPECTION_FORMAT = 1
-BATCH_ROWS = 500
-BATCH_CHARACTERS = 2_000_000
-"""A batch ends with the row that reaches one of these."""
-
-_EXCERPT = 160
-Int64 = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -65,16 +53,6 @@ class Wanted:
     num_samples: int = 0
     file: str = ""
     row: int = 0
-
-
-@dataclass(frozen=True)
-class PlacedRow:
-    """A row and where it was read; ``content`` is empty where it has a ``mistake``."""
-
-    place: Place
-    content: Mapping[str, Any]
-    mistake: str = ""
-    excerpt: str = ""
 
 
 def inspect(
@@ -144,9 +122,7 @@ class Inspection:
         taken: deque[list[PlacedRow]] = deque()
 
         def payloads() -> Iterator[tuple[int, list[Mapping[str, Any]]]]:
-            for batch in itertools.chain.from_iterable(
-                map(self._batches, range(len(self.sources)))
-            ):
+            for batch in read_batches(self.sources, self.options):
                 taken.append(batch)
                 yield batch[0].place.source, [row.content for row in batch if not row.mistake]
 
@@ -160,20 +136,6 @@ class Inspection:
             message = f"`{self.wanted.file}` has no row {self.wanted.row}"
             raise UsageError(message, hint="`fsdpq data inspect` without `--row` counts them")
         return self._content()
-
-    def _batches(self, index: int) -> Iterator[list[PlacedRow]]:
-        rows = read_placed(index, self.sources[index])
-        if self.options.streaming:
-            rows = itertools.islice(rows, self.options.stream_window)
-        batch, characters = list[PlacedRow](), 0
-        for row in rows:
-            batch.append(row)
-            characters += sum(map(len, texts_of(row.content)))
-            if len(batch) == BATCH_ROWS or characters >= BATCH_CHARACTERS:
-                yield batch
-                batch, characters = [], 0
-        if batch:
-            yield batch
 
     def _take(self, row: PlacedRow, facts: Any) -> None:
         if (row.place.file, row.place.row) == (self.wanted.file, self.wanted.row):
@@ -193,7 +155,7 @@ class Inspection:
         held_out = self._held_out(len(kept))
         found = totals.finish(held_out)
         counts = found.pop("by_source")
-        epoch = choose_epoch(self.recipe, self.data, totals.kept_sources(), held_out)
+        epoch = choose_epoch(self.recipe, self.data.train, totals.kept_sources(), held_out)
         content: dict[str, Any] = {
             "format": INSPECTION_FORMAT,
             "recipe": self.recipe.name,
@@ -277,47 +239,6 @@ def all_sources(data: DataSources) -> list[RowSource]:
     return [*data.train, *([data.eval] if data.eval is not None else [])]
 
 
-def read_placed(index: int, source: RowSource) -> Iterator[PlacedRow]:
-    """Yields the rows of a source, good or not, up to its ``max_rows`` good ones."""
-    left = source.max_rows
-    for file, row, content, mistake in check_rows(source):
-        if left == 0:
-            return
-        place = Place(index, str(file), row.number, row.line)
-        if mistake:
-            yield PlacedRow(place, {}, mistake, row.text[:_EXCERPT])
-        else:
-            left = None if left is None else left - 1
-            yield PlacedRow(place, content)
-
-
-def choose_epoch(
-    recipe: Recipe, data: DataSources, kept_sources: Int64, held_out: Sequence[int]
-) -> Int64:
-    """Returns which usable rows an epoch trains on, as preparing the data chooses them.
-
-    Args:
-        recipe: the recipe.
-        data: the sources, with their weights.
-        kept_sources: source of every usable row, ``(rows,)``.
-        held_out: those of them that are held out.
-    """
-    is_train = np.ones(len(kept_sources), dtype=bool)
-    is_train[np.asarray(held_out, dtype=np.int64)] = False
-    parts = [np.flatnonzero(is_train & (kept_sources == n)) for n in range(len(data.train))]
-    weights = [source.weight for source in data.train if source.weight is not None]
-    if len(weights) < len(parts) or not all(map(len, parts)):
-        return np.concatenate(parts)
-    sizes = count_rows([len(part) for part in parts], weights, recipe.data.mixture_stopping)
-    seed = recipe.training.seed
-    return np.concatenate(
-        [
-            choose_rows(part, size, seed=seed, part=number)
-            for number, (part, size) in enumerate(zip(parts, sizes, strict=True))
-        ]
-    )
-
-
 def _settings(recipe: Recipe) -> dict[str, Any]:
     names = (
         "seq_len", "truncation", "packing", "on_bad_row", "train_on_prompt", "eval_fraction",
@@ -332,7 +253,7 @@ def _describe_source(source: RowSource, counts: Mapping[str, int], is_eval: bool
         "use": "evaluation" if is_eval else "training",
         "format": source.format,
         "files": [str(file.path) for file in source.files],
-        "format_why": "",
+        "format_why": source.format_why,
         "weight": source.weight,
         "counts": dict(counts),
     }

@@ -59,13 +59,14 @@ def make_step(setup: Setup, length: int) -> Step:
 def build_recipe(setup: Setup, directory: Path, device: torch.device) -> Recipe:
     """Returns the recipe of a setup."""
     batch = setup.num_rows * world_size()
+    packing = {"packing": "best_fit"} if setup.num_documents > 1 else {}
     document: dict[str, Any] = {
         "version": 1,
         "name": "bench",
         "model": {"name_or_path": str(directory), "dtype": "bf16"},
         "quantization": NF4,
         "adapter": LORA,
-        "data": {"path": "rows.jsonl"},
+        "data": {"path": "rows.jsonl"} | packing,
         "optimizer": {"kind": "adamw", "lr": 1e-4},
         "lr_scheduler": {"kind": "constant"},
         "training": {"steps": 1, "global_batch_size": batch, "micro_batch_size": setup.num_rows},

@@ -16,8 +16,11 @@ from fsdpq.data.collate import MicroBatch, collate
 from fsdpq.data.pack import pack_rows
 from fsdpq.data.tokenize import Row
 from fsdpq.fsdp.compiled_layers import apply_compile
+from fsdpq.model import document_attention
 from fsdpq.model.causal_lm import CausalLM
+from fsdpq.model.document_attention import use_document_attention
 from fsdpq.model.liger import apply_liger_kernels
+from fsdpq.model.packing import longest_alone
 
 pytestmark = [
     pytest.mark.gpu(1),
@@ -32,14 +35,23 @@ TINY: dict[str, Any] = {
 TOLERANCE = 0.02
 
 
-def build(attention: str, dtype: torch.dtype, *, liger: bool = False) -> CausalLM:
+BY_DOCUMENT = "sdpa, document by document"
+
+
+def build(
+    attention: str, dtype: torch.dtype, *, liger: bool = False, family: str = "llama"
+) -> CausalLM:
     torch.manual_seed(0)
-    config = AutoConfig.for_model("llama", **TINY)
-    hf = AutoModelForCausalLM.from_config(config, attn_implementation=attention).to("cuda", dtype)
+    config = AutoConfig.for_model(family, **TINY)
+    name = "sdpa" if attention == BY_DOCUMENT else attention
+    hf = AutoModelForCausalLM.from_config(config, attn_implementation=name).to("cuda", dtype)
     if liger:
         apply_liger_kernels(hf)
     model = CausalLM(hf)
     model.flattens_packed = attention == "flash_attention_2"
+    if attention == BY_DOCUMENT:
+        model.longest_alone = longest_alone(hf)
+        use_document_attention(hf)
     return model
 
 
@@ -58,9 +70,10 @@ def gradients(model: CausalLM, batch: MicroBatch) -> tuple[float, dict[str, torc
     return loss.item(), {n: p.grad.float() for n, p in named if p.grad is not None}
 
 
-def assert_close(model: CausalLM, batch: MicroBatch) -> None:
+def assert_close(model: CausalLM, batch: MicroBatch, *, family: str = "llama") -> None:
     loss, found = gradients(model, batch)
-    wanted_loss, wanted = gradients(build("eager", torch.float32), collate(rows()))
+    reference = build("eager", torch.float32, family=family)
+    wanted_loss, wanted = gradients(reference, collate(rows()))
     assert loss == pytest.approx(wanted_loss, rel=TOLERANCE)
     for name, gradient in wanted.items():
         error = (found[name] - gradient).norm() / gradient.norm()
@@ -74,6 +87,26 @@ def test_packed_rows_have_the_gradients_of_rows_alone(attention: str) -> None:
     packed = collate(pack_rows(rows(), 256))
     assert packed.input_ids.shape[0] > 1
     assert_close(build(attention, torch.bfloat16), packed)
+
+
+# The kernel for documents of any lengths takes bf16; fp32 is computed one after the other.
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize(("family", "window"), [("llama", None), ("mistral", 50)])
+def test_documents_by_themselves_have_the_gradients_of_rows_alone(
+    family: str, window: int | None, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(TINY, "sliding_window", window)
+    model = build(BY_DOCUMENT, dtype, family=family)
+    kernels: list[bool] = []
+    has_kernel = document_attention.has_varlen_kernel
+
+    def has_varlen_kernel(flat: document_attention.Projected) -> bool:
+        kernels.append(has_kernel(flat))
+        return kernels[-1]
+
+    monkeypatch.setattr(document_attention, "has_varlen_kernel", has_varlen_kernel)
+    assert_close(model, collate(pack_rows(rows(), 256)), family=family)
+    assert set(kernels) == {dtype == torch.bfloat16}
 
 
 def test_liger_kernels_have_the_gradients_of_plain_torch() -> None:

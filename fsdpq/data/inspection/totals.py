@@ -6,6 +6,7 @@ from array import array
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -186,8 +187,8 @@ class Totals:
             for repeat, original in zip(repeats, originals, strict=True):
                 if repeat != original:
                     place_of = self._place(int(repeat))
-                    detail = f"the same as {self._place_text(int(original))}"
-                    self.findings.add(kind, texts[kind], place_of, detail=detail)
+                    same = self._name(int(original), beside=place_of.file)
+                    self.findings.add(kind, texts[kind], place_of, detail=same)
                     if kind == "duplicate":
                         self._source(place_of).update(duplicates=1)
 
@@ -206,9 +207,12 @@ class Totals:
         file = list(self._files)[columns.file[index]]
         return Place(columns.source[index], file, columns.row[index], columns.line[index])
 
-    def _place_text(self, index: int) -> str:
+    def _name(self, index: int, *, beside: str) -> str:
+        """Returns which row it is, for people who look at one of the file ``beside``."""
         place = self._place(index)
-        return f"row {place.row}" + (f" (line {place.line})" if place.line else "")
+        line = f" (line {place.line})" if place.line not in (0, place.row) else ""
+        of_file = f" of {Path(place.file).name}" if place.file != beside else ""
+        return f"row {place.row}{line}{of_file}"
 
     def _source(self, place: Place) -> Counter[str]:
         return self.counts.setdefault(place.source, Counter())

@@ -55,25 +55,31 @@ def check_architecture_has_attention(recipe: Recipe, base_dir: Path) -> Iterator
         yield Problem(message, KEY, hint="write `attn_implementation: eager` in `model`")
 
 
+def check_flex_attention_runs_whole(recipe: Recipe, _base_dir: Path) -> Iterator[Problem]:
+    """``flex_attention`` with ``layer_chunks``: its block mask is of all rows (torch 2.13)."""
+    chunks = recipe.training.layer_chunks
+    if recipe.model.attn_implementation == "flex_attention" and chunks > 1:
+        message = "`flex_attention` computes all rows at once, and `training.layer_chunks` is "
+        hint = f"use `training.layer_chunks: 1`, or {HINT[4:]}"
+        yield Problem(f"{message}{chunks}", KEY, hint=hint)
+
+
 def check_packed_rows_stay_apart(recipe: Recipe, base_dir: Path) -> Iterator[Problem]:
     """Packing where one document would see another.
 
-    transformers 5.23 keeps documents apart by their position ids in the masks of ``sdpa``,
-    ``eager`` and ``flex_attention``, for every architecture but Falcon. ``flash_attention_2`` is
-    told where documents begin in a micro-batch, or finds it out for one row
-    (``_is_packed_sequence``).
+    Documents are kept apart by their position ids, in the masks of ``sdpa``, ``eager`` and
+    ``flex_attention``, for every architecture with a model card. ``flash_attention_2`` is told
+    where documents begin in a micro-batch, or finds it out for one row (``_is_packed_sequence``);
+    Falcon's layers do not tell it.
     """
-    if recipe.data.packing == "none":
+    if recipe.data.packing == "none" or recipe.model.attn_implementation != "flash_attention_2":
         return
     training, card = recipe.training, card_of(recipe, base_dir)
     rows = -(-training.micro_batch_size // training.layer_chunks)
-    chunked_flash = (
-        recipe.model.attn_implementation == "flash_attention_2" and training.layer_chunks > 1
-    )
     if card is not None and not card.family.isolates_documents:
-        message = f"`data.packing`: in `{card.model_type}` models packed rows would see each other"
-        yield Problem(message, "data.packing", hint="use `packing: none`")
-    elif chunked_flash and rows > 1:
+        message = f"`data.packing`: with `flash_attention_2` packed rows of `{card.model_type}` "
+        yield Problem(f"{message}models would see each other", "data.packing", hint=HINT)
+    elif training.layer_chunks > 1 and rows > 1:
         message = "`data.packing`: with `flash_attention_2` packed rows see each other unless a"
         message = f"{message} chunk of a layer is one sequence, and here it is {rows}"
         hint = f"use `training.layer_chunks: {training.micro_batch_size}` or `1`, or {HINT[4:]}"
@@ -84,6 +90,7 @@ CHECKS = (
     check_flash_attention_runs,
     check_flash_attention_head_size,
     check_flex_attention_runs,
+    check_flex_attention_runs_whole,
     check_architecture_has_attention,
     check_packed_rows_stay_apart,
 )

@@ -6,21 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from fsdpq.errors import Problem
+from fsdpq.recipe.checks.facts import sources_of
 from fsdpq.recipe.describe import list_words, suggest
 from fsdpq.recipe.format_columns import FORMAT_COLUMNS, column_names
 from fsdpq.recipe.root import Recipe
 from fsdpq.recipe.sections.source import SourceOptions
-
-
-def sources_of(recipe: Recipe) -> Iterator[tuple[str, SourceOptions]]:
-    """Yields every source of rows with its key: ``data``, ``data.mixture.0``, ``data.eval``."""
-    data = recipe.data
-    if data.mixture:
-        yield from ((f"data.mixture.{index}", part) for index, part in enumerate(data.mixture))
-    else:
-        yield "data", data
-    if data.eval is not None:
-        yield "data.eval", data.eval
 
 
 def check_columns_of_format(recipe: Recipe, _base_dir: Path) -> Iterator[Problem]:
@@ -28,20 +18,11 @@ def check_columns_of_format(recipe: Recipe, _base_dir: Path) -> Iterator[Problem
     for key, source in sources_of(recipe):
         known = column_names(source.format)
         for name in source.columns:
-            if name in known:
+            if name in known or source.format == "dummy":
                 continue
-            path = f"{key}.columns.{name}"
-            if not known:
-                message = f"`{key}.columns` has no effect with `format: {source.format}`"
-                yield Problem(message, path, hint="delete `columns`")
-                break
-            yield Problem(
-                f"`{key}.columns`: `{source.format}` has no column `{name}`"
-                if source.format != "auto"
-                else f"`{key}.columns`: no format has a column `{name}`",
-                path,
-                hint=_hint(name, source, known),
-            )
+            what = f"`{source.format}` has no" if source.format != "auto" else "no format has a"
+            message = f"`{key}.columns`: {what} column `{name}`"
+            yield Problem(message, f"{key}.columns.{name}", hint=_hint(name, source, known))
 
 
 def _hint(name: str, source: SourceOptions, known: tuple[str, ...]) -> str:

@@ -29,7 +29,8 @@ class DataOptions(SourceOptions):
     cut or left out are counted and reported."""
 
     on_bad_row: Literal["error", "skip"] = "error"
-    """What happens to a row that is not of its ``format``; ``skip`` leaves it out and counts it."""
+    """What happens to a row that is not of its ``format``; ``skip`` leaves it out and counts it. A
+    file of which more than half is bad stays an error."""
 
     packing: Literal["none", "best_fit"] = "none"
     """``best_fit`` puts several rows into one sequence of ``seq_len`` tokens; none sees another.

@@ -179,6 +179,6 @@ def test_fingerprints_are_equal_for_equal_words_only(one: str, two: str) -> None
 
 
 def _tokenized(tokenizer: PreTrainedTokenizerBase) -> Row:
-    options = DataOptions(path="x", seq_len=4000)
+    options = DataOptions(path="x", format="messages", seq_len=4000)
     [row] = tokenize_rows([{"messages": CHAT}], tokenizer, options).rows
     return row

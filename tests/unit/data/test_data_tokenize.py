@@ -23,7 +23,7 @@ CHAT = [
 
 
 def _options(**changes: Any) -> DataOptions:
-    return DataOptions(**({"path": "x"} | changes))
+    return DataOptions(**({"path": "x", "format": "messages"} | changes))
 
 
 def _row(messages: list[dict[str, str]], tokenizer: PreTrainedTokenizerBase, **changes: Any) -> Row:

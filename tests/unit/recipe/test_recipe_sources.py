@@ -8,6 +8,7 @@ import pytest
 
 from fsdpq.errors import Problem, RecipeError, UsageError
 from fsdpq.recipe import load
+from fsdpq.recipe.difference import compare
 from fsdpq.recipe.explain import explain
 from fsdpq.recipe.load import LoadedRecipe, load_recipe
 from fsdpq.recipe.view import View, open_view
@@ -52,10 +53,12 @@ def _changed(path: Path, old: str, new: str) -> Path:
     [
         ("format: text", "formt: text", 8, "unknown key `formt` in `data.mixture.0`", "`format`"),
         ("format: text", "rank: 8", 8, "unknown key `rank` in `data.mixture.0`", "in `adapter`"),
-        ("format: text", "format: txt", 8, "`data.mixture.0.format` must be `messages`", "`text`"),
+        ("format: text", "format: txt", 8, "`data.mixture.0.format` must be `auto`", "`text`"),
         ("format: text", "columns: {text: 3}", 8,
          "`data.mixture.0.columns` must be a mapping of names to names; `text` is `3`",
          "`{prompt: query, completion: reply}`"),
+        ("weight: 2", "seq_len: 2", 10, "unknown key `seq_len` in `data.mixture.1`", "in `data`"),
+        ("  eval:", "  weight: 2\n  eval:", 11, "unknown key `weight` in `data`", "`data.mixture`"),
         ("weight: 2", "weight: -2", 10,
          "`data.mixture.1.weight` must be a number greater than 0 or null, not `-2`", "change"),
         ("../b.jsonl]", "4]", 9, "`data.mixture.1.path` must be a string", "rows.jsonl"),
@@ -132,6 +135,12 @@ def test_parts_are_explained_one_by_one(recipe: Path) -> None:
     with pytest.raises(UsageError) as caught:
         explain(view, "data.mixture.1.wieght")
     assert caught.value.hint == "did you mean `data.mixture.1.weight`?"
+
+
+def test_parts_are_compared_one_by_one(recipe: Path) -> None:
+    old, new = open_view(recipe), open_view(recipe, ["data.mixture.1.weight=3"])
+    [found] = compare(old, new)
+    assert (found.key, found.old.value, found.new.value) == ("data.mixture.1.weight", 2.0, 3.0)
 
 
 def test_paths_of_all_sources_are_watched(recipe: Path) -> None:

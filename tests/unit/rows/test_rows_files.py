@@ -135,7 +135,7 @@ def test_mistakes_are_said_once_each_and_not_too_many(tmp_path: Path) -> None:
     path.write_text(good + '{"question": "a"}\n' * 100 + "{\n")
     problems = _problems(path)
     assert [problem.location and problem.location.line for problem in problems] == [2, 102]
-    assert problems[0].message.endswith("(it has `question`) (and so in 99 more rows)")
+    assert problems[0].message.endswith("(it has `question`) (99 more rows like it)")
     path.write_text(good + "".join("{" + " " * n + "\n" for n in range(100)))
     assert len(_problems(path)) == MAX_PROBLEMS
 

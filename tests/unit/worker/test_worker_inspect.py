@@ -258,7 +258,7 @@ def test_duplicates_say_the_same_in_other_white_space(inspect: Inspect) -> None:
     found = finding(content, "duplicate")
     assert content["counts"]["duplicates"] == found["count"] == 2
     assert [e["row"] for e in found["examples"]] == [3, 4]
-    assert {e["detail"] for e in found["examples"]} == {"the same as row 1 (line 1)"}
+    assert {e["detail"] for e in found["examples"]} == {"row 1"}
 
 
 def test_duplicates_are_equal_in_composed_characters(inspect: Inspect) -> None:
@@ -273,7 +273,7 @@ def test_evaluation_rows_that_are_trained_on_are_contamination(inspect: Inspect)
     found = finding(content, "held_out_duplicate")
     [example] = found["examples"]
     assert Path(example["file"]).name == "eval.jsonl"
-    assert (example["row"], example["detail"]) == (1, "the same as row 2 (line 2)")
+    assert (example["row"], example["detail"]) == (1, "row 2 of rows.jsonl")
     assert content["counts"]["duplicates"] == 0
     assert content["counts"]["rows"] == 3, "the counts are of the rows to train on"
     assert any("held-out rows" in note for note in content["notes"])
