@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from fsdpq.data.inspection.advice import advise
 from fsdpq.data.inspection.facts import RowExaminer, cut_row
 from fsdpq.data.inspection.findings import ERRORS, SKIPPED
@@ -173,6 +175,8 @@ class Inspection:
         found = totals.finish(held_out)
         counts = found.pop("by_source")
         epoch = choose_epoch(self.recipe, self.data.train, totals.kept_sources(), held_out)
+        per_source = np.bincount(totals.kept_sources()[epoch], minlength=totals.num_train)
+        epoch_rows = [*per_source.tolist(), None]
         content: dict[str, Any] = {
             "format": INSPECTION_FORMAT,
             "recipe": self.recipe.name,
@@ -184,7 +188,7 @@ class Inspection:
             },
             "data": _settings(self.recipe),
             "sources": [
-                _describe_source(source, counts[index], index >= totals.num_train)
+                _describe_source(source, counts[index], epoch_rows[index])
                 for index, source in enumerate(self.sources)
             ],
             **found,
@@ -264,10 +268,13 @@ def _settings(recipe: Recipe) -> dict[str, Any]:
     return {name: getattr(recipe.data, name) for name in names}
 
 
-def _describe_source(source: RowSource, counts: Mapping[str, int], is_eval: bool) -> dict[str, Any]:
+def _describe_source(
+    source: RowSource, counts: Mapping[str, int], epoch_rows: int | None
+) -> dict[str, Any]:
     return {
         "name": source.name,
-        "use": "evaluation" if is_eval else "training",
+        "use": "evaluation" if epoch_rows is None else "training",
+        "epoch_rows": epoch_rows,
         "format": source.format,
         "files": [str(file.path) for file in source.files],
         "format_why": source.format_why,

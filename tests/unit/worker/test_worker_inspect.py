@@ -136,6 +136,7 @@ def test_counts_are_those_of_prepared_data(
             expected.num_untrained,
             expected.num_kept,
         )
+        assert source["epoch_rows"] == expected.num_used
         assert counts["kept_tokens"] == expected.num_tokens
         assert counts["kept_trained_tokens"] == expected.num_trained
     assert content["held_out"]["rows"] == report.num_held_out > 0
