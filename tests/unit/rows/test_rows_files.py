@@ -17,7 +17,7 @@ from pyarrow import ipc, parquet
 from fsdpq.errors import Problem, RecipeError
 from fsdpq.rows.files import json_rows, text_rows
 from fsdpq.rows.mistakes import MAX_PROBLEMS
-from fsdpq.rows.read import read_rows
+from fsdpq.rows.read import count_rows, read_rows
 from fsdpq.rows.source import RowSource, SourceFile
 
 ROWS = [{"question": "a, ü", "answer": 'b "c"\nd'}, {"question": "e", "answer": "f"}]
@@ -65,6 +65,7 @@ def test_every_sort_of_file_gives_the_same_rows_in_order(tmp_path: Path, ending:
     assert _read(path) == ROWS
     assert _read(path, max_rows=1) == ROWS[:1]
     assert _read(path, split="train[1:]") == ROWS[1:]
+    assert count_rows(source_of(path)) == 2
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "json", "csv"])
