@@ -105,7 +105,9 @@ class Inspection:
         self.tokenizer: Any = load_tokenizer(
             inputs.model_dir, trust_remote_code=inputs.trust_remote_code
         )
-        self.template = choose_template(self.tokenizer, self.options.chat_template)
+        self.template = choose_template(
+            self.tokenizer, self.options.chat_template, inputs.data.chat_template
+        )
         self.sources = all_sources(inputs.data)
         self.row_tokenizers = [
             RowTokenizer(self.tokenizer, self.options, source.format, template=self.template)
