@@ -107,7 +107,7 @@ class RowStream:
         options: the recipe's ``data``.
         tokenizer: of the base model; the stream uses a copy, in its own thread.
         seed: ``training.seed``.
-        template_text: what is in the file that ``data.chat_template`` names.
+        template_text: content of the template's file, where the recipe names one.
         on_window: told of every window, from the thread that deals it.
 
     Raises:

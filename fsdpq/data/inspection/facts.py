@@ -83,7 +83,7 @@ class RowExaminer:
     def _facts(
         self, row: Mapping[str, Any], done: Row | TemplateError, row_tokenizer: RowTokenizer
     ) -> RowFacts:
-        format_name = row_tokenizer.renderer.format_name
+        format_name = row_tokenizer.format_name
         messages = conversation(row, format_name)
         found: dict[str, Any] = {
             "fingerprint": fingerprint(row),
@@ -99,7 +99,7 @@ class RowExaminer:
         return RowFacts(
             tokens=len(done.input_ids),
             trained=done.num_trained,
-            trained_kept=cut_row(done, row_tokenizer.renderer.options).num_trained,
+            trained_kept=cut_row(done, row_tokenizer.options).num_trained,
             unknown=0 if unknown is None else int(np.count_nonzero(done.input_ids == unknown)),
             **found,
         )
