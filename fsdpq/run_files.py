@@ -7,7 +7,7 @@ the contract.
 
 metrics.jsonl, field ``event`` is one of:
     ``step``  step, total_steps, loss, lr, grad_norm, tokens, trained_tokens, tokens_per_s,
-              memory_bytes (of rank 0), time
+              data_wait_s (in which rank 0 waited for rows), memory_bytes (of rank 0), time
               with fp16 also loss_scale, skipped_steps; grad_norm is null in a skipped step
     ``eval``  step, loss, perplexity, trained_tokens, time
     ``memory``  phase, bytes, peak_bytes, on a GPU reserved_bytes (of rank 0;
@@ -19,6 +19,8 @@ events.jsonl, field ``event`` is one of:
     ``setup``   the fields of `SetupSummary`, time
     ``sample``  when (``before`` or ``after``), prompt, answer, time
     ``notice``  message, time
+    ``stream``  epoch, window, rows, bad_rows, cut, too_long, untrained, documents, sequences,
+                tokens, trained_tokens, fill where rows are packed, time (`data.streaming`)
     ``done``    the fields of `RunSummary`, time
 
 The worker's ``quantize RUN_DIR --out DIR`` reads the same recipe and lock (``inputs.data`` may be

@@ -30,7 +30,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from fsdpq.data.loader import build_step
+from fsdpq.data.collate import build_step
 from fsdpq.data.tokenize import Row
 from fsdpq.recipe.root import Recipe
 from fsdpq.training.step import train_step

@@ -19,7 +19,7 @@ from fsdpq.cli.main import cli
 from fsdpq.fetch.catalog import DATASETS, MODELS
 from fsdpq.importing.accelerate import ACCELERATE
 from fsdpq.importing.convert import TOOLS
-from fsdpq.importing.draft import Table
+from fsdpq.importing.draft import Table, With
 from fsdpq.recipe.checks import CHECKS, NOTICES
 from fsdpq.recipe.describe import (
     Section,
@@ -259,6 +259,8 @@ def import_rows(keys: Table, prefix: str = "") -> Iterator[tuple[str, str]]:
             yield from import_rows(rule, f"{prefix}{name}.")
         else:
             yield f"`{prefix}{name}`", rule.summary
+        if isinstance(rule, With) and rule.entries is not None:
+            yield from import_rows(rule.entries, f"{prefix}{name}.")
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:

@@ -17,14 +17,14 @@ def cache_group() -> None:
     """List what the cache holds, and remove it.
 
     The cache is the directory FSDPQ_CACHE, by default `fsdpq` in the user's cache. It may hold
-    FSDPQ_CACHE_LIMIT (`200GB`); the bases used longest ago make room for new ones.
+    FSDPQ_CACHE_LIMIT (`200GB`); bases and prepared data used longest ago make room for new ones.
     """
 
 
 @cache_group.command("ls")
 @json_option
 def cache_ls(*, as_json: bool) -> None:
-    """List the entries of the cache: packaged models, quantized bases, data, smoke runs."""
+    """List the entries: packaged models, quantized bases, rows, prepared data, smoke runs."""
     from fsdpq.cli.render import render_table
     from fsdpq.fetch.cache import cache_root, format_bytes
     from fsdpq.fetch.cache_entries import cache_limit, list_entries
@@ -52,17 +52,21 @@ def cache_ls(*, as_json: bool) -> None:
 @cache_group.command("clear")
 @click.argument("names", metavar="[NAME]...", nargs=-1)
 @click.option("--bases", is_flag=True, help="Remove every quantized base.")
+@click.option("--prepared", is_flag=True, help="Remove all prepared data.")
 @click.option("--all", "everything", is_flag=True, help="Remove every entry.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
-def cache_clear(names: tuple[str, ...], *, bases: bool, everything: bool, yes: bool) -> None:
+def cache_clear(
+    names: tuple[str, ...], *, bases: bool, prepared: bool, everything: bool, yes: bool
+) -> None:
     """Remove the entries NAME of the cache, as `fsdpq cache ls` calls them.
 
     Entries that a process uses are kept. What is removed is listed on stdout.
     """
     from fsdpq.fetch.cache import format_bytes
-    from fsdpq.fetch.cache_entries import remove_entry
+    from fsdpq.fetch.cache_entries import BASES, PREPARED, list_entries, remove_entry
 
-    chosen = _choose(names, bases=bases, everything=everything)
+    sorts = [sort for sort, wanted in ((BASES, bases), (PREPARED, prepared)) if wanted]
+    chosen = list_entries() if everything else _choose(names, sorts)
     if not chosen:
         click.echo("the cache holds nothing of that", err=True)
         return
@@ -78,17 +82,16 @@ def cache_clear(names: tuple[str, ...], *, bases: bool, everything: bool, yes: b
             click.echo(f"kept `{entry.name}`: it is in use", err=True)
 
 
-def _choose(names: tuple[str, ...], *, bases: bool, everything: bool) -> list[ListedEntry]:
+def _choose(names: tuple[str, ...], sorts: list[str]) -> list[ListedEntry]:
     from fsdpq.errors import UsageError
-    from fsdpq.fetch.cache_entries import BASES, list_entries, select_entries
+    from fsdpq.fetch.cache_entries import list_entries, select_entries
 
     entries = list_entries()
-    if everything:
-        return entries
-    if not names and not bases:
-        hint = "name entries that `fsdpq cache ls` lists, or give `--bases` or `--all`"
+    if not names and not sorts:
+        hint = "name entries that `fsdpq cache ls` lists, or give `--bases`, `--prepared` or "
+        hint += "`--all`"
         raise UsageError("`fsdpq cache clear` was not told what to remove", hint=hint)
-    chosen = [entry for entry in entries if bases and entry.name.startswith(f"{BASES}/")]
+    chosen = [entry for entry in entries if entry.name.partition("/")[0] in sorts]
     named = select_entries(entries, names)
     return [*chosen, *(entry for entry in named if entry not in chosen)]
 

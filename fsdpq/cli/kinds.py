@@ -6,7 +6,9 @@ import textwrap
 from collections.abc import Iterator, Mapping
 from typing import Any, cast
 
+from fsdpq.cards.chat_templates import BUILT_IN_TEMPLATES
 from fsdpq.cli.render import render_table
+from fsdpq.cli.row_formats import format_fields, render_examples, render_formats
 from fsdpq.errors import UsageError
 from fsdpq.fetch.catalog import DATASETS, MODELS
 from fsdpq.recipe.describe import (
@@ -33,6 +35,8 @@ def render_overview() -> Iterator[str]:
     """Yields every choice of every section, one line each."""
     for section in list_sections():
         lines = [*_render_rows(section), *_render_catalog(section)]
+        if section == "data":
+            lines = [*render_formats(), *lines]
         if lines:
             yield from [section, *lines, ""]
     yield "`fsdpq kinds SECTION` lists the keys of a section, with their defaults"
@@ -50,6 +54,8 @@ def render_section(section: str) -> Iterator[str]:
         head = f"{section}: kind: {kind}" if kind else f"{section}:"
         yield from [head, *([f"  {row.summary}{_notes(row)}"] if row else []), ""]
         yield from _render_fields(section, members)
+    if section == "data":
+        yield from [*render_formats(), *render_examples(), ""]
     yield from _render_catalog(section)
 
 
@@ -79,6 +85,7 @@ def _kinds_of(section: str) -> Mapping[str, type[Options]]:
 def _kind_fields(section: str, kind: str, options: type[Options]) -> dict[str, Any]:
     row = _row(section, kind)
     packages = row.requires if row else ()
+    more = {"formats": format_fields()} if section == "data" else {}
     return {
         "section": section,
         "kind": kind or None,
@@ -95,6 +102,7 @@ def _kind_fields(section: str, kind: str, options: type[Options]) -> dict[str, A
             }
             for name, info in options.model_fields.items()
         ],
+        **more,
     }
 
 
@@ -130,6 +138,9 @@ def _render_catalog(section: str) -> list[str]:
         (f"{field}: pypi:{name}", f"{entry.summary} ({entry.license}; {entry.package})")
         for name, entry in entries.items()
     ]
+    if section == "data":
+        built_in = BUILT_IN_TEMPLATES.items()
+        cells += [(f"chat_template: {name}", template.summary) for name, template in built_in]
     return list(render_table(cells, indent="  "))
 
 

@@ -14,6 +14,7 @@ import click
 import fsdpq
 from fsdpq.cli.answers import echo_json, error_fields, json_option
 from fsdpq.cli.cache import cache_group
+from fsdpq.cli.data import data_group
 from fsdpq.cli.diff import diff_command
 from fsdpq.cli.doctor import doctor_command
 from fsdpq.cli.importing import import_command
@@ -173,6 +174,7 @@ def schema() -> None:
 
 
 cli.add_command(cache_group)
+cli.add_command(data_group)
 cli.add_command(diff_command)
 cli.add_command(doctor_command)
 cli.add_command(import_command)

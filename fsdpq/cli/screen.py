@@ -30,7 +30,7 @@ STEP_INTERVAL_S = 5.0
 MAX_ANSWER = 400
 
 _PHASES = {
-    "data": "preparing the data",
+    "data": "opening the data",
     "load": "loading the base",
     "quantize": "quantizing the base",
     "eval": "evaluating",

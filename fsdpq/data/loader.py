@@ -1,73 +1,232 @@
 """Deals rows to optimizer steps, ranks and micro-batches.
 
-A row is one document, or one sequence of packed documents. The order of rows depends on seed and
-epoch only. Every step takes the next ``global_batch_size``
-rows and deals them to the ranks in micro-batches. All ranks run the same number of micro-batches: a
-rank without rows left gets an empty one, so any number of ranks trains on the same rows and nobody
-waits for a collective that never comes.
+A row is one document, or one sequence of packed documents. Every step takes the next
+``global_batch_size`` rows of one global order and deals them to the ranks in micro-batches. All
+ranks run the same number of micro-batches: a rank without rows left gets an empty one, so any
+number of ranks trains on the same rows and nobody waits for a collective that never comes. Every
+rank goes through the whole order and keeps its part, so the ranks need not talk about it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import functools
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, NamedTuple, Protocol
 
 import torch
-from torch import Tensor
 
+from fsdpq.data.collate import Step, collate, share_rows
+from fsdpq.data.order import LoaderState, Position, check_resumable, epoch_order
+from fsdpq.data.prefetch import Prefetch
+from fsdpq.data.prepared import PreparedRows
 from fsdpq.data.tokenize import Row
 
-PAD_ID = 0
-"""Fills rows at the right. Causal attention never looks there, and no loss is computed there, so
-any id of the vocabulary will do."""
+STEPS_AHEAD = 2
+"""Steps that are built while one is computed."""
 
 
-@dataclass(frozen=True)
-class MicroBatch:
-    """Rows that one rank computes at once.
+class DealtRow(NamedTuple):
+    """A row in the global order.
 
     Attributes:
-        input_ids: ``(rows, tokens)``, int64, padded at the right.
-        loss_positions: indices into ``rows * tokens`` whose next token carries loss, int64.
-        targets: those next tokens, int64; as many as ``loss_positions``, maybe none.
-        is_token: False at padding, of the shape of ``input_ids``, bool.
-        num_tokens: how often it is True.
-        position_ids: of the same shape where rows are packed: they restart at every document, and
-            once more at the padding. None where every row is one document.
+        num_tokens: its length.
+        num_trained: its tokens that carry loss.
+        read: returns it; called on the rank only that computes it.
+        after: the position after it.
     """
 
-    input_ids: Tensor
-    loss_positions: Tensor
-    targets: Tensor
-    is_token: Tensor
     num_tokens: int
-    position_ids: Tensor | None = None
-
-    def to(self, device: torch.device) -> MicroBatch:
-        """Returns the same batch on ``device``."""
-        return MicroBatch(
-            self.input_ids.to(device, non_blocking=True),
-            self.loss_positions.to(device, non_blocking=True),
-            self.targets.to(device, non_blocking=True),
-            self.is_token.to(device, non_blocking=True),
-            self.num_tokens,
-            None if self.position_ids is None else self.position_ids.to(device, non_blocking=True),
-        )
-
-
-@dataclass(frozen=True)
-class Step:
-    """One rank's part of one optimizer step.
-
-    Attributes:
-        micro_batches: as many as on every other rank.
-        num_trained: tokens of all ranks that carry loss; the loss is divided by it.
-        num_tokens: tokens of all ranks, padding left out.
-    """
-
-    micro_batches: list[MicroBatch]
     num_trained: int
-    num_tokens: int
+    read: Callable[[], Row]
+    after: Position
+
+
+class RowOrder(Protocol):
+    """Rows in their global order, the same on every rank, without end."""
+
+    digest: str
+    """Of the rows and of what else their order follows from, but for the seed."""
+
+    seed: int
+    """``training.seed``."""
+
+    def deal(self, start: Position) -> Iterator[DealtRow]:
+        """Yields the rows after ``start``, epoch after epoch."""
+        ...
+
+    def close(self) -> None:
+        """Ends what `deal` has started in the background, and wakes who waits for it."""
+        ...
+
+
+class EpochOrder:
+    """Rows that are all at hand, in memory or mapped, drawn anew in every epoch.
+
+    Args:
+        rows: what is trained on.
+        seed: ``training.seed``.
+        digest: hash of the rows.
+        shuffle: False takes the rows as they come.
+    """
+
+    def __init__(self, rows: Sequence[Row], *, seed: int, digest: str, shuffle: bool) -> None:
+        self._rows = rows
+        self._lengths, self._num_trained = row_sizes(rows)
+        self._shuffle = shuffle
+        self.seed = seed
+        self.digest = f"{digest} of {len(rows)} rows, {'shuffled' if shuffle else 'in order'}"
+
+    def deal(self, start: Position) -> Iterator[DealtRow]:
+        """Yields the rows after ``start``, epoch after epoch."""
+        num_rows, first = len(self._rows), start.row
+        for epoch in itertools.count(start.epoch):
+            places: Sequence[int] = range(num_rows)
+            if self._shuffle:
+                places = epoch_order(num_rows, seed=self.seed, epoch=epoch).tolist()
+            for done, place in enumerate(places[first:], start=first + 1):
+                is_last = done == num_rows
+                after = Position(epoch + 1) if is_last else Position(epoch, row=done)
+                read = functools.partial(self._rows.__getitem__, place)
+                yield DealtRow(self._lengths[place], self._num_trained[place], read, after)
+            first = 0
+
+    def close(self) -> None:
+        """Does nothing: rows are at hand."""
+
+
+def row_sizes(rows: Sequence[Row]) -> tuple[list[int], list[int]]:
+    """Returns the tokens of each row, and those that carry loss; reads no mapped row for it."""
+    if isinstance(rows, PreparedRows):
+        return rows.lengths.tolist(), rows.num_trained.tolist()
+    return [len(row) for row in rows], [row.num_trained for row in rows]
+
+
+@dataclass(frozen=True)
+class Deal:
+    """How rows become steps.
+
+    Attributes:
+        global_batch_size: rows of a step, over all ranks.
+        micro_batch_size: rows that a rank computes at once.
+        rank: this one.
+        world_size: number of ranks.
+        num_rows: rows of the whole run, over all epochs; the last step may have fewer than the
+            others. None deals whole steps without end.
+    """
+
+    global_batch_size: int
+    micro_batch_size: int
+    rank: int
+    world_size: int
+    num_rows: int | None = None
+
+
+class Loader:
+    """An iterator over one rank's steps, built in the background, that knows where it is.
+
+    Args:
+        order: the rows.
+        deal: how they become steps.
+        pin_to: the GPU whose page-locked memory steps are put into; None leaves them as they are.
+    """
+
+    def __init__(self, order: RowOrder, deal: Deal, *, pin_to: torch.device | None = None) -> None:
+        self._order = order
+        self._deal = deal
+        self._pin_to = pin_to
+        self._state = LoaderState(0, 0, Position(), order.seed, order.digest)
+        self._steps: Prefetch[tuple[Step, LoaderState]] | None = None
+        self._first: tuple[Step, LoaderState] | None = None
+
+    def __iter__(self) -> Iterator[Step]:
+        return self
+
+    def __next__(self) -> Step:
+        step, self._state = self._first or self._take()
+        self._first = None
+        return step
+
+    def _take(self) -> tuple[Step, LoaderState]:
+        if self._steps is None:
+            steps = self._build_steps(self._state)
+            self._steps = Prefetch(steps, depth=STEPS_AHEAD, name="fsdpq-steps")
+        return next(self._steps)
+
+    def start(self) -> None:
+        """Builds the first step and keeps it: mistakes in the first rows are raised here."""
+        if self._first is None:
+            self._first = self._take()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the place after the last step that was taken, as plain JSON data.
+
+        It is the same on every rank, and steps that are built ahead do not count.
+        """
+        return self._state.as_json()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from the place that `state_dict` gave, of this run or of another.
+
+        The number of ranks, the micro-batch and the global batch may be others: the rows that
+        follow are the same in the same order.
+
+        Raises:
+            CheckpointError: the state belongs to other rows or another order.
+        """
+        saved = LoaderState.from_json(state)
+        check_resumable(saved, self._state)
+        self.close()
+        self._state = saved
+
+    def close(self) -> None:
+        """Ends the threads in the background; the loader can be iterated further."""
+        if self._steps is not None:
+            self._steps.stop()
+            self._order.close()
+            self._steps.close()
+            self._steps = self._first = None
+
+    def __enter__(self) -> Loader:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _build_steps(self, state: LoaderState) -> Iterator[tuple[Step, LoaderState]]:
+        if self._pin_to is not None:
+            torch.cuda.set_device(self._pin_to)  # of this thread, which knows GPU 0 otherwise
+        deal, dealt = self._deal, self._order.deal(state.position)
+        while True:
+            left = None if deal.num_rows is None else deal.num_rows - state.rows
+            size = deal.global_batch_size if left is None else min(deal.global_batch_size, left)
+            if size <= 0:
+                return
+            step, after = self._build_step(dealt, size)
+            state = state.after(size, after)
+            yield (step if self._pin_to is None else step.pin_memory()), state
+
+    def _build_step(self, dealt: Iterator[DealtRow], size: int) -> tuple[Step, Position]:
+        batch = list(itertools.islice(dealt, size))
+        shares = share_rows(
+            [row.num_tokens for row in batch],
+            micro_batch_size=self._deal.micro_batch_size,
+            rank=self._deal.rank,
+            world_size=self._deal.world_size,
+        )
+        step = Step(
+            [collate([batch[index].read() for index in share]) for share in shares],
+            num_trained=sum(row.num_trained for row in batch),
+            num_tokens=sum(row.num_tokens for row in batch),
+        )
+        return step, batch[-1].after
 
 
 def split_rows(num_rows: int, eval_fraction: float, seed: int) -> tuple[list[int], list[int]]:
@@ -76,88 +235,7 @@ def split_rows(num_rows: int, eval_fraction: float, seed: int) -> tuple[list[int
     The held-out rows depend on the seed only. At least one row is held out when a fraction is
     asked for and there are two rows or more.
     """
-    order = _shuffled(num_rows, seed)
+    generator = torch.Generator().manual_seed(seed)
+    order: list[int] = torch.randperm(num_rows, generator=generator).tolist()
     num_eval = min(num_rows - 1, max(1, round(num_rows * eval_fraction))) if eval_fraction else 0
     return sorted(order[num_eval:]), sorted(order[:num_eval])
-
-
-def iterate_steps(
-    rows: Sequence[Row],
-    *,
-    global_batch_size: int,
-    micro_batch_size: int,
-    rank: int,
-    world_size: int,
-    seed: int,
-) -> Iterator[Step]:
-    """Yields steps without end; a batch that reaches the end of an epoch goes on in the next."""
-    order = _endless_order(len(rows), seed)
-    while True:
-        batch = [rows[next(order)] for _ in range(global_batch_size)]
-        yield build_step(batch, micro_batch_size=micro_batch_size, rank=rank, world_size=world_size)
-
-
-def build_step(batch: Sequence[Row], *, micro_batch_size: int, rank: int, world_size: int) -> Step:
-    """Returns one rank's part of a global batch.
-
-    Rows of like length are computed at the same time on all ranks: little padding, and no rank
-    waits for another's long rows. The loss does not depend on who computes what.
-    """
-    by_length = sorted(batch, key=lambda row: len(row.input_ids))
-    wave = micro_batch_size * world_size
-    micro_batches = [
-        collate(by_length[start : start + wave][rank::world_size])
-        for start in range(0, len(by_length), wave)
-    ]
-    return Step(
-        micro_batches,
-        num_trained=sum(row.num_trained for row in batch),
-        num_tokens=sum(len(row.input_ids) for row in batch),
-    )
-
-
-def collate(rows: Sequence[Row]) -> MicroBatch:
-    """Pads rows to the longest of them; no rows give a batch of one token without loss."""
-    width = max((len(row.input_ids) for row in rows), default=1)
-    lengths = torch.tensor([[len(row.input_ids)] for row in rows] or [[0]])
-    is_token = torch.arange(width) < lengths
-    input_ids = torch.full_like(is_token, PAD_ID, dtype=torch.int64)
-    positions: list[int] = []
-    targets: list[int] = []
-    for index, row in enumerate(rows):
-        input_ids[index, : len(row.input_ids)] = torch.tensor(row.input_ids)
-        # A document's first token carries no loss, so no target crosses into the next document.
-        for place in range(1, len(row.input_ids)):
-            if row.loss_mask[place]:
-                positions.append(index * width + place - 1)
-                targets.append(row.input_ids[place])
-    return MicroBatch(
-        input_ids,
-        torch.tensor(positions, dtype=torch.int64),
-        torch.tensor(targets, dtype=torch.int64),
-        is_token,
-        int(lengths.sum()),
-        _position_ids(rows, width) if any(row.document_lengths for row in rows) else None,
-    )
-
-
-def _position_ids(rows: Sequence[Row], width: int) -> Tensor:
-    """Returns positions that restart at every document and at the padding, ``(rows, width)``."""
-    positions = torch.zeros(len(rows), width, dtype=torch.int64)
-    for index, row in enumerate(rows):
-        padding = width - len(row.input_ids)
-        lengths = (*(row.document_lengths or (len(row.input_ids),)), padding)
-        positions[index] = torch.cat([torch.arange(length) for length in lengths])
-    return positions
-
-
-def _endless_order(num_rows: int, seed: int) -> Iterator[int]:
-    epoch = 0
-    while True:
-        epoch += 1
-        yield from _shuffled(num_rows, seed + epoch)
-
-
-def _shuffled(num_rows: int, seed: int) -> list[int]:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randperm(num_rows, generator=generator).tolist()

@@ -28,7 +28,6 @@ from fsdpq.data.prepared import PreparedWriter, RowIndex
 from fsdpq.data.processes import map_in_order
 from fsdpq.data.row_chunks import (
     ChunkTokenizer,
-    Mistake,
     RowChunk,
     TokenizedChunk,
     read_chunks,
@@ -76,7 +75,9 @@ class Preparation:
 
     def row_tokenizers(self) -> list[RowTokenizer]:
         """Returns what tokenizes the rows of each source."""
-        template = choose_template(self.tokenizer, self.options.chat_template)
+        template = choose_template(
+            self.tokenizer, self.options.chat_template, self.sources.chat_template
+        )
         return [
             RowTokenizer(self.tokenizer, self.options, source.format, template=template)
             for source in self.all_sources
@@ -147,7 +148,7 @@ class _Counts:
         self.num_untrained += result.num_untrained
         self.num_kept += len(result.documents)
         mistakes = [*([] if skips else result.unrendered), *result.over_length]
-        self.problems += [_problem(chunk, mistake) for mistake in sorted(mistakes)]
+        self.problems += [mistake.at(chunk.rows[mistake.place]) for mistake in sorted(mistakes)]
 
 
 def _tokenize_all(job: Preparation, writer: PreparedWriter) -> list[_Counts]:
@@ -331,13 +332,6 @@ def _check_unchanged(job: Preparation) -> None:
                 message = f"`{file.path}` changed while its rows were read"
                 location = Location(str(file.path))
                 raise RecipeError([Problem(message, "data", location, "start again")])
-
-
-def _problem(chunk: RowChunk, mistake: Mistake) -> Problem:
-    row = chunk.rows[mistake.place]
-    message = mistake.message if row.line else f"row {row.number}: {mistake.message}"
-    location = Location(str(row.file), row.line, min(row.line, 1))
-    return Problem(message, "data", location, mistake.hint)
 
 
 def _unusable(message: str, hint: str) -> RecipeError:

@@ -13,8 +13,9 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from fsdpq.data.prepared import Documents, join_documents
-from fsdpq.data.render import TemplateError
+from fsdpq.data.templates.jinja_text import TemplateError
 from fsdpq.data.tokenize import TEMPLATE_HINT, Row, RowTokenizer
+from fsdpq.errors import Location, Problem
 from fsdpq.recipe.sections.data import DataOptions
 from fsdpq.rows.read import NumberedRow, read_rows
 from fsdpq.rows.source import RowSource
@@ -54,6 +55,12 @@ class Mistake(NamedTuple):
     place: int
     message: str
     hint: str
+
+    def at(self, row: NumberedRow) -> Problem:
+        """Returns it with the place of its row."""
+        message = self.message if row.line else f"row {row.number}: {self.message}"
+        location = Location(str(row.file), row.line, min(row.line, 1))
+        return Problem(message, "data", location, self.hint)
 
 
 @dataclass
@@ -96,7 +103,7 @@ def read_chunks(
     characters = 0
     for row in read_rows(source, on_bad_row=on_bad_row):
         rows.append(row)
-        characters += _count_characters(row.content)
+        characters += count_characters(row.content)
         if len(rows) == CHUNK_ROWS or characters >= CHUNK_CHARACTERS:
             yield RowChunk(number, rows)
             rows, characters = [], 0
@@ -156,9 +163,10 @@ def _cut(row: Row, seq_len: int, *, from_start: bool) -> Row:
     return Row(row.input_ids[kept], mask)
 
 
-def _count_characters(value: Any) -> int:
+def count_characters(value: Any) -> int:
+    """Returns the characters of all texts in a row's columns."""
     if isinstance(value, str):
         return len(value)
     if isinstance(value, Mapping):
-        return sum(map(_count_characters, value.values()))
-    return sum(map(_count_characters, value)) if isinstance(value, list | tuple) else 0
+        return sum(map(count_characters, value.values()))
+    return sum(map(count_characters, value)) if isinstance(value, list | tuple) else 0

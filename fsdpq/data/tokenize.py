@@ -2,7 +2,8 @@
 
 The mask comes from character positions: `fsdpq.data.render` says which characters carry loss, the
 tokenizer's offsets say which tokens lie wholly inside. Nothing is tokenized twice, so a token that
-merges across a boundary cannot shift the mask; it begins in the prompt and carries no loss.
+merges across a boundary cannot shift the mask; it begins in the prompt and carries no loss. No mask
+is made from token ids: an end-of-text token inside a row carries loss like any other.
 """
 
 from __future__ import annotations
@@ -16,10 +17,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from tokenizers import Encoding, Tokenizer
 from transformers import PreTrainedTokenizerBase
 
-from fsdpq.data.render import Rendered, TemplateError, is_templated, render_prompt, render_row
-from fsdpq.data.templates.choose import ChatTemplate, choose_template
+from fsdpq.data.render import UNTEMPLATED, Rendered, RowRenderer
+from fsdpq.data.templates.choose import choose_template
+from fsdpq.data.templates.jinja_text import ChatTemplate, TemplateError
+from fsdpq.data.token_spans import mask_by_offsets, mask_tokens, reports_all_tokens
 from fsdpq.errors import FsdpqError, Problem, RecipeError
 from fsdpq.recipe.sections.data import DataOptions
 from fsdpq.rows.formats import DUMMY_ROWS
@@ -91,11 +95,17 @@ class RowTokenizer:
         *,
         template: ChatTemplate | None,
     ) -> None:
-        self.tokenizer = tokenizer
-        self.options = options
-        self.format_name = format_name
-        self.template = template if format_name not in ("text", "dummy") else None
-        check_tokenizer(tokenizer, self.template)
+        template = None if format_name in UNTEMPLATED else template
+        check_tokenizer(tokenizer, template, format_name)
+        self.renderer = RowRenderer(tokenizer, options, format_name, template)
+        self.eos_id: int | None = tokenizer.eos_token_id  # pyright: ignore[reportAttributeAccessIssue]
+        self.adds_special_tokens = template is None and format_name != "input_output"
+        backend: Any = tokenizer.backend_tokenizer  # pyright: ignore[reportAttributeAccessIssue]
+        # A tokenizer.json may ask for truncation and padding; rows are whole here.
+        backend.no_truncation()
+        backend.no_padding()
+        self.backend: Tokenizer = backend
+        self._mask = mask_tokens if reports_all_tokens(backend.encode) else mask_by_offsets
 
     def tokenize(self, rows: Sequence[Mapping[str, Any]]) -> list[Row | TemplateError]:
         """Returns for every row its tokens, or why it cannot be rendered; order is kept.
@@ -103,19 +113,64 @@ class RowTokenizer:
         A row may be longer than ``data.seq_len`` and may have no trained token.
         """
         rendered = [self._render(row) for row in rows]
-        good = [item for item in rendered if isinstance(item, Rendered)]
-        tokenized = tokenize_rendered(good, self.tokenizer, by_template=self.template is not None)
-        return [item if isinstance(item, TemplateError) else next(tokenized) for item in rendered]
+        texts = [item.text for item in rendered if isinstance(item, Rendered)]
+        # Each text is tokenized once, as a whole.
+        encodings = iter(
+            self.backend.encode_batch(texts, add_special_tokens=self.adds_special_tokens)
+        )
+        return [
+            item if isinstance(item, TemplateError) else self._build_row(item, next(encodings))
+            for item in rendered
+        ]
+
+    def prompt_ids(self, prompt: str) -> list[int]:
+        """Returns the token ids of a user's prompt as rows ask, ready for an answer.
+
+        Raises:
+            RecipeError: the chat template refuses a conversation of one user message.
+        """
+        try:
+            text = self.renderer.render_prompt(prompt)
+        except TemplateError as error:
+            hint = "use another model or `data.chat_template`"
+            raise _unusable(f"the prompt `{prompt}`: {error}", hint) from error
+        encoding = self.backend.encode(text, add_special_tokens=self.adds_special_tokens)
+        ids = list(encoding.ids)
+        ends_itself = bool(ids) and self._adds_eos(encoding)
+        return ids[:-1] if ends_itself else ids
+
+    def end_ids(self) -> set[int]:
+        """Returns the tokens that end an answer: end of text, and the template's end mark."""
+        found = set() if self.eos_id is None else {self.eos_id}
+        mark = (self.renderer.chat.marks.of_answers() or "").strip() if self.renderer.chat else ""
+        ids = self.backend.encode(mark, add_special_tokens=False).ids if mark else []
+        return found | set(ids) if len(ids) == 1 else found
 
     def _render(self, row: Mapping[str, Any]) -> Rendered | TemplateError:
         try:
-            rendered = render_row(row, self.format_name, self.tokenizer, self.template)
+            return self.renderer.render(row)
         except TemplateError as error:
             return error
-        if self.options.train_on_prompt:
-            whole = [(0, len(rendered.text))]
-            return Rendered(rendered.text, whole, rendered.needs_eos)
-        return rendered
+
+    def _build_row(self, item: Rendered, encoding: Encoding) -> Row:
+        ids = np.array(encoding.ids, dtype=np.int32)
+        mask = self._mask(encoding, item.trained, item.untrained)
+        if self._adds_eos(encoding):
+            # Some tokenizers end every text; one end is enough.
+            is_second = len(ids) > 1 and ids[-2] == self.eos_id
+            if is_second or not item.adds_eos:
+                ids, mask = ids[:-1], mask[:-1]
+            else:
+                mask[-1] = item.trains_eos
+        elif item.adds_eos and (len(ids) == 0 or ids[-1] != self.eos_id):
+            ids, mask = np.append(ids, np.int32(self.eos_id or 0)), np.append(mask, item.trains_eos)
+        mask[:1] = 0
+        return Row(ids, mask)
+
+    def _adds_eos(self, encoding: Encoding) -> bool:
+        if not self.adds_special_tokens or self.eos_id is None or len(encoding) == 0:
+            return False
+        return encoding.ids[-1] == self.eos_id and bool(encoding.special_tokens_mask[-1])
 
 
 @dataclass
@@ -166,15 +221,24 @@ class TokenizedData:
 
 
 def tokenize_rows(
-    rows: Iterable[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase, options: DataOptions
+    rows: Iterable[Mapping[str, Any]],
+    tokenizer: PreTrainedTokenizerBase,
+    options: DataOptions,
+    template_text: str | None = None,
 ) -> TokenizedData:
     """Renders and tokenizes rows of the recipe's format.
+
+    Args:
+        rows: without mistake.
+        tokenizer: of the base model.
+        options: the recipe's ``data``.
+        template_text: what is in the file that ``data.chat_template`` names.
 
     Raises:
         RecipeError: the tokenizer has no offsets or no end-of-text token, a row cannot be rendered,
             or no token of any row carries loss.
     """
-    template = choose_template(tokenizer, options.chat_template)
+    template = choose_template(tokenizer, options.chat_template, template_text)
     row_tokenizer = RowTokenizer(tokenizer, options, options.format, template=template)
     data = TokenizedData()
     number = 0
@@ -204,91 +268,20 @@ def make_dummy_rows(tokenizer: PreTrainedTokenizerBase, options: DataOptions) ->
     return TokenizedData([Row(row, loss_mask) for row in ids])
 
 
-def check_tokenizer(tokenizer: PreTrainedTokenizerBase, template: ChatTemplate | None) -> None:
+def check_tokenizer(
+    tokenizer: PreTrainedTokenizerBase, template: ChatTemplate | None, format_name: str
+) -> None:
     """Raises `RecipeError` where the tokenizer cannot give what exact masks need."""
     if not tokenizer.is_fast:
         raise _unusable("the tokenizer gives no character offsets", "use a fast tokenizer")
-    if tokenizer.eos_token_id is None and template is None:
+    if tokenizer.eos_token_id is None and template is None and format_name != "input_output":
         message = "the tokenizer has no end-of-text token: the model would not learn to stop"
         raise _unusable(message, "set `eos_token` in its tokenizer_config.json")
-
-
-def tokenize_rendered(
-    rendered: Sequence[Rendered], tokenizer: PreTrainedTokenizerBase, *, by_template: bool
-) -> Iterator[Row]:
-    """Yields the rows of a batch of texts, each tokenized once, as a whole."""
-    if not rendered:
-        return
-    encoded: Any = tokenizer(
-        [item.text for item in rendered],
-        add_special_tokens=not by_template,
-        return_attention_mask=False,
-        return_offsets_mapping=True,
-        return_special_tokens_mask=True,
-        verbose=False,
-    )
-    columns = ("input_ids", "offset_mapping", "special_tokens_mask")
-    for item, ids, offsets, added in zip(rendered, *(encoded[c] for c in columns), strict=True):
-        yield _build_row(item, ids, offsets, added, tokenizer.eos_token_id)
-
-
-def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str, format_name: str) -> list[int]:
-    """Returns the token ids of a user's prompt as training renders it, ready for an answer.
-
-    Raises:
-        RecipeError: the chat template refuses a conversation of one user message.
-    """
-    try:
-        template = choose_template(tokenizer, None)
-        text = render_prompt(prompt, format_name, tokenizer, template)
-    except TemplateError as error:
-        raise _unusable(f"the prompt `{prompt}`: {error}", "use another model") from error
-    by_template = is_templated(template, format_name)
-    encoded: Any = tokenizer(text, add_special_tokens=not by_template)
-    ids = list(encoded["input_ids"])
-    return ids[:-1] if ids and not by_template and ids[-1] == tokenizer.eos_token_id else ids
 
 
 def _batches(rows: Iterator[Mapping[str, Any]]) -> Iterator[list[Mapping[str, Any]]]:
     while batch := list(itertools.islice(rows, BATCH_ROWS)):
         yield batch
-
-
-def _build_row(
-    item: Rendered,
-    ids: list[int],
-    offsets: list[tuple[int, int]],
-    added: list[int],
-    eos_id: Any,
-) -> Row:
-    mask = loss_mask(np.array(offsets).reshape(-1, 2), np.array(added, dtype=bool), item.spans)
-    if item.needs_eos:
-        if not (ids and added[-1] and ids[-1] == eos_id):  # some tokenizers add it by themselves
-            ids, mask = [*ids, eos_id], np.append(mask, True)
-        mask[-1] = True
-    mask[:1] = False
-    return Row(np.array(ids, dtype=np.int32), mask.astype(np.uint8))
-
-
-def loss_mask(
-    offsets: npt.NDArray[np.int64], added: npt.NDArray[np.bool_], spans: list[tuple[int, int]]
-) -> npt.NDArray[np.bool_]:
-    """Returns which tokens lie wholly inside one of ``spans``, ``(tokens,)``.
-
-    Args:
-        offsets: first character and end of every token, ``(tokens, 2)``.
-        added: tokens that stand for no character, ``(tokens,)``.
-        spans: ranges of characters, end exclusive.
-    """
-    starts, ends = offsets[:, 0].copy(), offsets[:, 1]
-    # Byte-level tokenizers with `trim_offsets` report a token of spaces as empty, at its end.
-    trimmed = np.flatnonzero((starts == ends) & ~added)
-    trimmed = trimmed[trimmed > 0]
-    starts[trimmed] = ends[trimmed - 1]
-    mask = np.zeros(len(offsets), dtype=bool)
-    for low, high in spans:
-        mask |= (starts >= low) & (ends <= high)
-    return mask & (starts < ends) & ~added
 
 
 def _cut(row: Row, seq_len: int, *, from_start: bool) -> Row:

@@ -19,11 +19,13 @@ from fsdpq.fetch.hashes import hash_file
 from fsdpq.fetch.hub_data import DATA_FILE, fetch_hub_rows
 from fsdpq.fetch.pypi import extract_member, wheel_beside
 from fsdpq.fetch.row_files import find_row_files
-from fsdpq.recipe.describe import list_words, suggest
+from fsdpq.fetch.template_file import read_template_file
+from fsdpq.recipe.marks import Marks, key_path
 from fsdpq.recipe.sections.data import DataOptions
 from fsdpq.recipe.sections.source import MixturePart, SourceOptions
-from fsdpq.rows.formats import DUMMY_ROWS, FORMATS
-from fsdpq.rows.read import OnBadRow, check_source, count_rows
+from fsdpq.rows.detect import DETECT_ROWS, detect_files
+from fsdpq.rows.formats import DUMMY_ROWS
+from fsdpq.rows.read import OnBadRow, check_source, count_rows, first_rows
 from fsdpq.rows.slices import RowSlice
 from fsdpq.rows.source import DataSources, RowSource, SourceFile
 
@@ -41,21 +43,32 @@ class _Place:
         base_dir: what relative paths start from.
         on_bad_row: the recipe's.
         report: told one short line per thing done.
+        checks_rows: whether rows are read.
     """
 
     key: str
     base_dir: Path
     on_bad_row: OnBadRow
     report: Report
+    checks_rows: bool = True
 
 
-def fetch_data(options: DataOptions, *, base_dir: Path, report: Report) -> DataSources:
+def fetch_data(
+    options: DataOptions,
+    *,
+    base_dir: Path,
+    report: Report,
+    marks: Marks | None = None,
+    check_rows: bool = True,
+) -> DataSources:
     """Returns the rows that the recipe names, fetching what is not there yet.
 
     Args:
         options: the recipe's ``data``.
         base_dir: what a relative ``data.path`` is relative to: the recipe's directory.
         report: told one short line per thing done.
+        marks: where the recipe's values were written, for mistakes that are in no file of rows.
+        check_rows: False leaves rows unread, good or bad; their numbers are 0 then.
 
     Raises:
         FetchError: it cannot be brought here; says why and what to do.
@@ -70,22 +83,28 @@ def fetch_data(options: DataOptions, *, base_dir: Path, report: Report) -> DataS
     found: list[RowSource] = []
     problems: list[Problem] = []
     for key, part in parts:
-        place = _Place(key, base_dir, options.on_bad_row, report)
+        place = _Place(key, base_dir, options.on_bad_row, report, check_rows)
         try:
             found.append(_fetch_source(part, place))
         except RecipeError as error:
             problems += error.problems
     if problems:
-        raise RecipeError(problems)
+        raise RecipeError([_located(problem, marks) for problem in problems])
+    template = read_template_file(options, base_dir=base_dir)
     if options.eval is not None:
-        return DataSources(tuple(found[:-1]), found[-1])
-    return DataSources(tuple(found))
+        return DataSources(tuple(found[:-1]), found[-1], template)
+    return DataSources(tuple(found), chat_template=template)
+
+
+def _located(problem: Problem, marks: Marks | None) -> Problem:
+    if problem.location is not None or marks is None:
+        return problem
+    return replace(problem, location=marks.value(key_path(problem.key)))
 
 
 def _fetch_source(options: SourceOptions, place: _Place) -> RowSource:
     if options.format == "dummy":
         return RowSource("made up", (), "dummy", options.max_rows or DUMMY_ROWS, key=place.key)
-    _check_column_names(options, place.key)
     if options.path is not None:
         split = RowSlice.parse(options.split)
         paths = options.path
@@ -113,20 +132,6 @@ def _name_of(paths: str | tuple[str, ...], base_dir: Path) -> str:
     return ", ".join(str(base_dir / Path(text).expanduser()) for text in shown[:3])
 
 
-def _check_column_names(options: SourceOptions, key: str) -> None:
-    known = FORMATS[options.format]
-    names = [*known.columns, *known.optional]
-    problems: list[Problem] = []
-    for name in options.columns:
-        if name not in names:
-            guess = suggest(name, names)
-            hint = f"did you mean `{guess}`?" if guess else "left is the format's name of a column"
-            message = f"`{options.format}` has no column `{name}`, only {list_words(names, 'and')}"
-            problems.append(Problem(message, f"{key}.columns.{name}", None, hint))
-    if problems:
-        raise RecipeError(problems)
-
-
 def _check(
     name: str,
     files: list[Path],
@@ -150,9 +155,12 @@ def _check(
     if split is not None and split.is_part:
         part = split.absolute(count_rows(source) if split.needs_total else None)
         source = replace(source, split=str(replace(part, name="train")))
-    source, bad = check_source(source, on_bad_row=place.on_bad_row)
-    if bad:
-        place.report(f"note: {bad}")
+    if source.format == "auto":
+        source = _detect(source, place)
+    if place.checks_rows:
+        source, bad = check_source(source, on_bad_row=place.on_bad_row)
+        if bad:
+            place.report(f"note: {bad}")
     hashed = tuple(SourceFile(file, hash_file(file)) for file in files)
     for file, stat in zip(files, before, strict=True):
         now = file.stat()
@@ -161,6 +169,15 @@ def _check(
                 f"`{file}` changed while it was read", hint="run again when it is done"
             )
     return replace(source, files=hashed)
+
+
+def _detect(source: RowSource, place: _Place) -> RowSource:
+    samples = first_rows(source, DETECT_ROWS)
+    if not any(samples.values()):
+        return replace(source, format="text")  # no good rows: reading them says why
+    found = detect_files(samples, source.columns, key=f"{place.key}.format")
+    place.report(f"{place.key}.format: {found.format}, because {found.why}")
+    return replace(source, format=found.format, format_why=found.why)
 
 
 def _fetch_packaged(

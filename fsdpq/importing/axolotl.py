@@ -10,6 +10,13 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 from fsdpq.importing import known_keys
+from fsdpq.importing.axolotl_datasets import (
+    DATASET,
+    read_datasets,
+    read_jinja,
+    read_test_datasets,
+    read_words,
+)
 from fsdpq.importing.draft import Always, Choice, Draft, Lost, Part, Rule, Table, To, With
 from fsdpq.importing.huggingface import (
     ATTENTION,
@@ -23,54 +30,12 @@ from fsdpq.importing.huggingface import (
     assemble_bits,
     assemble_training,
     read_eval_fraction,
-    read_hub_dataset,
 )
 from fsdpq.importing.optimizers import NO_OPTIMIZER, NO_SCHEDULE, OPTIMIZERS, SCHEDULES
 from fsdpq.importing.values import boolean, mapping, names, number, text, whole
 
 NAME = "axolotl"
 UNKNOWN = "axolotl does not know it and drops it in silence"
-
-_TRAINS_ANSWERS = "rows are trained on the answers: see `data.train_on_prompt`"
-_FORMATS: Mapping[str, tuple[str, str]] = {
-    "alpaca": ("alpaca", ""),
-    "chat_template": ("messages", ""),
-    "sharegpt": ("messages", "the rows must have `messages` with `role` and `content`"),
-    "completion": ("text", ""),
-    "input_output": ("prompt_completion", "the rows must have `prompt` and `completion`"),
-    "oasst": ("text", "the rows must have `text`"),
-}
-
-
-def _read_datasets(draft: Draft, key: str, value: Any) -> None:
-    rows = cast("list[Any]", value) if isinstance(value, list) else [value]
-    for index, entry in enumerate(rows):
-        place = f"{key}.{index}"
-        if index:
-            why = "a recipe has one dataset: write the rows into one file (`data.path`)"
-            draft.note("no_counterpart", place, why)
-            continue
-        DATASET.apply(draft, place, mapping(entry))
-    if draft.at("data.format") == "text":
-        draft.put("data.train_on_prompt", True, key=f"{key}.0.type")
-
-
-def _read_type(draft: Draft, key: str, value: Any) -> None:
-    if isinstance(value, dict):
-        why = "prompts of one's own are not built in: write rows of `prompt` and `completion`"
-        draft.put("data.format", "prompt_completion", key=key)
-        draft.note("assumed", key, why, target="data.format")
-        return
-    word = text(value)
-    found = _FORMATS.get(word.partition(".")[0].partition(":")[0])
-    if found is None:
-        note = f"no format is called `{word}`: write rows of `messages`"
-        draft.put("data.format", "messages", key=key)
-        draft.note("assumed", key, note, target="data.format")
-        return
-    draft.put("data.format", found[0], key=key)
-    note = found[1] or ("" if word in _FORMATS else f"as `{found[0]}`, not as its variant `{word}`")
-    draft.note("assumed" if note else "converted", key, note, target="data.format")
 
 
 def _read_bits(draft: Draft, key: str, value: Any) -> None:
@@ -104,6 +69,11 @@ def _read_pad_token(draft: Draft, key: str, value: Any) -> None:
             draft.note("no_counterpart", path, "the tokenizer's own special tokens are used")
 
 
+def _read_curriculum(draft: Draft, key: str, value: Any) -> None:
+    draft.put("data.shuffle", not boolean(value), key=key)
+    draft.note("converted", key, target="data.shuffle")
+
+
 def _attention_switch(word: str) -> With:
     def read(draft: Draft, key: str, value: Any) -> None:
         if boolean(value):
@@ -123,29 +93,6 @@ def _read_liger(draft: Draft, key: str, value: Any) -> None:
         draft.put("model.use_liger_kernel", True, key=key)
     draft.note("converted", key, target="model.use_liger_kernel")
 
-
-DATASET_RULES: Mapping[str, Rule] = {
-    "path": With("data.dataset, data.path", read_hub_dataset),
-    "type": With("data.format", _read_type),
-    "split": To("data.split", text),
-    "revision": To("data.revision", text),
-    "ds_type": Always("the ending of the file says what it is"),
-    "data_files": Lost("fetch the file and name it in `data.path`"),
-    "name": Lost("subsets cannot be chosen: fetch the file and name it in `data.path`"),
-    "train_on_eos": Lost("the end of an answer is always trained on"),
-    "roles_to_train": Lost(_TRAINS_ANSWERS),
-    "trust_remote_code": Lost("code out of a dataset's repository is not run for a recipe"),
-    "shards": Lost("`data.max_rows` takes the first rows"),
-    **dict.fromkeys(
-        ("field", "field_messages", "message_field_role", "message_field_content",
-         "message_property_mappings", "roles"),
-        Lost("rename the columns as `data.format` wants them"),
-    ),
-}  # fmt: skip
-
-DATASET = Table(
-    DATASET_RULES, known_keys.AXOLOTL_DATASET, UNKNOWN, {"": "rows are read as `data.format` says"}
-)
 
 _DEAD = ("sharding_strategy", "limit_all_gathers", "backward_prefetch", "forward_prefetch",
          "activation_checkpointing_offload")  # fmt: skip
@@ -173,7 +120,8 @@ RULES: Mapping[str, Rule] = {
     "peft_use_dora": Part("adapter.kind"),
     "peft_use_rslora": To("adapter.use_rslora", boolean),
     "lora_model_dir": Lost("a new adapter is trained: its weights start anew"),
-    "datasets": With("data", _read_datasets),
+    "datasets": With("data, data.mixture", read_datasets, DATASET),
+    "test_datasets": With("data.eval", read_test_datasets),
     "val_set_size": With("data.eval_fraction", read_eval_fraction),
     "sequence_len": To("data.seq_len", whole),
     "excess_length_strategy": Choice(
@@ -223,7 +171,12 @@ RULES: Mapping[str, Rule] = {
     "rl": Lost("a recipe finetunes on answers; preference training is another program's job"),
     "pretraining_dataset": Lost("rows are read whole: `data.format: text` trains on plain text"),
     "plugins": Lost("no code that a config names is imported"),
-    "chat_template": Always("the tokenizer's own chat template renders `messages`"),
+    "chat_template": With("data.chat_template", read_words),
+    "chat_template_jinja": With("data.chat_template", read_jinja),
+    "streaming": To("data.streaming", boolean),
+    "curriculum_sampling": With("data.shuffle", _read_curriculum),
+    "eot_tokens": Always("what the chat template puts after an answer is its end"),
+    "default_system_message": Lost("write it into the rows: a column `system`"),
     "lora_fan_in_fan_out": Always("layers are linear"),
     "strict": Always("a recipe is always strict"),
     "pad_to_sequence_len": Always("rows of a micro-batch are padded to the longest"),

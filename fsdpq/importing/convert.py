@@ -104,7 +104,8 @@ def import_words(words: Sequence[str], *, base_dir: Path) -> ImportResult:
 def _convert(
     tool: Tool, source: Source, base_dir: Path, extra: Source | None = None
 ) -> ImportResult:
-    draft = Draft(tool.name, source.data, source.marks)
+    directory = Path(source.path).parent
+    draft = Draft(tool.name, source.data, source.marks, directory=directory)
     for problem in source.problems:
         is_meant = problem.hint == TAKEN_AS_MEANT
         draft.report_problem(problem, "assumed" if is_meant else "unusable")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Protocol, cast
 
 from fsdpq.errors import Problem
@@ -28,10 +29,14 @@ class Draft:
         origins: recipe key -> source key.
         findings: what became of the keys so far.
         parts: keys that several of together say something -> the recipe keys they say it at.
+        directory: of the config, for files that it names.
     """
 
-    def __init__(self, tool: str, data: Mapping[str, Any], marks: Marks) -> None:
+    def __init__(
+        self, tool: str, data: Mapping[str, Any], marks: Marks, *, directory: Path = Path()
+    ) -> None:
         self.tool = tool
+        self.directory = directory
         self.data = data
         self.marks = marks
         self.document: dict[str, Any] = {"version": 1, "name": "", "model": {}}
@@ -41,14 +46,7 @@ class Draft:
 
     def get(self, key: str) -> Any:
         """Returns the source's value at the dotted ``key``, None where there is none."""
-        value: Any = self.data
-        for part in _path(key):
-            if isinstance(value, list):
-                items = cast("list[Any]", value)
-                value = items[part] if isinstance(part, int) and part < len(items) else None
-            else:
-                value = cast("dict[Any, Any]", value).get(part) if isinstance(value, dict) else None
-        return value
+        return _value_at(self.data, _path(key))
 
     def read(self, key: str, reader: Reader, default: Any = None) -> Any:
         """Returns what ``reader`` makes of the value at ``key``; ``default`` where it is unset.
@@ -74,10 +72,7 @@ class Draft:
 
     def at(self, target: str) -> Any:
         """Returns what the recipe says at ``target``, None where it says nothing."""
-        value: Any = self.document
-        for part in target.split("."):
-            value = cast("dict[str, Any]", value).get(part) if isinstance(value, dict) else None
-        return value
+        return _value_at(self.document, _path(target))
 
     def put(self, target: str, value: Any, *, key: str = "") -> None:
         """Writes ``value`` to the recipe's ``target``, as come from ``key`` where that is set."""
@@ -141,6 +136,16 @@ class Draft:
             written = ", ".join(target for target in targets.split(", ") if self.has(target))
             outcome: Outcome = "converted" if written else "built_in"
             self.note(outcome, key, "" if written else "asks for nothing", target=written)
+
+
+def _value_at(value: Any, path: KeyPath) -> Any:
+    for part in path:
+        if isinstance(value, list):
+            items = cast("list[Any]", value)
+            value = items[part] if isinstance(part, int) and part < len(items) else None
+        else:
+            value = cast("dict[Any, Any]", value).get(part) if isinstance(value, dict) else None
+    return value
 
 
 def _path(key: str) -> KeyPath:
@@ -258,10 +263,17 @@ class Lost:
 
 @dataclass(frozen=True)
 class With:
-    """A function of the tool reads the value and reports it."""
+    """A function of the tool reads the value and reports it.
+
+    Attributes:
+        target: recipe keys, comma-separated, for the documentation.
+        function: takes the draft, the key and the value.
+        entries: what becomes of the keys of its entries where the value is a list of mappings.
+    """
 
     target: str
     function: Callable[[Draft, str, Any], None]
+    entries: Table | None = None
 
     @property
     def summary(self) -> str:

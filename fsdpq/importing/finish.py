@@ -14,7 +14,9 @@ from fsdpq.importing.draft import Draft
 from fsdpq.importing.result import Finding, ImportResult
 from fsdpq.recipe.checks import CHECKS
 from fsdpq.recipe.describe import describe_field, list_sections, show_value
+from fsdpq.recipe.options import Options
 from fsdpq.recipe.root import Recipe
+from fsdpq.recipe.sections.source import MixturePart
 
 _METHODS = {
     ("bnb", "lora"): "qlora",
@@ -62,7 +64,8 @@ def _validated(draft: Draft, source: str) -> Recipe:
         try:
             return Recipe.model_validate_json(json.dumps(draft.document), strict=True)
         except ValidationError as error:
-            targets = {_target(draft.document, entry["loc"]) for entry in error.errors()}
+            told = (_target(draft.document, entry["loc"]) for entry in error.errors())
+            targets = {_origin(draft, target) for target in told}
         bad = sorted(target for target in targets if target in draft.origins)
         for target in bad:
             key = draft.origins[target]
@@ -84,15 +87,30 @@ def _target(document: dict[str, Any], loc: tuple[int | str, ...]) -> str:
     found: list[str] = []
     place: Any = document
     for index, part in enumerate(loc):
-        if isinstance(place, dict) and (part in place or index in (0, len(loc) - 1)):
+        if isinstance(place, list) and isinstance(part, int):
+            place = cast("list[Any]", place)[part]
+            if isinstance(place, dict):  # a part of a mixture, not one of several numbers
+                found.append(str(part))
+        elif isinstance(place, dict) and (part in place or index in (0, len(loc) - 1)):
             found.append(str(part))
             place = cast("dict[Any, Any]", place).get(part)
     return ".".join(found)
 
 
+def _origin(draft: Draft, target: str) -> str:
+    """Returns the key that ``target`` is a part of and that came from the source, else itself."""
+    name = target
+    while name and name not in draft.origins:
+        name = name.rpartition(".")[0]
+    return name or target
+
+
 def _expected(document: dict[str, Any], target: str) -> str:
-    section, _, field = target.partition(".")
-    options = list_sections()[section].options(document[section])
+    section, *path = target.split(".")
+    options: type[Options] | None = list_sections()[section].options(document[section])
+    if path[:1] == ["mixture"]:
+        options = MixturePart
+    field = path[-1]
     info = options.model_fields.get(field) if options else None
     return describe_field(info) if info else "something else"
 

@@ -288,10 +288,9 @@ def _assemble_eval(draft: Draft) -> None:
         return
     if steps < 1:
         draft.note("no_counterpart", "eval_steps", STEPS_ONLY.format("training.eval_interval"))
-    elif not draft.at("data.eval_fraction"):
-        draft.note(
-            "no_counterpart", "eval_steps", "no rows are held out: `data.eval_fraction` is 0"
-        )
+    elif not (draft.at("data.eval_fraction") or draft.at("data.eval")):
+        why = "there are no rows for evaluation: `data.eval_fraction` is 0"
+        draft.note("no_counterpart", "eval_steps", why)
     else:
         draft.put("training.eval_interval", whole(steps), key="eval_steps")
 
@@ -328,15 +327,6 @@ def assemble_report_to(draft: Draft) -> None:
     draft.default("metrics.wandb.project", "huggingface")
     if name is not None:
         draft.put("metrics.wandb.name", name, key="run_name")
-
-
-def read_hub_dataset(draft: Draft, key: str, value: Any) -> None:
-    """Reads the name of a hub dataset, or the path of a file of rows."""
-    name = text(value)
-    is_file = name.lower().endswith((".json", ".jsonl", ".csv", ".parquet"))
-    target = "data.path" if is_file or name.startswith(("./", "../", "/", "~")) else "data.dataset"
-    draft.put(target, name, key=key)
-    draft.note("converted", key, target=target)
 
 
 def assemble_adapter(draft: Draft, *, low_rank: bool, use_dora: str, key: str) -> None:

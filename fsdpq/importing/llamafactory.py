@@ -1,6 +1,6 @@
 """LLaMA-Factory's YAML, through release 0.9.5 (https://github.com/hiyouga/LLaMA-Factory).
 
-Its datasets are names that ``dataset_info.json`` explains; that file is not read here.
+Its datasets are names that ``dataset_info.json`` explains: see `llamafactory_datasets`.
 """
 
 from __future__ import annotations
@@ -22,18 +22,11 @@ from fsdpq.importing.huggingface import (
     assemble_training,
     read_eval_fraction,
 )
+from fsdpq.importing.llamafactory_datasets import assemble_data, read_template
 from fsdpq.importing.values import boolean, names, number, text, whole
 
 NAME = "llamafactory"
 UNKNOWN = "LLaMA-Factory does not know it and refuses the file"
-
-HUB_DATASETS = {
-    "alpaca_en": "llamafactory/alpaca_en",
-    "alpaca_zh": "llamafactory/alpaca_zh",
-    "alpaca_gpt4_en": "llamafactory/alpaca_gpt4_en",
-    "alpaca_gpt4_zh": "llamafactory/alpaca_gpt4_zh",
-}
-"""Datasets of its ``dataset_info.json`` that lie on the hub as rows of instruction and output."""
 
 _ATTENTION: Mapping[str, Any] = {
     "auto": "sdpa",
@@ -45,43 +38,25 @@ _ATTENTION: Mapping[str, Any] = {
 }
 
 
-def _read_dataset(draft: Draft, key: str, value: Any) -> None:
-    found = names(value)
-    if not found:
-        return
-    name, place = found[0], str(draft.get("dataset_dir") or "data").rstrip("/")
-    if not draft.has("data.format"):
-        draft.put("data.format", "alpaca", key=key)
-    if name in HUB_DATASETS:
-        draft.put("data.dataset", HUB_DATASETS[name], key=key)
-        target, note = "data.dataset", "rendered with Alpaca's prompt, not by the chat template"
-    else:
-        draft.put("data.path", f"{place}/{name}.json", key=key)
-        target = "data.path"
-        note = (
-            f"look up `{name}` in `dataset_info.json`: its file, and its columns for `data.format`"
-        )
-    draft.note("assumed", key, note, target=f"{target}, data.format")
-    if len(found) > 1:
-        why = f"a recipe has one dataset: join `{found[1]}` to it in one file (`data.path`)"
-        draft.note("no_counterpart", key, why)
-
-
-def _read_template(draft: Draft, key: str, value: Any) -> None:  # noqa: ARG001
-    why = "`messages` go through the tokenizer's own chat template, whatever its name here"
-    draft.note("assumed", key, why)
-
-
 def _read_stage(draft: Draft, key: str, value: Any) -> None:
     word = text(value)
     if word == "pt":
         draft.put("data.format", "text", key=key)
-        draft.put("data.train_on_prompt", True, key=key)
     if word in ("sft", "pt"):
         draft.note("built_in" if word == "sft" else "converted", key, "a recipe finetunes")
     else:
         why = "a recipe finetunes on answers; preference training is another program's job"
         draft.note("no_counterpart", key, why)
+
+
+def _read_mask_history(draft: Draft, key: str, value: Any) -> None:
+    draft.put("data.turns_to_train", "last" if boolean(value) else "all", key=key)
+    draft.note("converted", key, target="data.turns_to_train")
+
+
+def _read_no_shuffling(draft: Draft, key: str, value: Any) -> None:
+    draft.put("data.shuffle", not boolean(value), key=key)
+    draft.note("converted", key, target="data.shuffle")
 
 
 def _read_targets(draft: Draft, key: str, value: Any) -> None:
@@ -121,17 +96,22 @@ RULES: Mapping[str, Rule] = {
     "use_dora": Part("adapter.kind"),
     "additional_target": To("adapter.modules_to_save", names),
     "loraplus_lr_ratio": To("optimizer.lora_plus_ratio", number),
-    "dataset": With("data.dataset, data.path", _read_dataset),
+    "dataset": Part("data.dataset, data.path, data.format, data.columns, data.mixture"),
     "dataset_dir": Part("data.path"),
-    "template": With("", _read_template),
+    "eval_dataset": Part("data.eval"),
+    "mix_strategy": Part("data.mixture_stopping"),
+    "interleave_probs": Part("data.mixture"),
+    "streaming": To("data.streaming", boolean),
+    "buffer_size": Part("data.stream_window"),
+    "disable_shuffling": With("data.shuffle", _read_no_shuffling),
+    "template": With("data.chat_template", read_template),
     "cutoff_len": To("data.seq_len", whole),
-    "max_samples": To("data.max_rows", whole),
+    "max_samples": Part("data.max_rows"),
     "train_on_prompt": To("data.train_on_prompt", boolean),
-    "mask_history": Lost("every answer of a dialogue is trained on"),
+    "mask_history": With("data.turns_to_train", _read_mask_history),
     "packing": Part("data.packing"),
     "neat_packing": Part("data.packing"),
     "val_size": With("data.eval_fraction", read_eval_fraction),
-    "eval_dataset": Lost("rows are held out of the training data: `data.eval_fraction`"),
     "pure_bf16": Part("fsdp.precision"),
     "moe_aux_loss_coef": To("training.router_aux_loss_coef", number),
     "disable_gradient_checkpointing": With("fsdp.activation_checkpointing", _read_no_checkpointing),
@@ -168,6 +148,7 @@ def assemble(draft: Draft) -> None:
     if low_rank:
         draft.default("adapter.rank", 8, "lora_rank")
         draft.default("adapter.alpha", 2 * draft.at("adapter.rank"), "lora_alpha")
+    assemble_data(draft)
     _assemble_packing(draft)
     if draft.on("pure_bf16"):
         draft.drop("fsdp.precision.reduce")

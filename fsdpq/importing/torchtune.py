@@ -13,7 +13,8 @@ from typing import Any
 from fsdpq.importing import known_keys
 from fsdpq.importing.draft import Always, Choice, Draft, Lost, Part, Rule, Table, To, With
 from fsdpq.importing.huggingface import BY_ITSELF, DATA_LOADING, read_offload
-from fsdpq.importing.torchtune_components import DATASETS, MODELS, OPTIMIZERS, TEXT_DATASETS
+from fsdpq.importing.torchtune_components import MODELS, OPTIMIZERS
+from fsdpq.importing.torchtune_datasets import DATASET, read_datasets, read_validation
 from fsdpq.importing.values import boolean, is_off, mapping, names, number, numbers, text, whole
 
 NAME = "torchtune"
@@ -41,44 +42,10 @@ def _read_model(draft: Draft, key: str, value: Any) -> None:
         draft.note("converted", key, target="quantization.kind, adapter.kind")
 
 
-def _read_dataset(draft: Draft, key: str, value: Any) -> None:
-    name = text(value).removeprefix("torchtune.datasets.")
-    found = DATASETS.get(name)
-    if found is None:
-        why = "no such dataset is known here: write rows of `messages` to a file (`data.path`)"
-        draft.put("data.format", "messages", key=key)
-        draft.note("no_counterpart", key, why)
-        return
-    repository, format_, note = found
-    draft.put("data.format", format_, key=key)
-    if repository:
-        draft.put("data.dataset", repository, key=key)
-    draft.note("assumed" if note else "converted", key, note, target="data.dataset, data.format")
-
-
 def _read_compile(draft: Draft, key: str, value: Any) -> None:
     parts = mapping(value) if isinstance(value, dict) else {"model": value}
     draft.put("training.compile", boolean(parts.get("model", False)), key=key)
     draft.note("converted", key, target="training.compile")
-
-
-def _read_source(draft: Draft, key: str, value: Any) -> None:
-    name = text(value)
-    if name in ("json", "csv", "parquet"):
-        draft.drop("data.dataset")
-        draft.note("converted", key, "the file is in `data_files`", target="data.path")
-        return
-    draft.put("data.dataset", name, key=key)
-    draft.note("converted", key, target="data.dataset")
-
-
-def _read_data_files(draft: Draft, key: str, value: Any) -> None:
-    files = names(value)
-    draft.drop("data.dataset")
-    draft.put("data.path", files[0] if files else "", key=key)
-    draft.note("converted", key, target="data.path")
-    if len(files) > 1:
-        draft.note("no_counterpart", key, "a recipe has one file of rows: join them")
 
 
 def _read_clip(draft: Draft, key: str, value: Any) -> None:
@@ -151,18 +118,6 @@ TOKENIZER = _table(
     "the model's own tokenizer is used as its files say",
 )
 
-DATASET = _table({
-    "_component_": With("data.dataset, data.format", _read_dataset),
-    "source": With("data.dataset", _read_source),
-    "data_files": With("data.path", _read_data_files),
-    "split": To("data.split", text),
-    "packed": Part("data.packing"),
-    "train_on_input": To("data.train_on_prompt", boolean),
-    "conversation_style": Lost("the rows must have `messages` with `role` and `content`"),
-    "add_eos": Always("rows end with the end of text"),
-}, "column column_map conversation_column new_system_prompt prompt_template filter_fn name subset "
-   "filter_kwargs split_across_pack", "rename the columns as `data.format` wants them")  # fmt: skip
-
 OPTIMIZER = _table({
     "_component_": Choice("optimizer.kind", OPTIMIZERS, "see `fsdpq kinds optimizer`"),
     "lr": To("optimizer.lr", number),
@@ -220,7 +175,8 @@ RULES: Mapping[str, Rule] = {
     "model": MODEL,
     "tokenizer": TOKENIZER,
     "checkpointer": CHECKPOINTER,
-    "dataset": DATASET,
+    "dataset": With("data, data.mixture", read_datasets, DATASET),
+    "dataset_val": With("data.eval", read_validation),
     "optimizer": OPTIMIZER,
     "lr_scheduler": SCHEDULE,
     "loss": With("", lambda draft, key, value: LOSS.apply(draft, key, _component(value))),
@@ -246,9 +202,8 @@ RULES: Mapping[str, Rule] = {
     "resume_from_checkpoint": Lost("a run goes on by its directory, not by its recipe"),
     "optimizer_in_bwd": Lost("the optimizer steps once a step, after the backward pass"),
     "compile": With("training.compile", _read_compile),
-    "dataset_val": Lost("rows are held out of the training data: `data.eval_fraction`"),
-    "run_val_every_n_steps": Lost("set `training.eval_interval` and `data.eval_fraction`"),
-    "shuffle": Part("data"),
+    "run_val_every_n_steps": Part("training.eval_interval"),
+    "shuffle": Part("data.shuffle"),
     "output_dir": Always("runs go to `runs/<name>-<hash>`, or to `--run-dir`"),
     "collate_fn": Always(DATA_LOADING),
     "low_cpu_ram": Always(BY_ITSELF),
@@ -347,18 +302,12 @@ def _assemble_model(draft: Draft, repository: str) -> None:
 
 
 def _assemble_data(draft: Draft) -> None:
-    if draft.on("dataset.packed"):
-        draft.put("data.packing", "best_fit", key="dataset.packed")
-    component = str(draft.get("dataset._component_")).removeprefix("torchtune.datasets.")
-    is_text = component in TEXT_DATASETS
-    if is_text or component.startswith("alpaca"):
-        draft.default("data.train_on_prompt", True, "dataset.train_on_input")
     if draft.get("tokenizer.max_seq_len") is None:
         draft.put("data.seq_len", 2048)
         why = "torchtune cuts no rows then: 2048 tokens are assumed"
         draft.note("assumed", "tokenizer.max_seq_len", why, target="data.seq_len")
     if draft.get("shuffle") is not None and is_off(draft.get("shuffle")):
-        draft.note("no_counterpart", "shuffle", "rows are always shuffled, by `training.seed`")
+        draft.put("data.shuffle", False, key="shuffle")
 
 
 def _assemble_steps(draft: Draft) -> None:
@@ -374,6 +323,9 @@ def _assemble_steps(draft: Draft) -> None:
             draft.note("built_in", "epochs", "`training.steps` says how long")
     else:
         draft.put("training.epochs", epochs, key="epochs")
+    interval = draft.read("run_val_every_n_steps", whole)
+    if interval and draft.has("data.eval"):
+        draft.put("training.eval_interval", interval, key="run_val_every_n_steps")
     draft.default("training.gradient_accumulation_steps", 1, "gradient_accumulation_steps")
     if "training.max_grad_norm" not in draft.origins:
         draft.default("training.max_grad_norm", None, "clip_grad_norm")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from fsdpq.importing.optimizers import STATES_DIFFER
@@ -47,34 +49,70 @@ MODELS = {
 }
 """Model builder, without ``lora_`` or ``qlora_`` -> the repository that its configs download."""
 
-_SHAREGPT = "its rows have `conversations`: write them as `messages` with `role` and `content`"
-_INSTRUCT = "the rows must have `prompt` and `completion`"
 _PAIRS = "preference training is another program's job"
 
-DATASETS: dict[str, tuple[str, str, str]] = {
-    "alpaca_dataset": ("tatsu-lab/alpaca", "alpaca", ""),
-    "alpaca_cleaned_dataset": ("yahma/alpaca-cleaned", "alpaca", ""),
-    "chat_dataset": ("", "messages", "the rows must have `messages` with `role` and `content`"),
-    "instruct_dataset": ("", "prompt_completion", _INSTRUCT),
-    "text_completion_dataset": ("", "text", ""),
-    "wikitext_dataset": (
-        "EleutherAI/wikitext_document_level",
-        "text",
-        "its column is `page`: rename it to `text`",
+
+@dataclass(frozen=True)
+class DatasetComponent:
+    """What a dataset builder reads.
+
+    Attributes:
+        repository: of the hub; empty where its ``source`` says it.
+        format: of its rows.
+        columns: name in the format -> name in that repository.
+        names: name in ``column_map`` -> name in the format.
+        note: what differs.
+    """
+
+    repository: str
+    format: str
+    columns: Mapping[str, str] = field(default_factory=dict[str, str])
+    names: Mapping[str, str] = field(default_factory=dict[str, str])
+    note: str = ""
+
+
+_INSTRUCT = {"input": "prompt", "output": "completion"}
+_ALPACA = {"instruction": "instruction", "input": "input", "output": "output"}
+_CHAT = {"conversations": "messages", "messages": "messages", "tools": "tools"}
+
+DATASETS: dict[str, DatasetComponent] = {
+    "alpaca_dataset": DatasetComponent("tatsu-lab/alpaca", "alpaca", names=_ALPACA),
+    "alpaca_cleaned_dataset": DatasetComponent("yahma/alpaca-cleaned", "alpaca", names=_ALPACA),
+    "chat_dataset": DatasetComponent("", "messages", names=_CHAT),
+    "instruct_dataset": DatasetComponent(
+        "", "prompt_completion", {"prompt": "input", "completion": "output"}, _INSTRUCT
     ),
-    "slimorca_dataset": ("Open-Orca/SlimOrca-Dedup", "messages", _SHAREGPT),
-    "samsum_dataset": ("Samsung/samsum", "prompt_completion", _INSTRUCT),
-    "grammar_dataset": ("liweili/c4_200m", "prompt_completion", _INSTRUCT),
-    "cnn_dailymail_articles_dataset": (
-        "ccdv/cnn_dailymail",
-        "text",
-        "its column is `article`: rename it to `text`",
+    "text_completion_dataset": DatasetComponent("", "text"),
+    "wikitext_dataset": DatasetComponent(
+        "EleutherAI/wikitext_document_level", "text", {"text": "page"}
     ),
-    "stack_exchange_paired_dataset": ("lvwerra/stack-exchange-paired", "prompt_completion", _PAIRS),
-    "hh_rlhf_helpful_dataset": ("RLHFlow/HH-RLHF-Helpful-standard", "prompt_completion", _PAIRS),
-    "preference_dataset": ("", "prompt_completion", _PAIRS),
+    "slimorca_dataset": DatasetComponent("Open-Orca/SlimOrca-Dedup", "messages", names=_CHAT),
+    "samsum_dataset": DatasetComponent(
+        "Samsung/samsum",
+        "prompt_completion",
+        {"prompt": "dialogue", "completion": "summary"},
+        _INSTRUCT,
+        "the line that asks for a summary is left out",
+    ),
+    "grammar_dataset": DatasetComponent(
+        "liweili/c4_200m",
+        "prompt_completion",
+        {"prompt": "input", "completion": "output"},
+        _INSTRUCT,
+        "the line that asks for a correction is left out",
+    ),
+    "cnn_dailymail_articles_dataset": DatasetComponent(
+        "ccdv/cnn_dailymail", "text", {"text": "article"}
+    ),
+    "stack_exchange_paired_dataset": DatasetComponent(
+        "lvwerra/stack-exchange-paired", "prompt_completion", note=_PAIRS
+    ),
+    "hh_rlhf_helpful_dataset": DatasetComponent(
+        "RLHFlow/HH-RLHF-Helpful-standard", "prompt_completion", note=_PAIRS
+    ),
+    "preference_dataset": DatasetComponent("", "prompt_completion", note=_PAIRS),
 }
-"""Dataset builder -> repository (empty: its ``source`` says it), format, what differs."""
+"""Dataset builder -> what it reads."""
 
 TEXT_DATASETS = ("text_completion_dataset", "wikitext_dataset", "cnn_dailymail_articles_dataset")
 """Datasets of plain text, of which every token is trained on."""

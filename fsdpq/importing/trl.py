@@ -20,8 +20,8 @@ from fsdpq.importing.huggingface import (
     assemble_bits,
     assemble_report_to,
     assemble_training,
-    read_hub_dataset,
 )
+from fsdpq.importing.sources import add_columns, read_dataset, read_files, read_sources
 from fsdpq.importing.values import boolean, mapping, names, number, text, whole
 
 NAME = "trl"
@@ -42,27 +42,36 @@ def _read_targets(draft: Draft, key: str, value: Any) -> None:
 
 def _read_text_field(draft: Draft, key: str, value: Any) -> None:
     draft.put("data.format", "text", key=key)
-    note = "" if text(value) == "text" else f"rename the column `{text(value)}` to `text`"
-    draft.note("assumed" if note else "converted", key, note, target="data.format")
+    add_columns(draft, {"text": text(value)}, key=key)
+    draft.note("converted", key, target="data.format, data.columns")
 
 
 def _read_mixture(draft: Draft, key: str, value: Any) -> None:
-    rows = cast("list[Any]", value) if isinstance(value, list) else [value]
-    for index, entry in enumerate(rows):
-        place = f"{key}.{index}"
-        if index:
-            why = "a recipe has one dataset: write the rows into one file (`data.path`)"
-            draft.note("no_counterpart", place, why)
-        else:
-            MIXTURE.apply(draft, place, mapping(entry))
+    entries = cast("list[Any]", value) if isinstance(value, list) else [value]
+    read_sources(draft, key, entries, lambda at, entry: MIXTURE.apply(draft, at, mapping(entry)))
+
+
+def _read_template_path(draft: Draft, key: str, value: Any) -> None:
+    if text(value).endswith(".jinja"):
+        draft.put("data.chat_template", text(value), key=key)
+        draft.note("converted", key, target="data.chat_template")
+    else:
+        why = "name the file with that tokenizer's template: `chat_template: file.jinja`"
+        draft.note("no_counterpart", key, why)
 
 
 MIXTURE = Table(
-    {"path": With("data.dataset, data.path", read_hub_dataset), "split": To("data.split", text)},
-    ("name", "data_dir", "data_files", "columns", "fraction"),
-    "TRL does not know it and refuses the file",
-    {"": "fetch the file of rows and name it in `data.path`"},
-)
+    {
+        "path": With("data.dataset, data.path", read_dataset),
+        "name": To("data.config", text),
+        "split": To("data.split", text),
+        "data_files": With("data.path", read_files),
+        "data_dir": Lost("name the files in `data.path`"),
+        "columns": Always("columns that the format does not name are not used"),
+    },
+    ("name", "path", "split", "data_dir", "data_files", "columns"),
+    "TRL does not know it and refuses the file", {},
+)  # fmt: skip
 
 RULES: Mapping[str, Rule] = {
     **TRAINING,
@@ -85,12 +94,14 @@ RULES: Mapping[str, Rule] = {
     "lora_task_type": Always("a recipe trains a causal language model"),
     "use_rslora": To("adapter.use_rslora", boolean),
     "use_dora": Part("adapter.kind"),
-    "dataset_name": With("data.dataset, data.path", read_hub_dataset),
-    "dataset_config": Lost("subsets cannot be chosen: fetch the file and name it in `data.path`"),
+    "dataset_name": With("data.dataset, data.path", read_dataset),
+    "dataset_config": To("data.config", text),
+    "dataset_streaming": To("data.streaming", boolean),
+    "streaming": To("data.streaming", boolean),
     "dataset_train_split": To("data.split", text),
-    "dataset_test_split": Lost("rows are held out of the training data: `data.eval_fraction`"),
-    "dataset_text_field": With("data.format", _read_text_field),
-    "datasets": With("data", _read_mixture),
+    "dataset_test_split": Part("data.eval"),
+    "dataset_text_field": With("data.format, data.columns", _read_text_field),
+    "datasets": With("data, data.mixture", _read_mixture, MIXTURE),
     "test_split_size": To("data.eval_fraction", number),
     "max_length": To("data.seq_len", whole),
     "max_seq_length": To("data.seq_len", whole),
@@ -111,8 +122,9 @@ RULES: Mapping[str, Rule] = {
     "num_processes": To("launch.nproc_per_node", whole),
     "num_machines": To("launch.nnodes", whole),
     "env": Lost("a recipe sets no environment variables"),
-    "chat_template_path": Lost("the tokenizer's own chat template renders `messages`"),
-    **dict.fromkeys(("dataset_num_proc", "shuffle_dataset"), Always(DATA_LOADING)),
+    "chat_template_path": With("data.chat_template", _read_template_path),
+    "shuffle_dataset": Always("the order of rows is drawn anew every epoch: `data.shuffle`"),
+    "dataset_num_proc": Always(DATA_LOADING),
 }  # fmt: skip
 
 TABLE = Table(
@@ -170,12 +182,28 @@ def _assemble_data(draft: Draft) -> None:
         if str(draft.get("packing_strategy") or "bfd") == "wrapped":
             why = "rows are not cut to fill a sequence: they are fitted in whole"
             draft.note("assumed", "packing_strategy", why, target="data.packing")
-    if not draft.has("data.format"):
-        draft.put("data.format", "messages")
-        why = "TRL looks at the columns: `messages` is assumed; else `prompt_completion` or `text`"
-        draft.note("assumed", "dataset_name", why, target="data.format")
+    _assemble_eval(draft)
     key = "assistant_only_loss" if draft.on("assistant_only_loss") else "completion_only_loss"
     if draft.on(key):
         draft.put("data.train_on_prompt", False, key=key)
-    else:
-        draft.default("data.train_on_prompt", True, "assistant_only_loss")
+    elif draft.at("data.format") != "text":
+        draft.put("data.train_on_prompt", True)
+        why = "TRL trains whole conversations by default; `false` where rows have a `completion`"
+        draft.note("assumed", "assistant_only_loss", why, target="data.train_on_prompt")
+
+
+def _assemble_eval(draft: Draft) -> None:
+    """Takes the test split for evaluation where the config evaluates at all."""
+    evaluates = str(draft.get("eval_strategy") or "no") != "no"
+    source = draft.at("data.dataset")
+    if not evaluates or source is None or draft.has("data.eval_fraction"):
+        return
+    split = draft.read("dataset_test_split", text, "test")
+    found: dict[str, Any] = {"dataset": source, "split": split}
+    for name in ("config", "format", "columns"):
+        if draft.has(f"data.{name}"):
+            found[name] = draft.at(f"data.{name}")
+    draft.put("data.eval", found, key="dataset_test_split")
+    if draft.get("dataset_test_split") is None:
+        why = "TRL evaluates on the split `test`"
+        draft.note("assumed", "eval_strategy", why, target="data.eval")

@@ -57,9 +57,20 @@ def _section(
             yield f"{indent}{name}:"
             yield from _section(cast("dict[str, Any]", value), target, origins, indent + "  ")
             continue
+        if _is_list_of_mappings(value):
+            yield f"{indent}{name}:"
+            for index, part in enumerate(cast("list[dict[str, Any]]", value)):
+                lines = list(_section(part, f"{target}.{index}", origins, indent + "    "))
+                yield from [f"{indent}  - {lines[0].lstrip()}", *lines[1:]]
+            continue
         line = f"{indent}{name}: {_flow(value)}"
         origin = origins.get(target)
         yield f"{line:<{_COLUMN}}  # {one_line(origin)}" if origin else line
+
+
+def _is_list_of_mappings(value: Any) -> bool:
+    items = cast("list[Any]", value) if isinstance(value, list) else []
+    return bool(items) and all(isinstance(item, dict) for item in items)
 
 
 def _flow(value: Any) -> str:

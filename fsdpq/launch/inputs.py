@@ -24,7 +24,9 @@ def fetch_inputs(
     from fsdpq.fetch.data import fetch_data
 
     # The data first: its mistakes are cheap to find, a model takes long to download.
-    data = fetch_data(loaded.recipe.data, base_dir=loaded.base_dir, report=screen.report)
+    data = fetch_data(
+        loaded.recipe.data, base_dir=loaded.base_dir, report=screen.report, marks=loaded.marks
+    )
     model = fetch_base_model(loaded, screen=screen, trust_remote_code=trust_remote_code)
     return {"model": model, "data": data.as_json()}
 
@@ -64,10 +66,12 @@ def make_inputs(loaded: LoadedRecipe, *, screen: Screen) -> dict[str, Any]:
     Raises:
         UsageError: the architecture of the recipe's model is not known.
     """
-    from fsdpq.launch.smoke import make_smoke_model, make_smoke_rows
+    from fsdpq.launch.smoke import make_smoke_model
+    from fsdpq.launch.smoke_rows import make_smoke_rows
 
     model = make_smoke_model(loaded.recipe, base_dir=loaded.base_dir, report=screen.report)
-    data = make_smoke_rows(loaded.recipe.data, report=screen.report)
+    options = loaded.recipe.data
+    data = make_smoke_rows(options, base_dir=loaded.base_dir, report=screen.report)
     return {"model": _plain(asdict(model)), "data": data.as_json()}
 
 

@@ -55,27 +55,25 @@ class PrepareJob:
 
     Attributes:
         recipe: the recipe, shrunk for a smoke run.
-        base_dir: what relative paths in it are relative to.
         sources: the rows.
         tokenizer_dir: the model, or its tokenizer alone.
         trust_remote_code: let the worker run Python code that the model brings.
         num_processes: that tokenize; None is one a core.
-        worker: arguments of Python that name the worker.
+        worker: arguments of Python that name the worker; none are the real one.
     """
 
     recipe: Recipe
-    base_dir: Path
     sources: DataSources
     tokenizer_dir: Path
     trust_remote_code: bool = False
     num_processes: int | None = None
-    worker: Sequence[str] = PREPARER
+    worker: Sequence[str] = ()
 
     @property
     def key(self) -> Key:
         """All that the prepared data depends on."""
         tokenizer = hash_tokenizer(self.tokenizer_dir, with_code=self.trust_remote_code)
-        return prepare_key(self.recipe, self.sources, tokenizer, base_dir=self.base_dir)
+        return prepare_key(self.recipe, self.sources, tokenizer)
 
 
 @dataclass(frozen=True)
@@ -129,7 +127,9 @@ def prepare(
         why = "its rows are made up" if recipe.data.format == "dummy" else "it is streamed"
         hint = "`fsdpq train` needs no preparation of it"
         raise UsageError(f"there is nothing to prepare for this recipe's data: {why}", hint=hint)
-    sources = fetch_data(recipe.data, base_dir=loaded.base_dir, report=screen.report)
+    sources = fetch_data(
+        recipe.data, base_dir=loaded.base_dir, report=screen.report, marks=loaded.marks
+    )
     tokenizer_dir = fetch_tokenizer(
         recipe.model.name_or_path,
         revision=recipe.model.revision,
@@ -137,9 +137,7 @@ def prepare(
         report=screen.report,
         with_code=trust_remote_code,
     )
-    job = PrepareJob(
-        recipe, loaded.base_dir, sources, tokenizer_dir, trust_remote_code, num_processes
-    )
+    job = PrepareJob(recipe, sources, tokenizer_dir, trust_remote_code, num_processes)
     return find_prepared(job, screen=screen)
 
 
@@ -152,7 +150,6 @@ def prepare_inputs(
     recipe: Recipe,
     inputs: dict[str, Any],
     *,
-    base_dir: Path,
     screen: Screen,
     trust_remote_code: bool = False,
 ) -> dict[str, Any]:
@@ -161,7 +158,6 @@ def prepare_inputs(
     Args:
         recipe: resolved.
         inputs: ``model`` and ``data``.
-        base_dir: what relative paths in the recipe are relative to.
         screen: shows what happens.
         trust_remote_code: let the worker run Python code that the model brings.
 
@@ -172,7 +168,6 @@ def prepare_inputs(
         return {}
     job = PrepareJob(
         recipe,
-        base_dir,
         DataSources.from_json(inputs["data"]),
         Path(inputs["model"]["directory"]),
         trust_remote_code,
@@ -189,8 +184,7 @@ def find_prepared(job: PrepareJob, *, screen: Screen) -> FoundData:
         FsdpqError: whatever the worker reports.
     """
     key = job.key
-    name = f"{_slug(job.sources)}-{key_digest(key)}"
-    final = cache_root() / PREPARED / name
+    final = _place(job.sources, key)
     found = _open_entry(job, key, final, screen=screen)
     damage = _find_damage(found)
     if damage:
@@ -246,12 +240,11 @@ def _run_preparer(job: PrepareJob, key: Key, draft: Path, *, screen: Screen) -> 
         "seed": job.recipe.training.seed,
         "sources": job.sources.as_json(),
         "tokenizer": str(job.tokenizer_dir),
-        "base_dir": str(job.base_dir),
         "key": key,
     }
     (work / "job.json").write_text(json.dumps(task), encoding="utf-8")
     arguments = [
-        *job.worker, str(work / "job.json"), str(draft),
+        *(job.worker or PREPARER), str(work / "job.json"), str(draft),
         f"--error={files.error}", f"--processes={num_processes}",
         *([TRUST_FLAG] if job.trust_remote_code else []),
     ]  # fmt: skip
@@ -331,6 +324,13 @@ def _why_missing(key: Key) -> str:
 
 def _all(sources: DataSources) -> list[Any]:
     return [*sources.train, *([sources.eval] if sources.eval is not None else [])]
+
+
+def _place(sources: DataSources, key: Key) -> Path:
+    """Returns where the entry is, or goes: rows keep theirs when their files are moved."""
+    folder, digest = cache_root() / PREPARED, key_digest(key)
+    there = sorted(folder.glob(f"[!.]*-{digest}"))
+    return there[0] if there else folder / f"{_slug(sources)}-{digest}"
 
 
 def _slug(sources: DataSources) -> str:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import fsdpq
+from fsdpq.cards.chat_templates import BUILT_IN_TEMPLATES
 from fsdpq.fetch.hashes import hash_file, hash_of_hashes
 from fsdpq.recipe.root import Recipe
 from fsdpq.recipe.sections.data import DataOptions
@@ -35,19 +36,14 @@ OWN_CODE = ("data", "rows")
 NOT_IN_KEY = ("mixture", "eval", "shuffle", "streaming", "stream_window")
 """Options of ``data`` that the sources say already, or that decide about nothing here."""
 
-TEMPLATE_ENDING = ".jinja"
 
-
-def prepare_key(
-    recipe: Recipe, sources: DataSources, tokenizer: Mapping[str, str], *, base_dir: Path
-) -> Key:
+def prepare_key(recipe: Recipe, sources: DataSources, tokenizer: Mapping[str, str]) -> Key:
     """Returns what the prepared data of a recipe is made from.
 
     Args:
         recipe: the recipe.
         sources: what the launcher found for its ``data``.
         tokenizer: file of the tokenizer -> sha256.
-        base_dir: what a relative ``data.chat_template`` is relative to.
     """
     options = recipe.data
     draws = bool(options.eval_fraction) or any(s.weight is not None for s in sources.train)
@@ -57,7 +53,7 @@ def prepare_key(
         "eval": None if sources.eval is None else _source_key(sources.eval),
         "options": _options_key(options),
         "seed": recipe.training.seed if draws else None,
-        "template": _hash_template(options, base_dir),
+        "template": _hash_template(options, sources),
         "tokenizer": dict(sorted(tokenizer.items())),
         "versions": {name: metadata.version(name) for name in PACKAGES},
         "code": hash_own_code(),
@@ -110,7 +106,7 @@ def hash_own_code() -> str:
         path.relative_to(root).as_posix(): hash_file(path)
         for room in OWN_CODE
         for path in sorted((root / room).rglob("*"))
-        if path.suffix in (".py", TEMPLATE_ENDING)
+        if path.suffix in (".py", ".jinja")
     }
     return hash_of_hashes(files)
 
@@ -132,12 +128,11 @@ def _options_key(options: DataOptions) -> dict[str, Any]:
     return options.model_dump(mode="json", exclude=left_out)
 
 
-def _hash_template(options: DataOptions, base_dir: Path) -> str | None:
-    """Returns the hash of a template's file; others are in the tokenizer's files or our code."""
-    name = options.chat_template
-    if name is None or not name.endswith(TEMPLATE_ENDING):
-        return None
-    return hash_file(base_dir / Path(name).expanduser())
+def _hash_template(options: DataOptions, sources: DataSources) -> str | None:
+    """Returns the hash of a template's text, None for the tokenizer's own, in its files."""
+    built_in = BUILT_IN_TEMPLATES.get(options.chat_template or "")
+    text = built_in.source if built_in is not None else sources.chat_template
+    return None if text is None else hashlib.sha256(text.encode()).hexdigest()
 
 
 def _content(source: dict[str, Any] | None) -> Any:
@@ -170,12 +165,17 @@ def _files_differences(found: list[dict[str, Any]], wanted: list[dict[str, Any]]
         return []
     old = {file["path"]: file["sha256"] for file in found}
     new = {file["path"]: file["sha256"] for file in wanted}
-    changed = [
-        f"{Path(path).name} changed" for path in new if old.get(path, new[path]) != new[path]
-    ]
-    added = [f"{Path(path).name} is new" for path in new if path not in old]
-    gone = [f"{Path(path).name} is not used any more" for path in old if path not in new]
+    same_path = [path for path in new if path in old]
+    changed = [f"{Path(path).name} changed" for path in same_path if old[path] != new[path]]
+    added = [f"{Path(path).name} is new" for path in _others(new, old)]
+    gone = [f"{Path(path).name} is not used any more" for path in _others(old, new)]
     return [*changed, *added, *gone] or ["the order of the files changed"]
+
+
+def _others(files: Mapping[str, str], than: Mapping[str, str]) -> list[str]:
+    """Returns the files that are not among the others, by their path or their content."""
+    contents = set(than.values())
+    return [path for path, sha256 in files.items() if path not in than and sha256 not in contents]
 
 
 def _tokenizer_differences(found: Mapping[str, str], wanted: Mapping[str, str]) -> list[str]:

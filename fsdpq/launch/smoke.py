@@ -15,23 +15,20 @@ from pathlib import Path
 from typing import Any
 
 from fsdpq.cards.card import ModelCard
+from fsdpq.cards.chat_templates import BUILT_IN_TEMPLATES
 from fsdpq.errors import UsageError
 from fsdpq.fetch.cache import cached_directory
 from fsdpq.fetch.resolve import FetchedModel
-from fsdpq.launch.shrink import NUM_LAYERS, NUM_ROWS
+from fsdpq.launch.shrink import NUM_LAYERS
 from fsdpq.launch.single_worker import WorkerFiles, run_single_worker
 from fsdpq.recipe.checks.facts import card_of
 from fsdpq.recipe.root import Recipe
 from fsdpq.recipe.sections.data import DataOptions
 from fsdpq.recipe.sections.quantization import HqqOptions
-from fsdpq.rows.examples import made_up_rows
-from fsdpq.rows.formats import DUMMY_ROWS
-from fsdpq.rows.source import DataSources, RowSource, SourceFile
 
-MAKER_VERSION = "2"
+MAKER_VERSION = "3"
 """Version of what `fsdpq.worker.smoke_model` makes; entries of another version are made again."""
 
-ROWS = "rows.jsonl"
 MAKER = ("-m", "fsdpq.worker", "smoke-model")
 NUM_HEADS = 4
 MIN_WIDTH = 64
@@ -76,24 +73,6 @@ def make_smoke_model(recipe: Recipe, *, base_dir: Path, report: Report) -> Fetch
     return FetchedModel(entry.directory, f"made up: {what}", entry.sha256, "none", None)
 
 
-def make_smoke_rows(options: DataOptions, *, report: Report) -> DataSources:
-    """Returns made-up rows in the recipe's data format."""
-    if options.format == "dummy":
-        return DataSources((RowSource("made up", (), "dummy", DUMMY_ROWS),))
-    rows = made_up_rows(options.format, NUM_ROWS)
-    lines = "".join(json.dumps(row) + "\n" for row in rows)
-    digest = hashlib.sha256(lines.encode()).hexdigest()[:12]
-
-    def build(draft: Path) -> None:
-        (draft / ROWS).write_text(lines, encoding="utf-8")
-
-    key = f"smoke/{options.format}-{digest}"
-    entry = cached_directory(key, build, converter=MAKER_VERSION, report=report)
-    report(f"smoke: made-up rows stand in for {options.path or options.dataset}")
-    files = (SourceFile(entry.directory / ROWS, entry.files[ROWS]),)
-    return DataSources((RowSource("made up", files, options.format, len(rows)),))
-
-
 def describe_tiny_model(recipe: Recipe, base_dir: Path) -> dict[str, Any]:
     """Returns what `fsdpq.worker.smoke_model` needs to know.
 
@@ -116,7 +95,8 @@ def describe_tiny_model(recipe: Recipe, base_dir: Path) -> dict[str, Any]:
         "model_type": card.model_type,
         "config": tiny_sizes(card, recipe),
         "base_config": base_config,
-        "chat_template": recipe.data.format == "messages" and _has_chat_template(name, config_path),
+        "chat_template": _has_chats(recipe.data) and _has_chat_template(name, config_path),
+        "tokens": list(_template_tokens(recipe.data)),
         "seed": recipe.training.seed,
     }
 
@@ -143,6 +123,17 @@ def tiny_sizes(card: ModelCard, recipe: Recipe) -> dict[str, Any]:
     if card.sliding_window:
         sizes["sliding_window"] = CONTEXT // 4
     return sizes
+
+
+def _has_chats(options: DataOptions) -> bool:
+    formats = [part.format for part in options.mixture or (options,)]
+    return any(name in ("auto", "messages") for name in formats)
+
+
+def _template_tokens(options: DataOptions) -> tuple[str, ...]:
+    """Returns the tokens that the recipe's built-in chat template needs."""
+    built_in = BUILT_IN_TEMPLATES.get(options.chat_template or "")
+    return built_in.tokens if built_in is not None else ()
 
 
 def _has_chat_template(name: str, config_path: Path) -> bool:

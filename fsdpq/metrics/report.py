@@ -15,6 +15,7 @@ from typing import Any
 
 from fsdpq.metrics.charts import Chart, build_chart, format_number
 from fsdpq.metrics.run_record import Row, RunRecord, read_record
+from fsdpq.pages.environment import page_environment
 from fsdpq.run_files import RunFiles, write_whole
 
 REPORT_FORMAT = 1
@@ -75,18 +76,13 @@ def report_content(record: RunRecord, *, name: str) -> dict[str, Any]:
 
 def render_html(content: dict[str, Any]) -> str:
     """Returns the page for ``content`` (see `report_content`)."""
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(
-        bytes=format_bytes, duration=format_duration, number=format_number, count=_format_count
-    )
+    filters = {
+        "bytes": format_bytes,
+        "duration": format_duration,
+        "number": format_number,
+        "count": _format_count,
+    }
+    environment = page_environment(Path(__file__).parent, filters=filters)
     sections, plain = _split_settings(content["settings"])
     return environment.get_template(TEMPLATE).render(
         **content,

@@ -17,6 +17,7 @@ from fsdpq.errors import Location, Problem
 from fsdpq.recipe.describe import Section, suggest
 from fsdpq.recipe.fields import find_field
 from fsdpq.recipe.layers import Composition, describe_drop, drop_other_kind
+from fsdpq.recipe.marks import KeyPath
 from fsdpq.recipe.root import Recipe
 
 COMMAND_LINE = "command line"
@@ -86,24 +87,28 @@ def apply_overrides(
 
 
 def _set(composed: Composition, override: Override, sections: dict[str, Section]) -> Problem | None:
-    path, marks = override.path, composed.marks
+    path, marks = _path_in(composed.data, override.path), composed.marks
     if override.action == "add" and (problem := _check_add(composed, override, sections)):
         composed.problems.append(problem)  # and go on, so that its value is checked too
-    target: dict[str, Any] = composed.data
+    target: Any = composed.data
     for depth, part in enumerate(path[:-1], start=1):
-        child = target.get(part)
+        if problem := _check_item(target, path[:depth], override):
+            return problem
+        child = target[part] if isinstance(part, int) else target.get(part)
         if child is None:
-            child = target[part] = _default_kind(part, sections) if depth == 1 else {}
+            child = target[part] = _default_kind(str(part), sections) if depth == 1 else {}
             marks.keys[path[:depth]] = marks.values[path[:depth]] = override.location
-        if not isinstance(child, dict):
-            key = ".".join(path[:depth])
+        if not isinstance(child, dict | list):
+            key = ".".join(str(part) for part in path[:depth])
             hint = _WRITE if depth == 1 else f"take the value away before: `~{key} {override.text}`"
             return override.problem(f"`{key}` holds a value, not keys", hint)
-        target = cast("dict[str, Any]", child)
+        target = cast("Any", child)
+    if problem := _check_item(target, path, override):
+        return problem
     if path[1:] == ("kind",):
-        dropped = drop_other_kind(target, override.value, sections.get(path[0]))
+        dropped = drop_other_kind(target, override.value, sections.get(str(path[0])))
         if dropped:
-            notice = describe_drop(f"`{override.text}`", path[0], dropped, marks)
+            notice = describe_drop(f"`{override.text}`", str(path[0]), dropped, marks)
             composed.notices.append(notice)
         for key in dropped:
             marks.forget((path[0], key))
@@ -111,6 +116,18 @@ def _set(composed: Composition, override: Override, sections: dict[str, Section]
     marks.forget(path)
     marks.keys[path] = marks.values[path] = override.location
     return None
+
+
+def _check_item(target: Any, path: KeyPath, override: Override) -> Problem | None:
+    """Returns a Problem where ``target`` is a list and has no such item, or a mapping's key is."""
+    part, name = path[-1], ".".join(str(part) for part in path[:-1])
+    if isinstance(target, dict):
+        return None
+    last = len(target) - 1
+    if isinstance(part, int) and part <= last:
+        return None
+    hint = f"its items are `{name}.0` to `{name}.{last}`; add others in the recipe"
+    return override.problem(f"`{name}` is a list without item `{part}`", hint)
 
 
 def _default_kind(name: str, sections: dict[str, Section]) -> dict[str, Any]:
@@ -125,8 +142,8 @@ def _check_add(
 ) -> Problem | None:
     """Returns a Problem unless the key is optional and was written nowhere."""
     hint = f"leave the `+` out: `{override.text.lstrip('+')}`"
-    if override.path in composed.marks.keys:
-        at = composed.marks.keys[override.path]
+    at = composed.marks.keys.get(_path_in(composed.data, override.path))
+    if at is not None:
         place = f"{at.source}:{at.line}" if at.line else at.source
         return override.problem(f"`{override.key}` is set already ({place})", hint)
     info = find_field(override.path, composed.data, sections)
@@ -137,12 +154,16 @@ def _check_add(
 
 def _delete(composed: Composition, override: Override) -> Problem | None:
     target: Any = composed.data
-    for part in override.path[:-1]:
-        target = cast("dict[str, Any]", target).get(part) if isinstance(target, dict) else None
-    if isinstance(target, dict) and override.path[-1] in target:
-        target = cast("dict[str, Any]", target)
-        del target[override.path[-1]]
-        composed.marks.forget(override.path)
+    path = _path_in(composed.data, override.path)
+    for part in path[:-1]:
+        target = _child(target, part)
+    if isinstance(target, list):
+        hint = "copy the recipe and change its list"
+        return override.problem("items of a list cannot be deleted here", hint)
+    if isinstance(target, dict) and path[-1] in target:
+        target = cast("dict[Any, Any]", target)
+        del target[path[-1]]
+        composed.marks.forget(path)
         return None
     known = list(cast("dict[str, Any]", target)) if isinstance(target, dict) else []
     guess = suggest(override.path[-1], known)
@@ -150,6 +171,23 @@ def _delete(composed: Composition, override: Override) -> Problem | None:
     if guess:
         hint = f"did you mean `~{'.'.join([*override.path[:-1], guess])}`?"
     return override.problem(f"`{override.key}` is not set, so it cannot be deleted", hint)
+
+
+def _path_in(data: Any, parts: tuple[str, ...]) -> KeyPath:
+    """Returns ``parts`` with numbers where ``data`` has lists."""
+    path: list[str | int] = []
+    for part in parts:
+        path.append(int(part) if isinstance(data, list) and part.isdecimal() else part)
+        data = _child(data, path[-1])
+    return tuple(path)
+
+
+def _child(target: Any, part: str | int) -> Any:
+    if isinstance(target, dict):
+        return cast("dict[Any, Any]", target).get(part)
+    if isinstance(target, list) and isinstance(part, int):
+        return next(iter(cast("list[Any]", target)[part : part + 1]), None)
+    return None
 
 
 def _parse_one(parser: Any, text: str) -> Override | Problem:
@@ -187,7 +225,8 @@ def _parse_one(parser: Any, text: str) -> Override | Problem:
         return Override(path, action, value, text)
     except _NotPlainError as error:
         key = parsed.key_or_group
-        return _problem(text, f"`{text}` is {error}, and one run needs one value", _WRITE, key)
+        hint = f"write an override a key: `{key}.NAME=VALUE`" if error.is_mapping else _WRITE
+        return _problem(text, f"`{text}` is {error}, and one run needs one value", hint, key)
 
 
 def _problem(text: str, message: str, hint: str, key: str = "") -> Problem:
@@ -196,6 +235,10 @@ def _problem(text: str, message: str, hint: str, key: str = "") -> Problem:
 
 class _NotPlainError(Exception):
     """A value that is neither a scalar nor a list of scalars; the text says what it is."""
+
+    def __init__(self, what: str, *, is_mapping: bool) -> None:
+        super().__init__(what)
+        self.is_mapping = is_mapping
 
 
 def _plain(value: Any) -> Any:
@@ -207,4 +250,5 @@ def _plain(value: Any) -> Any:
         return [_plain(item) for item in cast("list[Any]", value)]
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
-    raise _NotPlainError("a mapping" if isinstance(value, dict) else "a sweep")
+    is_mapping = isinstance(value, dict)
+    raise _NotPlainError("a mapping" if is_mapping else "a sweep", is_mapping=is_mapping)

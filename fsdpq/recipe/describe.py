@@ -14,12 +14,14 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Union, cast, get_args, get_origin
 
 from pydantic.fields import FieldInfo
-from pydantic_core import PydanticUndefined
 
 from fsdpq.recipe.options import Options
 from fsdpq.recipe.root import Recipe
 
 _PLAIN = {int: "a whole number", float: "a number", bool: "true or false", str: "a string"}
+_LONG_TEXT = 1000
+"""Bounds of so many characters are not worth words: they only keep a recipe small."""
+
 _OTHER_NAMES = {
     "r": "rank",
     "lora_r": "rank",
@@ -98,14 +100,36 @@ def describe_field(info: FieldInfo) -> str:
 
 def default_text(info: FieldInfo) -> str:
     """Returns a field's default as YAML writes it, ``required`` where there is none."""
-    if info.default is PydanticUndefined:
+    if info.is_required():
         return "required"
-    return "{}" if isinstance(info.default, Options) else show_value(info.default)
+    default = info.get_default(call_default_factory=True, validated_data={})
+    return "{}" if isinstance(default, Options) or default == {} else show_value(default)
 
 
 def nested_options(info: FieldInfo) -> type[Options] | None:
     """Returns the class of the mapping that a field holds, None where it holds none."""
     return next((m for m in _union_members(info.annotation) if _is_options(m)), None)
+
+
+def item_options(info: FieldInfo) -> type[Options] | None:
+    """Returns the class of the mappings in the list that a field holds, None where it has none."""
+    for member in _union_members(info.annotation):
+        if get_origin(member) is tuple and _is_options(get_args(member)[0]):
+            return cast("type[Options]", get_args(member)[0])
+    return None
+
+
+def describe_options(options: type[Options]) -> str:
+    """Returns what a mapping of these options is."""
+    return f"a mapping of {list_words(options.model_fields, 'and')}"
+
+
+def example_text(value: Any) -> str:
+    """Returns an example as YAML writes it on one line."""
+    if isinstance(value, dict):
+        pairs = cast("dict[str, Any]", value).items()
+        return "{" + ", ".join(f"{key}: {show_value(item)}" for key, item in pairs) + "}"
+    return str(value)
 
 
 def show_value(value: Any) -> str:
@@ -172,13 +196,17 @@ def _describe(annotation: Any, metadata: list[Any]) -> str:
     if origin is Literal:
         return list_words(str(arg) for arg in args)
     if origin is tuple:
+        if args[-1] is Ellipsis and _is_options(args[0]):
+            return describe_options(args[0]).replace("a mapping", "a list of mappings", 1)
         if args[-1] is Ellipsis:
             return _describe(args[0], []).replace("a string", "a list of strings")
         return f"a list of {len(args)} values, each {_describe(args[0], [])}"
     if annotation is type(None):
         return "null"
+    if origin is dict:
+        return "a mapping of names to names"
     if _is_options(annotation):
-        return f"a mapping of {list_words(annotation.model_fields, 'and')}"
+        return describe_options(annotation)
     return _PLAIN.get(annotation, str(annotation)) + _describe_bounds(annotation, metadata)
 
 
@@ -204,5 +232,6 @@ def _describe_bounds(annotation: Any, metadata: list[Any]) -> str:
 
 def _describe_text_bounds(found: Mapping[str, Any]) -> str:
     text = f" that matches `{found['pattern']}`" if "pattern" in found else ""
-    text += f" of at most {found['max_length']} characters" if "max_length" in found else ""
+    longest = found.get("max_length", _LONG_TEXT)
+    text += f" of at most {longest} characters" if longest < _LONG_TEXT else ""
     return text + (" that is not empty" if found.get("min_length") == 1 else "")

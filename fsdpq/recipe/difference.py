@@ -30,7 +30,8 @@ class Difference:
 def compare(old: View, new: View) -> Iterator[Difference]:
     """Yields every key that differs, in the order of the recipe; keys of one kind only come last.
 
-    A list is one value. Where ``kind`` differs, the keys of the two kinds differ as well.
+    A list is one value, but parts of a mixture are compared one by one. Where ``kind`` differs, the
+    keys of the two kinds differ as well.
     """
     values = (old.values(), new.values())
     both = [path for path in values[0] if path in values[1]]

@@ -11,12 +11,14 @@ from fsdpq.errors import Location, UsageError
 from fsdpq.recipe.describe import (
     default_text,
     describe_field,
+    item_options,
     list_sections,
     list_words,
     show_value,
     suggest,
 )
 from fsdpq.recipe.field_docs import field_doc
+from fsdpq.recipe.marks import KeyPath
 from fsdpq.recipe.options import Options
 from fsdpq.recipe.view import View
 
@@ -37,6 +39,7 @@ UNITS = {
     "gradient_accumulation_steps": "micro-batches a rank",
     "max_rows": "rows",
     "eval_fraction": "share of the rows",
+    "weight": "share beside the other parts'",
     "block_size": "weights",
     "group_size": "weights",
     "nbits": "bits a weight",
@@ -106,17 +109,21 @@ def _is_inside(key: str, prefix: str) -> bool:
     return key == prefix or key.startswith(f"{prefix}.")
 
 
-def _explain_options(view: View, options: Options, path: tuple[str, ...]) -> Iterator[Explanation]:
+def _explain_options(view: View, options: Options, path: KeyPath) -> Iterator[Explanation]:
     plain = options.model_dump(mode="json")
     for name, info in type(options).model_fields.items():
         value, here = getattr(options, name), (*path, name)
         if isinstance(value, Options):
             yield from _explain_options(view, value, here)
             continue
+        if item_options(info) and value:
+            for index, item in enumerate(value):
+                yield from _explain_options(view, item, (*here, index))
+            continue
         words = describe_field(info)
         choices = tuple(words.split("`")[1::2]) if "matches" not in words else ()
         yield Explanation(
-            key=".".join(here),
+            key=".".join(str(part) for part in here),
             value=plain[name],
             source=view.source(here),
             location=view.origin(here),

@@ -6,7 +6,6 @@ Pydantic puts the tag of a union into the location of an error; here it is taken
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, cast
@@ -17,14 +16,17 @@ from fsdpq.errors import Location, Problem
 from fsdpq.recipe.describe import (
     Section,
     describe_field,
+    describe_options,
+    example_text,
+    item_options,
     list_words,
     nested_options,
     show_value,
     suggest,
 )
+from fsdpq.recipe.marks import KeyPath, Marks, key_path
 from fsdpq.recipe.options import Options
 from fsdpq.recipe.root import Recipe
-from fsdpq.recipe.source import KeyPath, Marks
 
 
 class Translator:
@@ -47,9 +49,9 @@ class Translator:
             for error_type, path in cleaned
             if error_type == "extra_forbidden" and (guess := self._guess(path))
         }
-        inside = {path[:end] for _, path in cleaned for end in range(1, len(_field_of(path)))}
+        inside = {path[:end] for _, path in cleaned for end in range(1, self._field_end(path))}
         for error_type, path in cleaned:
-            field = _field_of(path)
+            field = path[: self._field_end(path)]
             if path in inside:  # the other members of a union, about a mapping with mistakes in it
                 continue
             if field in seen or (error_type == "missing" and path in misspelt):
@@ -60,7 +62,7 @@ class Translator:
 
     def locate(self, problem: Problem) -> Problem:
         """Returns ``problem`` with the place where its key's value was written."""
-        path = tuple(problem.key.split("."))
+        path = key_path(problem.key)
         whole_section = len(path) == 1 and path[0] in self.sections
         location = self.marks.key(path) if whole_section else self.marks.value(path)
         return replace(problem, location=location)
@@ -74,12 +76,33 @@ class Translator:
 
     def _owner(self, path: KeyPath) -> type[Options] | None:
         """Returns the class that has the field at ``path`` of a section."""
-        section = self.sections[str(path[0])]
-        options = section.options(self.data[section.name])
-        for part in path[1:-1]:
-            info = options.model_fields.get(str(part)) if options else None
-            options = nested_options(info) if info else None
+        options, _ = self._walk(path[:-1])
         return options
+
+    def _field_end(self, path: KeyPath) -> int:
+        """Returns the length of ``path`` up to its field, without the place inside of a value."""
+        if len(path) < 2 or str(path[0]) not in self.sections:
+            return len(path)
+        return self._walk(path)[1]
+
+    def _walk(self, path: KeyPath) -> tuple[type[Options] | None, int]:
+        """Follows ``path`` through mappings of options and lists of such mappings.
+
+        Returns the class of the mapping at its end, None where another value is there, and how
+        many parts lead to the last field or mapping that has a name.
+        """
+        section = self.sections[str(path[0])]
+        options, items = section.options(self.data[section.name]), None
+        for depth, part in enumerate(path[1:], start=1):
+            if isinstance(part, int) and items is not None:
+                options, items = items, None
+                continue
+            if options is None or isinstance(part, int):
+                return None, depth
+            info = options.model_fields.get(part)
+            options = nested_options(info) if info else None
+            items = item_options(info) if info else None
+        return options, len(path)
 
     def _clean(self, error: ErrorDetails) -> KeyPath:
         """Returns where an error is, without the tags that pydantic adds for members of unions."""
@@ -137,10 +160,16 @@ class Translator:
     def _home_of(self, word: str, fields: list[str], section: Section) -> str:
         for kind, options in section.kinds.items():
             if word in options.model_fields:
-                return f"`{word}` belongs to kind `{kind}`"
+                where = f"to kind `{kind}`" if kind else f"in `{section.name}`"
+                return f"`{word}` belongs {where}"
         for other in self.sections.values():
             if any(word in options.model_fields for options in other.kinds.values()):
                 return f"`{word}` belongs in `{other.name}`"
+        for options in section.kinds.values():
+            for name, info in options.model_fields.items():
+                inner = nested_options(info) or item_options(info)
+                if inner is not None and word in inner.model_fields:
+                    return f"`{word}` belongs in `{section.name}.{name}`"
         return f"the keys here are {list_words(fields, 'and')}" if fields else "delete it"
 
     def _kind(self, section: Section) -> str:
@@ -153,12 +182,11 @@ class Translator:
             noun = "section" if what in self.sections else "key"
             hint = f"add `{what}:`; `recipes/quickstart.yaml` shows every section"
             return self._problem(f"missing {noun} `{what}`", path, None, hint)
-        section = self.sections[str(path[0])]
-        options = section.options(self.data[section.name])
+        options = self._owner(path)
         info = options.model_fields.get(what) if options else None
         hint = f"add `{what}:` with {describe_field(info)}" if info else f"add `{what}:`"
-        message = f"missing key `{what}` in `{section.name}`"
-        return self._problem(message, path, self.marks.key(path[:1]), hint)
+        message = f"missing key `{what}` in `{_dotted(path[:-1])}`"
+        return self._problem(message, path, self.marks.key(path[:-1]), hint)
 
     def _bad_kind(self, section: Section) -> Problem:
         path: KeyPath = (section.name, "kind")
@@ -195,28 +223,29 @@ class Translator:
         return self._problem(message, (name,), self.marks.key((name,)), hint)
 
     def _bad_value(self, path: KeyPath) -> Problem:
-        value, field_path = _value_at(self.data, path), _field_of(path)
+        value, field_path = _value_at(self.data, path), path[: self._field_end(path)]
         in_section = str(path[0]) in self.sections
         options = self._owner(field_path) if in_section else Recipe
         info = options.model_fields.get(str(field_path[-1])) if options else None
         expected = describe_field(info) if info else "something else"
         found = f", not `{show_value(value)}`"
-        if len(path) > len(field_path):
+        if in_section and isinstance(field_path[-1], int):
+            item, _ = self._walk(field_path)
+            expected = describe_options(item) if item else expected
+        elif len(path) > len(field_path) and isinstance(path[len(field_path)], int):
             found = f"; item {int(path[len(field_path)]) + 1} is `{show_value(value)}`"
+        elif len(path) > len(field_path):
+            found = f"; `{path[len(field_path)]}` is `{show_value(value)}`"
         hint = _type_hint(value, expected)
         if not hint:
-            hint = f"for example `{info.examples[0]}`" if info and info.examples else "change it"
+            examples = info.examples if info else None
+            hint = f"for example `{example_text(examples[0])}`" if examples else "change it"
         message = f"`{_dotted(field_path)}` must be {expected}{found}"
         return self._problem(message, path, self.marks.value(path), hint)
 
 
 def _dotted(path: KeyPath) -> str:
     return ".".join(str(part) for part in path)
-
-
-def _field_of(path: KeyPath) -> KeyPath:
-    """Returns ``path`` up to the field, without the place inside of a list."""
-    return tuple(itertools.takewhile(lambda part: isinstance(part, str), path))
 
 
 _NOTHING = object()

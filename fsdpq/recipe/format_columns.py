@@ -19,11 +19,13 @@ class FormatColumns:
         needed: columns of every row.
         optional: columns that may be missing, null or empty.
         fields: fields of the objects inside of a column, as ``column.field``.
+        note: what the columns hold, for people, where that is not plain text.
     """
 
     needed: tuple[str, ...]
     optional: tuple[str, ...] = ()
     fields: tuple[str, ...] = ()
+    note: str = ""
 
     @property
     def all(self) -> tuple[str, ...]:
@@ -37,14 +39,17 @@ FORMAT_COLUMNS: Mapping[str, FormatColumns] = MappingProxyType(
             ("messages",),
             ("system", "tools"),
             ("messages.role", "messages.content", "messages.train"),
+            "a list of role and content, or of from and value",
         ),
-        "prompt_completion": FormatColumns(("prompt", "completion"), ("tools",)),
+        "prompt_completion": FormatColumns(
+            ("prompt", "completion"), ("tools",), note="two texts, or two lists of messages"
+        ),
         "alpaca": FormatColumns(("instruction", "output"), ("input",)),
-        "guanaco": FormatColumns(("text",)),
+        "guanaco": FormatColumns(("text",), note="turns of ### Human: and ### Assistant:"),
         "qna": FormatColumns(("question", "context", "answer")),
         "qna_no_ctx": FormatColumns(("question", "answer")),
-        "text": FormatColumns(("text",)),
-        "input_output": FormatColumns(("segments",)),
+        "text": FormatColumns(("text",), note="all of it trained"),
+        "input_output": FormatColumns(("segments",), note="a list of text and label"),
         "dummy": FormatColumns(()),
     }
 )

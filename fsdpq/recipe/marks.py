@@ -10,6 +10,11 @@ KeyPath = tuple[str | int, ...]
 """Where a value sits: ``("adapter", "rank")``; a number is a place in a list."""
 
 
+def key_path(key: str) -> KeyPath:
+    """Returns the path of a dotted key: ``data.mixture.1.path`` has the number 1."""
+    return tuple(int(part) if part.isdecimal() else part for part in key.split("."))
+
+
 @dataclass
 class Marks:
     """Where every key and value of a document was written.

@@ -13,15 +13,6 @@ from fsdpq.errors import Problem
 from fsdpq.recipe.options import Options
 
 IMPLEMENTED: dict[str, tuple[Any, ...]] = {
-    "data.format": (
-        "messages", "prompt_completion", "alpaca", "guanaco", "qna", "qna_no_ctx", "text", "dummy",
-    ),
-    "data.chat_template": (None,),
-    "data.roles_to_train": (("assistant",),),
-    "data.turns_to_train": ("all",),
-    "data.train_on_eos": ("turn",),
-    "data.shuffle": (True,),
-    "data.streaming": (False,),
     "checkpoint.interval": (None,),
     "checkpoint.interval_minutes": (None,),
     "checkpoint.keep_best": (False,),
@@ -30,7 +21,7 @@ IMPLEMENTED: dict[str, tuple[Any, ...]] = {
     "launch.nnodes": (1,),
     "launch.max_restarts": (0,),
     "launch.scheduler": ("local",),
-}  # fmt: skip
+}
 """Keys of which some values do not work yet -> the values that do."""
 
 

@@ -16,13 +16,17 @@ from pathlib import Path
 from typing import Any, cast
 
 from fsdpq.errors import Location, Problem
+from fsdpq.recipe.checks.facts import sources_of
 from fsdpq.recipe.compose import COMMAND_LINE
 from fsdpq.recipe.layers import Composition
-from fsdpq.recipe.marks import KeyPath
+from fsdpq.recipe.marks import KeyPath, key_path
 from fsdpq.recipe.root import Recipe
 
-PATH_KEYS = ("model.name_or_path", "data.path", "data.dataset")
-"""The keys that name files or repositories."""
+PATH_KEYS = re.compile(
+    r"model\.name_or_path|data\.chat_template"
+    r"|data\.(mixture\.\d+\.|eval\.)?(path(\.\d+)?|dataset)"
+)
+"""The keys that name files or repositories; a number is a place in a list."""
 
 _CODE_KEYS = ("_target_", "_partial_", "_recursive_", "_convert_", "_args_", "_component_")
 _REMOTE = re.compile(r"(?:[A-Za-z][A-Za-z0-9+.-]*://|//|\\\\)")
@@ -58,7 +62,7 @@ def check_contents(composed: Composition) -> Iterator[Problem]:
             hint = "delete it; if you trust the model's authors, run `fsdpq train "
             hint += "--trust-remote-code`"
             yield Problem(message, key, marks.key(path), hint)
-        elif key in PATH_KEYS and isinstance(value, str) and _REMOTE.match(value):
+        elif PATH_KEYS.fullmatch(key) and isinstance(value, str) and _REMOTE.match(value):
             message = f"`{key}` names something on the network: a recipe reads local files only"
             hint = "download it and give its path"
             if key == "model.name_or_path":
@@ -105,21 +109,30 @@ def check_secrets(
 
 def note_outside_paths(recipe: Recipe, composed: Composition, base_dir: Path) -> Iterator[str]:
     """Yields a notice for every path that leaves the recipe's directory."""
-    for key in ("model.name_or_path", "data.path"):
-        section, field = key.split(".")
-        text = getattr(getattr(recipe, section), field)
-        if text is None or not _is_path(text, base_dir, is_model=section == "model"):
+    for key, text in _list_paths(recipe):
+        if key == "model.name_or_path" and not _is_model_path(text, base_dir):
             continue
         path = (base_dir / Path(text).expanduser()).resolve()
         if not path.is_relative_to(base_dir.resolve()):
-            at = composed.marks.value((section, field))
+            at = composed.marks.value(key_path(key))
             place = f" ({at.source}:{at.line})" if at and at.line else ""
             yield f"`{key}`{place} leaves the recipe's directory: {path}"
 
 
-def _is_path(text: str, base_dir: Path, *, is_model: bool) -> bool:
-    if not is_model:
-        return True
+def _list_paths(recipe: Recipe) -> Iterator[tuple[str, str]]:
+    """Yields every value that may be a path on this machine, with its key."""
+    data = recipe.data
+    yield "model.name_or_path", recipe.model.name_or_path
+    if data.chat_template is not None and data.chat_template.endswith(".jinja"):
+        yield "data.chat_template", data.chat_template
+    for key, source in sources_of(recipe):
+        if isinstance(source.path, str):
+            yield f"{key}.path", source.path
+        for index, text in enumerate(() if isinstance(source.path, str) else source.path or ()):
+            yield f"{key}.path.{index}", text
+
+
+def _is_model_path(text: str, base_dir: Path) -> bool:
     if text.startswith("pypi:"):
         return False
     return text.startswith(("/", ".", "~")) or (base_dir / text).is_dir()
@@ -136,11 +149,12 @@ def _find_secrets(text: str, values: Mapping[str, str]) -> Iterator[tuple[int, i
 
 
 def _walk(value: Any, path: KeyPath) -> Iterator[tuple[KeyPath, Any]]:
-    """Yields every key with its value, at any depth."""
+    """Yields every key and every item of a list with its value, at any depth."""
     if isinstance(value, dict):
         for key, item in cast("dict[str, Any]", value).items():
             yield (*path, key), item
             yield from _walk(item, (*path, key))
     elif isinstance(value, list):
         for i, item in enumerate(cast("list[Any]", value)):
+            yield (*path, i), item
             yield from _walk(item, (*path, i))

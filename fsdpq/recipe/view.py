@@ -51,7 +51,7 @@ class View:
         return f"{place.source}:{place.line}:{place.column}{note}"
 
     def values(self) -> dict[KeyPath, Any]:
-        """Returns every value that is not itself a mapping, by its path."""
+        """Returns every value that is no mapping, and no list of mappings, by its path."""
         return dict(_flatten(self.recipe.model_dump(mode="json"), ()))
 
 
@@ -77,7 +77,11 @@ def open_view(path: Path, overrides: Sequence[str] = ()) -> View:
 
 def _flatten(data: Mapping[str, Any], path: KeyPath) -> Iterator[tuple[KeyPath, Any]]:
     for key, value in data.items():
+        items = cast("list[Any]", value) if isinstance(value, list) else []
         if isinstance(value, dict):
             yield from _flatten(cast("dict[str, Any]", value), (*path, key))
+        elif items and all(isinstance(item, dict) for item in items):
+            for index, item in enumerate(items):
+                yield from _flatten(item, (*path, key, index))
         else:
             yield (*path, key), value

@@ -59,17 +59,22 @@ class DataFormat:
             by_alias: whether other names of its columns count.
         """
         have = set(row_columns)
-        found = have - set(columns)
+        taken = {*columns, *columns.values()}
+        found = have - taken
         found |= {
             name
             for name, other in columns.items()
             if other in have or other.partition(".")[0] in have
         }
         if by_alias:
-            found |= {self.aliases[name] for name in have if name in self.aliases}
+            found |= {self.aliases[name] for name in have - taken if name in self.aliases}
         return bool(self.columns) and found >= set(self.columns)
 
 
+_MESSAGES_HINT = (
+    'messages read {"role": "user", "content": "..."}, user and assistant in turn; '
+    "`data.on_bad_row: skip` leaves such rows out"
+)
 _ALIASES: Mapping[str, Mapping[str, str]] = {
     "messages": {"conversations": "messages", "conversation": "messages"},
     "prompt_completion": {"query": "prompt", "response": "completion"},
@@ -113,18 +118,20 @@ def named_columns(
         row: as its file has it.
         format_name: a key of `FORMATS`.
         columns: the recipe's ``data.columns``: name in the format -> name in the file, where a dot
-            leads into an object (``message.text``).
+            leads into an object (``message.text``). A column that it gives to one name is not
+            read under its own too.
     """
     known = FORMATS[format_name]
     found: dict[str, Any] = {}
+    taken = {*columns, *columns.values()}
     for name in (*known.columns, *known.optional):
-        if name in row and name not in columns:
+        if name in row and name not in taken:
             found[name] = row[name]
         elif name in columns:
             is_there, value = _look_up(row, columns[name])
             found |= {name: value} if is_there else {}
     for other, name in known.aliases.items():
-        if other in row and name not in found and name not in columns:
+        if other in row and other not in taken and name not in (*found, *columns):
             found[name] = row[other]
     fields = {name: other for name, other in columns.items() if name.startswith("messages.")}
     if fields and "messages" in found:
@@ -200,6 +207,8 @@ def describe_row(
     if fitting:
         choices = " or ".join(f"`data.format: {name}`" for name in fitting)
         return f"its columns fit {choices}"
+    if format_name == "messages" and FORMATS[format_name].fits(present, columns):
+        return _MESSAGES_HINT
     return f"a row of `{format_name}` reads {EXAMPLES[format_name]}"
 
 

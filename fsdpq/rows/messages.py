@@ -159,8 +159,8 @@ def _read_message(item: dict[str, Any]) -> dict[str, Any]:
 def _say_role(spelling: Any, item: dict[str, Any]) -> str:
     if spelling is None:
         return f"has no `role` (it has {list_names(item)})"
-    known = list_names(MESSAGE_ROLES)
-    return f"has the role `{spelling}`, which is none of {known}"
+    known = list_names(dict.fromkeys(MESSAGE_ROLES.values()))
+    return f"has the role `{spelling}`, which is none of {known} and no other name of one"
 
 
 def _read_content(content: Any, item: dict[str, Any], *, may_lack: bool) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from fsdpq.errors import Location, Problem
@@ -72,7 +72,7 @@ class MistakeLog:
     def see(self, file: Path, row: FileRow) -> None:
         """Remembers the first row, to compare the columns of bad ones with it."""
         if self.first is None and not row.mistake:
-            self.first = (file, row)
+            self.first = (file, _names_only(row))
 
     def add(self, bad: BadRow) -> None:
         """Counts a bad row."""
@@ -80,7 +80,7 @@ class MistakeLog:
         sort = bad.mistake if known or len(self.counts) < MAX_SORTS else _OTHER
         self.counts[sort] = self.counts.get(sort, 0) + 1
         if not known and len(self.shown) < MAX_PROBLEMS:
-            self.shown.append(bad)
+            self.shown.append(replace(bad, row=_names_only(bad.row)))
 
     def problems(self) -> list[Problem]:
         """Returns a Problem for every sort of mistake, at the first row that has it."""
@@ -99,33 +99,31 @@ class MistakeLog:
         if not row.text:
             message = f"row {row.number}: {message}"
         if (more := self.counts[bad.mistake] - 1) > 0:
-            message += f" (and so in {more} more rows)"
-        text = row.text[:_EXCERPT_CHARACTERS]
-        location = Location(str(bad.file), row.line, min(row.line, 1), text)
+            message += f" ({more} more row{'s' if more > 1 else ''} like it)"
+        location = Location(str(bad.file), row.line, min(row.line, 1), row.text)
         return Problem(message, self.key, location, self._hint(bad))
 
     def _hint(self, bad: BadRow) -> str:
         row = bad.row
-        if not row.mistake and self._lacks_columns(row):
+        if row.mistake:
+            return "correct it, or leave bad rows out: `data.on_bad_row: skip`"
+        if self._lacks_columns(row):
             if self.first and self.first[1] is not row and not self._lacks_columns(self.first[1]):
                 listed = ", ".join(f"`{name}`" for name in self.first[1].content)
-                return f"rows differ: {place_of(*self.first)} has {listed}; separate them"
+                rest = "make them alike, or give each sort a part of `data.mixture`"
+                return f"rows differ: {place_of(*self.first)} has {listed}; {rest}"
             if guess := guess_columns(row.content, self.format, self.columns):
                 wanted = ", ".join(f"{name}: {own}" for name, own in guess.items())
                 return f"if it is another name, write `columns: {{{wanted}}}`"
-        return describe_row(self.format, row.content)
+        return describe_row(self.format, row.content, self.columns)
 
     def _lacks_columns(self, row: FileRow) -> bool:
-        return not FORMATS[self.format].fits(rename_columns(row.content, self.columns))
+        return not FORMATS[self.format].fits(row.content, self.columns)
 
 
-def rename_columns(content: Mapping[str, object], columns: Mapping[str, str]) -> dict[str, object]:
-    """Returns a row under the format's names; ``columns`` is the format's name -> the row's own."""
-    if not columns:
-        return dict(content)
-    own_names = set(columns.values())
-    kept = {k: v for k, v in content.items() if k not in columns and k not in own_names}
-    return kept | {name: content[own] for name, own in columns.items() if own in content}
+def _names_only(row: FileRow) -> FileRow:
+    """Returns what messages say of a row: it may be large."""
+    return row._replace(content=dict.fromkeys(row.content), text=row.text[:_EXCERPT_CHARACTERS])
 
 
 def guess_columns(
@@ -133,14 +131,12 @@ def guess_columns(
 ) -> dict[str, str]:
     """Returns the ``columns`` that would name each missing column, none where one stays missing."""
     have = list(row_columns)
-    given = rename_columns(dict.fromkeys(have), columns)
     known = FORMATS[format_name]
-    under = {known.aliases.get(name, name) for name in given}
+    under = {known.aliases.get(name, name) for name in have} | set(columns)
     guesses: dict[str, str] = {}
     for name in known.columns:
         if name not in under:
-            free = [own for own in have if own not in guesses.values()]
-            guess = suggest(name, free)
+            guess = suggest(name, [own for own in have if own not in guesses.values()])
             if guess is None:
                 return {}
             guesses[name] = guess

@@ -6,9 +6,10 @@ starts; the worker reads the same rows again (`read_rows`).
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -17,11 +18,14 @@ from fsdpq.errors import Location, Problem, RecipeError
 from fsdpq.rows.files.kinds import read_file
 from fsdpq.rows.files.row import FileError, FileRow
 from fsdpq.rows.formats import FORMATS, describe_row, find_mistake, named_columns
-from fsdpq.rows.mistakes import MAX_COUNTED, BadRow, MistakeLog, file_problem, rename_columns
+from fsdpq.rows.mistakes import MAX_COUNTED, BadRow, MistakeLog, file_problem
 from fsdpq.rows.slices import RowSlice
 from fsdpq.rows.source import RowSource
 
 OnBadRow = Literal["error", "skip"]
+
+MAX_MISTAKE_CHARACTERS = 400
+"""A mistake may quote its row."""
 
 FEW_ROWS = 10
 """A file of fewer rows may be mostly bad and its bad rows still be left out."""
@@ -80,22 +84,10 @@ def check_rows(source: RowSource) -> Iterator[CheckedRow]:
     Raises:
         RecipeError: a file cannot be read as a whole.
     """
-    columns, known = source.columns, FORMATS[source.format]
     for file, row in _read_slice(source):
-        if row.mistake:
-            yield CheckedRow(file, row, {}, row.mistake)
-            continue
-        renamed = rename_columns(row.content, columns) if columns else row.content
-        mistake = find_mistake(renamed, source.format)
-        if mistake:
-            lacks = [own for name, own in columns.items() if name in known.columns]
-            gone = next((own for own in lacks if own not in row.content), None)
-            if gone is not None:
-                listed = ", ".join(f"`{name}`" for name in row.content) or "no columns"
-                mistake = f"no `{gone}` in this row (it has {listed})"
-            yield CheckedRow(file, row, {}, mistake)
-        else:
-            yield CheckedRow(file, row, named_columns(renamed, source.format), "")
+        mistake = row.mistake or find_mistake(row.content, source.format, source.columns)
+        content = {} if mistake else named_columns(row.content, source.format, source.columns)
+        yield CheckedRow(file, row, content, mistake[:MAX_MISTAKE_CHARACTERS])
 
 
 def check_source(source: RowSource, *, on_bad_row: OnBadRow = "error") -> tuple[RowSource, str]:
@@ -113,6 +105,22 @@ def check_source(source: RowSource, *, on_bad_row: OnBadRow = "error") -> tuple[
     log = reading.log
     summary = log.summary(sum(reading.totals.values())) if log.counts else ""
     return replace(source, num_rows=num_good, num_bad_rows=log.num_rows), summary
+
+
+def first_rows(source: RowSource, count: int) -> dict[str, list[Mapping[str, Any]]]:
+    """Returns the first rows of every file that can be read, as they stand there, by its path.
+
+    Raises:
+        RecipeError: a file cannot be read as a whole.
+    """
+    return {
+        str(file.path): [
+            row.content
+            for _, row in itertools.islice(_read_files(replace(source, files=(file,))), count)
+            if not row.mistake
+        ]
+        for file in source.files
+    }
 
 
 def count_rows(source: RowSource) -> int:
@@ -149,7 +157,7 @@ class _Pass:
         self._bad = Counter[Path]()
         self._source = source
         self._skips = on_bad_row == "skip"
-        self._unseen = set(source.columns.values())
+        self._unseen = {own for name, own in source.columns.items() if "." not in name}
         self._num_good = 0
         self._is_whole = False
 
@@ -173,7 +181,9 @@ class _Pass:
             log.see(checked.file, checked.row)
             self.totals[checked.file] += 1
             if self._unseen:
-                self._unseen.difference_update(checked.row.content)
+                have = checked.row.content
+                seen = {own for own in self._unseen if own in have or own.partition(".")[0] in have}
+                self._unseen -= seen
             if checked.mistake:
                 self._bad[checked.file] += 1
                 log.add(BadRow(checked.file, checked.row, checked.mistake))
@@ -189,8 +199,8 @@ class _Pass:
     def _is_enough(self, checked: CheckedRow) -> bool:
         """Whether reading on would say nothing new: the format is wrong, or too much is bad."""
         if self._num_good == 0 and self.log.num_rows == 1 and not checked.row.mistake:
-            renamed = rename_columns(checked.row.content, self.log.columns)
-            return not FORMATS[self.log.format].fits(renamed)
+            fits = FORMATS[self.log.format].fits(checked.row.content, self.log.columns)
+            return not fits
         return self.log.num_rows >= MAX_COUNTED
 
     def check_shares(self) -> None:
@@ -221,7 +231,8 @@ class _Pass:
 
 def _no_rows(source: RowSource, log: MistakeLog) -> RecipeError:
     if log.counts:
-        problems = [Problem(f"{source.name} has no good rows", source.key, None, "see below")]
+        hint = "check `format` and `columns`: the first bad rows are named too"
+        problems = [Problem(f"`{source.name}` has no good rows", source.key, None, hint)]
         return RecipeError([*problems, *log.problems()])
     what = f"`{source.files[0].path}`" if len(source.files) == 1 else source.name
     location = Location(str(source.files[0].path)) if len(source.files) == 1 else None

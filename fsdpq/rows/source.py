@@ -33,6 +33,7 @@ class RowSource:
         name: where they came from, for people.
         files: in the order in which they are read; none where rows are made up.
         format: their format, never ``auto``.
+        format_why: what told it where the recipe says ``auto``, else empty.
         num_rows: good rows.
         num_bad_rows: rows left out because they are not of the format (``data.on_bad_row: skip``).
         revision: commit of the hub's repository, None for other sources.
@@ -56,6 +57,7 @@ class RowSource:
     max_rows: int | None = None
     weight: float | None = None
     key: str = "data"
+    format_why: str = ""
 
 
 @dataclass(frozen=True)
@@ -65,10 +67,12 @@ class DataSources:
     Attributes:
         train: the parts of the mixture, one where there is no mixture.
         eval: rows for evaluation from a source of their own, None where there is none.
+        chat_template: text of the file that ``data.chat_template`` names, None where it names none.
     """
 
     train: tuple[RowSource, ...]
     eval: RowSource | None = None
+    chat_template: str | None = None
 
     @property
     def num_rows(self) -> int:
@@ -80,6 +84,7 @@ class DataSources:
         return {
             "train": [_source_as_json(source) for source in self.train],
             "eval": None if self.eval is None else _source_as_json(self.eval),
+            "chat_template": self.chat_template,
         }
 
     @classmethod
@@ -88,6 +93,7 @@ class DataSources:
         return cls(
             tuple(_source_from_json(entry) for entry in data["train"]),
             None if data["eval"] is None else _source_from_json(data["eval"]),
+            data.get("chat_template"),
         )
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from fsdpq.data.loader import Step
+from fsdpq.data.collate import Step
 from fsdpq.dist import all_gather_rows, world_size
 from fsdpq.errors import TrainingError
 from fsdpq.metrics.memory import MemoryLog, current_bytes
@@ -49,6 +49,14 @@ class LogWindow:
     num_trained: list[int] = field(default_factory=list)
     tokens: int = 0
     started: float = field(default_factory=time.monotonic)
+    data_wait_s: float = 0.0
+
+    def take(self, steps: Iterator[Step]) -> Step:
+        """Returns the next step, and counts how long it was not there."""
+        before = time.monotonic()
+        step = next(steps)
+        self.data_wait_s += time.monotonic() - before
+        return step
 
     def add(self, result: StepResult, step: Step) -> None:
         """Takes one step."""
@@ -110,7 +118,7 @@ class Trainer:
         peak = [group["lr"] for group in self.optimizer.param_groups]
         progress, window = Progress(), LogWindow()
         for index in range(self.total_steps):
-            step = next(steps)
+            step = window.take(steps)
             for group, lr in zip(self.optimizer.param_groups, peak, strict=True):
                 group["lr"] = lr * self.schedule(index)
             with self.profiler.tracing(index + 1) if self.profiler else nullcontext():
@@ -188,6 +196,7 @@ class Trainer:
             "tokens": window.tokens,
             "trained_tokens": sum(window.num_trained),
             "tokens_per_s": window.tokens / seconds,
+            "data_wait_s": window.data_wait_s,
             "memory_bytes": current_bytes(self.device),
         }
         if self.scaler is not None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import os
 from pathlib import Path
+from typing import Any
 
 from fsdpq.errors import ExitCode
 from fsdpq.run_files import RunFiles
@@ -38,13 +39,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     generate.add_argument("--base", action="store_true")
     generate.add_argument("--trust-remote-code", action="store_true")
     generate.set_defaults(run=_generate)
-    prepare = verbs.add_parser("prepare")
-    prepare.add_argument("job", type=Path)
-    prepare.add_argument("directory", type=Path)
-    prepare.add_argument("--error", type=Path, required=True)
-    prepare.add_argument("--processes", type=int, required=True)
-    prepare.add_argument("--trust-remote-code", action="store_true")
-    prepare.set_defaults(run=_prepare)
+    _add_data_verbs(verbs)
     smoke_model = verbs.add_parser("smoke-model")
     smoke_model.add_argument("spec", type=Path)
     smoke_model.add_argument("directory", type=Path)
@@ -55,6 +50,25 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     self_test.add_argument("--device", choices=("cuda", "cpu"), required=True)
     self_test.set_defaults(run=_self_test)
     return parser.parse_args(arguments)
+
+
+def _add_data_verbs(verbs: Any) -> None:
+    inspect = verbs.add_parser("inspect")
+    inspect.add_argument("run_dir", type=Path)
+    inspect.add_argument("--samples", type=int, default=0)
+    inspect.add_argument("--file", default="")
+    inspect.add_argument("--row", type=int, default=0)
+    inspect.add_argument("--out", type=Path, required=True)
+    inspect.add_argument("--processes", type=int, required=True)
+    inspect.add_argument("--trust-remote-code", action="store_true")
+    inspect.set_defaults(run=_inspect)
+    prepare = verbs.add_parser("prepare")
+    prepare.add_argument("job", type=Path)
+    prepare.add_argument("directory", type=Path)
+    prepare.add_argument("--error", type=Path, required=True)
+    prepare.add_argument("--processes", type=int, required=True)
+    prepare.add_argument("--trust-remote-code", action="store_true")
+    prepare.set_defaults(run=_prepare)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -101,6 +115,20 @@ def _generate(parsed: argparse.Namespace, rank: int) -> None:
             temperature=parsed.temperature,
             device_type=parsed.device,
             use_adapter=not parsed.base,
+            trust_remote_code=parsed.trust_remote_code,
+        )
+
+
+def _inspect(parsed: argparse.Namespace, rank: int) -> None:
+    files = RunFiles(parsed.run_dir)
+    with recorded_errors(files.rank_error(rank), rank):
+        from fsdpq.worker.inspect import Wanted, inspect
+
+        inspect(
+            files,
+            Wanted(parsed.samples, parsed.file, parsed.row),
+            output=parsed.out,
+            num_processes=parsed.processes,
             trust_remote_code=parsed.trust_remote_code,
         )
 

@@ -6,11 +6,31 @@ import torch
 from transformers import PreTrainedTokenizerBase
 from transformers.cache_utils import DynamicCache
 
-from fsdpq.data.tokenize import prompt_ids
+from fsdpq.data.templates.choose import choose_template
+from fsdpq.data.tokenize import RowTokenizer
 from fsdpq.protocols import MetricSink
+from fsdpq.recipe.root import Recipe
 from fsdpq.recipe.sections.output import MetricsOptions
+from fsdpq.rows.source import DataSources
 from fsdpq.training.sample import generate_ids
 from fsdpq.worker.assemble import Assembled
+
+
+def build_asker(
+    recipe: Recipe, sources: DataSources | None, tokenizer: PreTrainedTokenizerBase
+) -> RowTokenizer:
+    """Returns what asks prompts as the rows of the run's first source do.
+
+    Args:
+        recipe: of the run.
+        sources: its rows, as the launcher found them.
+        tokenizer: of the base model.
+    """
+    if sources is None:
+        raise RuntimeError("this run directory names no data")
+    options = recipe.data
+    template = choose_template(tokenizer, options.chat_template, sources.chat_template)
+    return RowTokenizer(tokenizer, options, sources.train[0].format, template=template)
 
 
 class Answerer:
@@ -19,8 +39,8 @@ class Answerer:
     Args:
         assembled: the model.
         tokenizer: of the base model.
-        data_format: the recipe's ``data.format``.
-        stop_ids: tokens that end an answer.
+        asks: renders prompts as the training rows.
+        stop_ids: tokens that end an answer, beside those that end one of the rows.
         device: this rank's device.
     """
 
@@ -29,14 +49,14 @@ class Answerer:
         assembled: Assembled,
         tokenizer: PreTrainedTokenizerBase,
         *,
-        data_format: str,
+        asks: RowTokenizer,
         stop_ids: set[int],
         device: torch.device,
     ) -> None:
         self.model = assembled.model
         self.tokenizer = tokenizer
-        self.data_format = data_format
-        self.stop_ids = stop_ids
+        self.asks = asks
+        self.stop_ids = stop_ids | asks.end_ids()
         self.device = device
 
     def answer(self, prompt: str, *, max_new_tokens: int, temperature: float = 0.0) -> str:
@@ -48,7 +68,7 @@ class Answerer:
         self.model.eval()
         answer = generate_ids(
             self.model.next_token_logits,
-            prompt_ids(self.tokenizer, prompt, self.data_format),
+            self.asks.prompt_ids(prompt),
             cache=DynamicCache(config=self.model.hf.config),
             max_new_tokens=max_new_tokens,
             stop_ids=self.stop_ids,

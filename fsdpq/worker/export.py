@@ -12,9 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
 
 from fsdpq.checkpoint.peft import export_adapter, import_adapter
 from fsdpq.checkpoint.whole_model import DeltaInfo, ModelTensor, export_delta, export_model
+from fsdpq.data.templates.choose import exported_tokenizer
+from fsdpq.data.tokenize import RowTokenizer
+from fsdpq.dist import rank
 from fsdpq.model.expansion import source_name
 from fsdpq.model.loading.checkpoint_names import ModelTensors
 from fsdpq.model.loading.source import open_checkpoint
@@ -125,6 +129,21 @@ def save_delta(recipe: Recipe, inputs: Inputs, assembled: Assembled, directory: 
 def load_trained(assembled: Assembled, directory: Path) -> None:
     """Fills the trained weights of the base from a whole model or a delta."""
     load_trained_base(assembled.model, directory)
+
+
+def save_template(
+    recipe: Recipe, tokenizer: PreTrainedTokenizerBase, rows: RowTokenizer, directory: Path
+) -> None:
+    """Writes the tokenizer with the recipe's chat template beside what was trained.
+
+    Nothing is written where the template is the tokenizer's own, or there is none.
+
+    Ranks: all (collective); rank 0 writes.
+    """
+    chat = rows.renderer.chat
+    if recipe.data.chat_template is not None and chat is not None and rank() == 0:
+        mark = (chat.marks.of_answers() or "").strip()
+        exported_tokenizer(tokenizer, chat.template, mark).save_pretrained(directory)
 
 
 FORMATS = {

@@ -7,7 +7,7 @@ import sys
 from fsdpq import dist
 from fsdpq.recipe.load import load_resolved
 from fsdpq.run_files import RunFiles
-from fsdpq.worker.answerer import Answerer
+from fsdpq.worker.answerer import Answerer, build_asker
 from fsdpq.worker.assemble import (
     assemble_model,
     read_inputs,
@@ -58,8 +58,7 @@ def generate(
         exported = files.exported(recipe.export.format)
         FORMATS[recipe.export.format].load(assembled, exported)
     stops = stop_ids(inputs.model_dir, tokenizer)
-    answerer = Answerer(
-        assembled, tokenizer, data_format=recipe.data.format, stop_ids=stops, device=device
-    )
+    asks = build_asker(recipe, inputs.data, tokenizer)
+    answerer = Answerer(assembled, tokenizer, asks=asks, stop_ids=stops, device=device)
     answer = answerer.answer(prompt, max_new_tokens=max_new_tokens, temperature=temperature)
     sys.stdout.write(answer + "\n")

@@ -28,7 +28,7 @@ def prepare(
 
     Args:
         job: JSON with ``data`` (the recipe's section), ``seed``, ``sources``, ``tokenizer`` (its
-            directory), ``base_dir`` (the recipe's) and ``key``.
+            directory) and ``key``.
         directory: exists and is empty.
         num_processes: that tokenize.
         trust_remote_code: run Python code that the model brings.
@@ -47,7 +47,7 @@ def prepare(
         tokenizer=load_tokenizer(model_dir, trust_remote_code=trust_remote_code),
         seed=task["seed"],
         num_processes=num_processes,
-        on_progress=_progress_printer(),
+        on_progress=progress_printer(),
     )
     try:
         prepare_data(preparation, directory, key=task["key"])
@@ -61,7 +61,7 @@ def prepare(
         ) from error
 
 
-def _progress_printer() -> Callable[[int, int], None]:
+def progress_printer() -> Callable[[int, int], None]:
     """Returns what prints how far it is, not too often."""
     last = 0.0
 

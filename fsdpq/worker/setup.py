@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
+import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
 from fsdpq import dist
-from fsdpq.data.loader import Step, build_step, iterate_steps, split_rows
+from fsdpq.data.loader import EpochOrder, RowOrder, split_rows
 from fsdpq.data.prepared import open_prepared
+from fsdpq.data.stream import RowStream
 from fsdpq.data.tokenize import Row, make_dummy_rows
-from fsdpq.errors import DamagedDataError, Problem, RecipeError
+from fsdpq.errors import DamagedDataError
 from fsdpq.metrics.profile import StepProfiler
 from fsdpq.protocols import MetricSink
 from fsdpq.recipe.precision import precision_of
@@ -23,18 +24,40 @@ from fsdpq.rows.report import DataReport
 from fsdpq.run_files import RunFiles
 from fsdpq.training.loop import Trainer
 from fsdpq.training.scaler import LossScaler
-from fsdpq.training.step import evaluate
 from fsdpq.worker.assemble import Assembled, Inputs
 from fsdpq.worker.from_disk import base_watch
+from fsdpq.worker.steps import build_evaluation, count_steps
+from fsdpq.worker.stream import open_stream
 from fsdpq.worker.tokenizer import check_context
 
 
 @dataclass(frozen=True)
 class Data:
-    """Tokenized rows, packed where the recipe says so, the same on every rank."""
+    """Tokenized rows, packed where the recipe says so, the same on every rank.
+
+    Attributes:
+        train: rows of one epoch.
+        held_out: rows for evaluation.
+        digest: hash of all rows.
+        stream: rows that come while training, instead of ``train``.
+    """
 
     train: Sequence[Row]
     held_out: Sequence[Row]
+    digest: str = ""
+    stream: RowStream | None = None
+
+    @property
+    def num_train_rows(self) -> int:
+        """Rows of one epoch; of a stream those that are read."""
+        return len(self.train) if self.stream is None else self.stream.rows_per_epoch
+
+    def order(self, recipe: Recipe) -> RowOrder:
+        """Returns the rows of training in the order that the recipe asks for."""
+        if self.stream is not None:
+            return self.stream
+        seed, shuffle = recipe.training.seed, recipe.data.shuffle
+        return EpochOrder(self.train, seed=seed, digest=self.digest, shuffle=shuffle)
 
 
 def load_data(
@@ -53,6 +76,11 @@ def load_data(
     check_context(options.seq_len, inputs.model_dir, trust_remote_code=inputs.trust_remote_code)
     if options.format == "dummy":
         return _make_up_rows(recipe, tokenizer)
+    if options.streaming:
+        if inputs.data is None:
+            raise RuntimeError("this run directory names no data")
+        stream, held_out = open_stream(recipe, inputs.data, tokenizer, events)
+        return Data([], held_out, stream.digest, stream)
     if inputs.prepared is None:
         raise RuntimeError("this run directory names no prepared data")
     prepared = open_prepared(inputs.prepared.directory)
@@ -62,13 +90,15 @@ def load_data(
         raise DamagedDataError(message, hint="start again")
     for message in list_notices(prepared.report):
         events.write({"event": "notice", "message": message})
-    return Data(prepared.train, prepared.held_out)
+    return Data(prepared.train, prepared.held_out, prepared.digest)
 
 
 def _make_up_rows(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Data:
     made_up = make_dummy_rows(tokenizer, recipe.data)
-    dist.check_same_on_all_ranks("the data", made_up.digest())
-    return split_data(made_up.rows, recipe.data.eval_fraction, recipe.training.seed)
+    digest = made_up.digest()
+    dist.check_same_on_all_ranks("the data", digest)
+    split = split_data(made_up.rows, recipe.data.eval_fraction, recipe.training.seed)
+    return dataclasses.replace(split, digest=digest)
 
 
 def list_notices(report: DataReport) -> list[str]:
@@ -111,11 +141,10 @@ def build_trainer(
 ) -> Trainer:
     """Builds optimizer, schedule and loop."""
     profile, trace = recipe.metrics.profile, files.profile(dist.rank())
-    total_steps = count_steps(recipe, len(data.train))
+    total_steps = count_steps(recipe, data.num_train_rows)
     parameters = assembled.trainable
     build_optimizer = resolve_builder("optimizer", recipe.optimizer)
     build_schedule = resolve_builder("lr_scheduler", recipe.lr_scheduler)
-    held_out = held_out_steps(recipe, data)
     router_loss = assembled.model.router_loss
     return Trainer(
         model=assembled.model,
@@ -126,7 +155,7 @@ def build_trainer(
         total_steps=total_steps,
         log_interval=recipe.metrics.log_interval,
         metrics=metrics,
-        evaluate=(lambda: evaluate(assembled.model, held_out, device=device)) if held_out else None,
+        evaluate=build_evaluation(recipe, assembled.model, data.held_out, device),
         device=device,
         scaler=LossScaler() if precision_of(recipe).scales_loss else None,
         no_sync=recipe.fsdp.no_sync,
@@ -135,63 +164,3 @@ def build_trainer(
         router_aux_loss_coef=router_loss.coefficient if router_loss else 0.0,
         check_base=base_watch(assembled.mapped_base, events, device),
     )
-
-
-def count_steps(recipe: Recipe, num_train_rows: int) -> int:
-    """Returns the optimizer steps of the run.
-
-    Raises:
-        RecipeError: warmup and decay take more steps than that.
-    """
-    if recipe.training.steps is not None:
-        return recipe.training.steps
-    rows = (recipe.training.epochs or 1.0) * num_train_rows
-    steps = max(1, math.ceil(rows / rows_per_step(recipe)))
-    warmup = recipe.lr_scheduler.num_warmup_steps(steps)
-    if warmup >= steps:
-        message = f"`lr_scheduler.warmup_steps` is {warmup}, and {num_train_rows} rows make "
-        message += f"{steps} steps"
-        hint = "lower `lr_scheduler.warmup_steps`, or raise `training.epochs`"
-        raise RecipeError([Problem(message, "lr_scheduler.warmup_steps", None, hint)])
-    decay = recipe.lr_scheduler.num_decay_steps(steps)
-    if warmup + decay > steps:
-        message = f"`lr_scheduler` warms up for {warmup} steps and decays for {decay}, and "
-        message += f"{num_train_rows} rows make {steps} steps"
-        hint = "lower `lr_scheduler.decay_steps` or the warmup, or raise `training.epochs`"
-        raise RecipeError([Problem(message, "lr_scheduler", None, hint)])
-    return steps
-
-
-def rows_per_step(recipe: Recipe) -> int:
-    """Returns the rows of a step over all ranks; the launcher made the number concrete."""
-    size = recipe.training.global_batch_size
-    if size is None:
-        raise RuntimeError("`training.global_batch_size` is null: this recipe is not resolved")
-    return size
-
-
-def steps_of_rank(recipe: Recipe, data: Data) -> Iterator[Step]:
-    """Returns this rank's endless iterator of training steps."""
-    return iterate_steps(
-        data.train,
-        global_batch_size=rows_per_step(recipe),
-        micro_batch_size=recipe.training.micro_batch_size,
-        rank=dist.rank(),
-        world_size=dist.world_size(),
-        seed=recipe.training.seed,
-    )
-
-
-def held_out_steps(recipe: Recipe, data: Data) -> list[Step]:
-    """Returns this rank's part of the held-out rows."""
-    size = recipe.training.micro_batch_size * dist.world_size()
-    rows = sorted(data.held_out, key=lambda row: len(row.input_ids))
-    return [
-        build_step(
-            rows[start : start + size],
-            micro_batch_size=recipe.training.micro_batch_size,
-            rank=dist.rank(),
-            world_size=dist.world_size(),
-        )
-        for start in range(0, len(rows), size)
-    ]

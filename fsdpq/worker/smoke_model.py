@@ -14,7 +14,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from fsdpq.data.render import ALPACA_INPUT, ALPACA_NO_INPUT, QNA
+from fsdpq.data.plain_texts import ALPACA_INPUT, ALPACA_NO_INPUT, QNA
 from fsdpq.errors import CheckpointError
 from fsdpq.rows.formats import GUANACO_ASSISTANT, GUANACO_HUMAN
 
@@ -38,14 +38,15 @@ def build_smoke_model(spec_path: Path, directory: Path) -> None:
     Args:
         spec_path: JSON with ``model_type``; ``config``: sizes by transformers' names, those that
             the family does not have are left out; ``base_config``: fields of a ``config.json`` to
-            start from, or null; ``chat_template``: whether the tokenizer has one; ``seed``.
+            start from, or null; ``chat_template``: whether the tokenizer has one; ``tokens``: that
+            it has beside its own; ``seed``.
         directory: exists; files in it are replaced.
 
     Raises:
         CheckpointError: transformers does not know the family, or cannot build it that small.
     """
     spec = json.loads(spec_path.read_text(encoding="utf-8"))
-    tokenizer = _build_tokenizer(chat=spec["chat_template"])
+    tokenizer = _build_tokenizer(chat=spec["chat_template"], more_tokens=spec["tokens"])
     torch.manual_seed(spec["seed"])
     try:
         config = _build_config(spec, vocab_size=len(tokenizer))
@@ -80,13 +81,13 @@ def _is_derived(config: Any, field: str) -> bool:
     return isinstance(attribute, property) and attribute.fset is None
 
 
-def _build_tokenizer(*, chat: bool) -> PreTrainedTokenizerFast:
+def _build_tokenizer(*, chat: bool, more_tokens: list[str]) -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=768,
-        special_tokens=list(SPECIAL_TOKENS),
+        special_tokens=list(dict.fromkeys([*SPECIAL_TOKENS, *more_tokens])),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )

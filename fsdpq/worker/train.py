@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from fsdpq import dist
+from fsdpq.data.loader import Loader
 from fsdpq.metrics.memory import MemoryLog, peak_bytes
 from fsdpq.metrics.report import write_report
 from fsdpq.protocols import MetricSink
@@ -18,7 +19,7 @@ from fsdpq.recipe.precision import precision_of
 from fsdpq.recipe.root import Recipe
 from fsdpq.run_files import RunFiles, RunSummary, SetupSummary
 from fsdpq.training.loop import Progress, Trainer
-from fsdpq.worker.answerer import Answerer
+from fsdpq.worker.answerer import Answerer, build_asker
 from fsdpq.worker.assemble import (
     Assembled,
     Inputs,
@@ -26,10 +27,12 @@ from fsdpq.worker.assemble import (
     read_inputs,
     stop_ids,
 )
-from fsdpq.worker.export import FORMATS
+from fsdpq.worker.export import FORMATS, save_template
 from fsdpq.worker.from_disk import reading_notices
 from fsdpq.worker.outputs import open_metrics, open_rows
-from fsdpq.worker.setup import Data, build_trainer, load_data, steps_of_rank
+from fsdpq.worker.setup import Data, build_trainer, load_data
+from fsdpq.worker.steps import open_loader
+from fsdpq.worker.stream import report_stream
 from fsdpq.worker.tokenizer import load_tokenizer
 
 LOAD_REPORT_S = 0.2
@@ -48,6 +51,7 @@ def train(files: RunFiles, *, trust_remote_code: bool = False) -> None:
     enter(events, "data")
     tokenizer = load_tokenizer(inputs.model_dir, trust_remote_code=trust_remote_code)
     data = load_data(recipe, inputs, tokenizer, events)
+    loader = open_loader(recipe, data.order(recipe), data.num_train_rows, device)
     enter(events, "load")
     metrics = open_metrics(recipe, files, events)
     assembled = assemble_model(
@@ -64,9 +68,12 @@ def train(files: RunFiles, *, trust_remote_code: bool = False) -> None:
     trainer = build_trainer(recipe, assembled, data, metrics, events, files=files, device=device)
     summary = summarize_setup(recipe, assembled, data, trainer, device)
     events.write({"event": "setup", **dataclasses.asdict(summary)})
-    stops = stop_ids(inputs.model_dir, tokenizer)
     answerer = Answerer(
-        assembled, tokenizer, data_format=recipe.data.format, stop_ids=stops, device=device
+        assembled,
+        tokenizer,
+        asks=build_asker(recipe, inputs.data, tokenizer),
+        stop_ids=stop_ids(inputs.model_dir, tokenizer),
+        device=device,
     )
 
     def look(when: str, step: int) -> float | None:
@@ -78,20 +85,32 @@ def train(files: RunFiles, *, trust_remote_code: bool = False) -> None:
         return loss
 
     loss_before = look("before", 0)
-    enter(events, "train")
-    started = time.monotonic()
-    progress = trainer.run(steps_of_rank(recipe, data))
-    train_s = time.monotonic() - started
+    progress, train_s = run_steps(trainer, loader, events)
+    if data.stream is not None:
+        report_stream(data.stream, recipe.data, events)
     loss_after = look("after", progress.steps)
     metrics.finish()
     enter(events, "export")
     exported = export(recipe, inputs, assembled, files)
+    save_template(recipe, tokenizer, answerer.asks, exported)
     done = summarize_run(progress, train_s, (loss_before, loss_after), device, exported)
     events.write({"event": "done", **dataclasses.asdict(done)})
     enter(events, "report")
     if dist.rank() == 0:
         write_report(files)
     dist.wait_for_all()
+
+
+def run_steps(trainer: Trainer, loader: Loader, events: MetricSink) -> tuple[Progress, float]:
+    """Trains, and ends the loader; returns the totals and the seconds that it took.
+
+    Ranks: all (collective).
+    """
+    enter(events, "train")
+    started = time.monotonic()
+    with loader:
+        progress = trainer.run(loader)
+    return progress, time.monotonic() - started
 
 
 def export(recipe: Recipe, inputs: Inputs, assembled: Assembled, files: RunFiles) -> Path:
@@ -146,7 +165,7 @@ def summarize_setup(
         dtype=precision_of(recipe).words,
         base_bytes_per_rank=[int(value) for value in base_bytes],
         adapter_bytes_per_rank=[int(value) for value in adapter_bytes],
-        num_train_rows=len(data.train),
+        num_train_rows=data.num_train_rows,
         num_eval_rows=len(data.held_out),
         total_steps=trainer.total_steps,
     )

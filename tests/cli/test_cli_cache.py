@@ -65,6 +65,13 @@ def test_clear_takes_bases_or_all(cache: Path) -> None:
     assert "holds nothing of that" in run("clear", "--all", "--yes")[2]
 
 
+def test_clear_takes_prepared_data(cache: Path) -> None:
+    cached_directory("prepared/rows-1", lambda _: None, converter="fsdpq prepare", report=print)
+    assert "prepared/rows-1" in run("ls")[1]
+    assert run("clear", "--prepared", "--yes")[1] == "prepared/rows-1\n"
+    assert left(cache) == {"one", "two", "three"}
+
+
 def test_clear_keeps_what_is_in_use(cache: Path) -> None:
     with hold(cache / "bases" / "one"):
         assert "in use" in run("ls")[1]

@@ -15,6 +15,7 @@ from fsdpq.cli.main import main
 from fsdpq.errors import UsageError
 from fsdpq.launch import generate, train
 from fsdpq.recipe.root import recipe_schema_text
+from fsdpq.rows.formats import FORMATS
 
 ROOT = Path(__file__).parents[2]
 QUICKSTART = str(ROOT / "recipes" / "quickstart.yaml")
@@ -101,6 +102,16 @@ def test_kinds_lists_every_choice(capsys: pytest.CaptureFixture[str]) -> None:
     out = run(capsys, "kinds")
     for text in ("kind: bnb ", "kind: cosine ", "pypi:smollm2-135m-instruct", "pypi:chatterbot"):
         assert text in out
+
+
+def test_kinds_of_data_show_a_row_of_every_format(capsys: pytest.CaptureFixture[str]) -> None:
+    out = run(capsys, "kinds", "data")
+    assert "  format: alpaca             instruction and output; input may be missing\n" in out
+    assert '    text               {"text": "..."}\n' in out
+    [data] = json.loads(run(capsys, "kinds", "data", "--json"))
+    formats = {entry["format"]: entry for entry in data["formats"]}
+    assert set(formats) == set(FORMATS)
+    assert formats["messages"]["optional"] == ["system", "tools"]
 
 
 def test_kinds_of_a_section_explains_its_keys(capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,7 +10,7 @@ import torch
 from bench_memory.allocations import Allocations, Fit, fit_line
 from torch.utils.flop_counter import FlopCounterMode
 
-from fsdpq.data.loader import Step, build_step
+from fsdpq.data.collate import Step, build_step
 from fsdpq.data.tokenize import Row
 from fsdpq.worker.assemble import Assembled
 from support.ranks import RankPool

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from fsdpq.data.loader import build_step
+from fsdpq.data.collate import build_step
 from fsdpq.data.tokenize import Row
 from fsdpq.errors import CheckpointError
 from fsdpq.model.quantized_experts import PackedExperts, QuantizedExperts

@@ -13,7 +13,7 @@ from bench_memory.allocations import Allocations
 from torch import Tensor
 from torch.nn import functional
 
-from fsdpq.data.loader import Step, build_step
+from fsdpq.data.collate import Step, build_step
 from fsdpq.data.tokenize import Row
 from fsdpq.training.step import evaluate
 from support.ranks import RankPool

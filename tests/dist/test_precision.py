@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fsdpq.data.loader import build_step
+from fsdpq.data.collate import build_step
 from fsdpq.data.tokenize import Row
 from fsdpq.dist import gather_whole
 from fsdpq.protocols import BASE, DTYPES

@@ -25,7 +25,7 @@ from support.tiny import random_rows, save_tiny_llama, tiny_recipe
 from torch import Tensor
 from torch.optim import lr_scheduler
 
-from fsdpq.data.loader import build_step
+from fsdpq.data.collate import build_step
 from fsdpq.data.tokenize import Row
 from fsdpq.dist import gather_whole
 from fsdpq.run_files import RunFiles

@@ -26,6 +26,10 @@ training: {steps: 24, global_batch_size: 8, micro_batch_size: 4, seed: 3}
 metrics: {sample_prompts: ["What is one?"], sample_max_new_tokens: 8}
 launch: {nproc_per_node: 2, device: cpu}
 """
+TERSE = """\
+{% for m in messages %}{{ m.role[0] }}: {{ m.content }}<|endoftext|>{% endfor %}
+{% if add_generation_prompt %}a: {% endif %}
+"""
 
 
 @pytest.fixture(scope="session")
@@ -43,6 +47,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
             ]
             file.write(json.dumps({"messages": messages}) + "\n")
     (folder / "recipe.yaml").write_text(RECIPE)
+    (folder / "terse.jinja").write_text(TERSE)
     return folder
 
 

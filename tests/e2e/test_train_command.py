@@ -44,7 +44,7 @@ def test_a_run_leaves_all_that_it_promises(fsdpq: Run, project: Path, tmp_path: 
     held_out = [row for row in read_json_lines(files.metrics) if row["event"] == "eval"]
     assert [row["step"] for row in held_out] == [0, 24]
     # The answers repeat the question's word: there is much to learn in few steps.
-    assert held_out[1]["loss"] < 0.8 * held_out[0]["loss"]
+    assert held_out[1]["loss"] < 0.85 * held_out[0]["loss"]
     assert f"{held_out[1]['loss']:.4f}" in done.stderr
     step = next(row for row in read_json_lines(files.metrics) if row["event"] == "step")
     keys = {"loss", "lr", "grad_norm", "tokens", "tokens_per_s", "memory_bytes"}

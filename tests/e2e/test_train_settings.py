@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from support.commands import Run
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from transformers import AutoTokenizer
 
 from fsdpq.run_files import RunFiles, read_json_lines
 
@@ -18,6 +19,8 @@ SETTINGS = (
     "fsdp.precision.compute=fp16",  # with fp32 buffers `fp16_autocast`
     "fsdp.precision.buffers=fp32",
     "fsdp.precision.reduce=bf16",
+    "data.chat_template=terse.jinja",
+    "data.train_on_eos=last",
     "model.dtype=auto",
     "fsdp.activation_checkpointing=selective",
     "fsdp.activation_offload=true",
@@ -25,6 +28,11 @@ SETTINGS = (
     "training.layer_chunks=2",
     "training.micro_batch_size=2",
     "training.steps=8",
+    "data.streaming=true",
+    "data.stream_window=100",
+    "data.packing=best_fit",
+    "data.eval_fraction=0",
+    "data.eval.path=rows.jsonl",
     "metrics.sinks=[jsonl,tensorboard]",
     "metrics.log_memory=true",
     "metrics.profile.start_step=2",
@@ -32,7 +40,9 @@ SETTINGS = (
 )
 
 
-def test_settings_together_train_and_leave_their_files(fsdpq: Run, tmp_path: Path) -> None:
+def test_settings_together_train_and_leave_their_files(
+    fsdpq: Run, project: Path, tmp_path: Path
+) -> None:
     files = RunFiles(tmp_path / "run")
     done = fsdpq("train", "recipe.yaml", "--run-dir", str(files.root), *SETTINGS)
     assert done.returncode == 0, done.stderr
@@ -43,6 +53,12 @@ def test_settings_together_train_and_leave_their_files(fsdpq: Run, tmp_path: Pat
     assert losses[-1] < 0.9 * losses[0]
     assert steps[-1]["loss_scale"] == 2.0**16
     assert steps[-1]["skipped_steps"] == 0
+    assert all(row["data_wait_s"] >= 0 for row in steps)
+    windows = [row for row in read_json_lines(files.events) if row["event"] == "stream"]
+    assert [(row["epoch"], row["window"], row["rows"]) for row in windows[:2]] == [
+        (1, 0, 32), (2, 0, 32),
+    ]  # fmt: skip
+    assert len([row for row in rows if row["event"] == "eval"]) == 2
     memory = [row["phase"] for row in rows if row["event"] == "memory"]
     passes = ["forward", "backward"] * 2
     assert memory == ["start", "shard", "load", "init", *passes, "optimizer"]
@@ -58,5 +74,12 @@ def test_settings_together_train_and_leave_their_files(fsdpq: Run, tmp_path: Pat
         assert "step 2" in names
         assert "step 3" not in names
 
+    (project / "terse.jinja").unlink()  # the run has its own copy
     answer = fsdpq("generate", str(files.root), "--prompt", "What is one?")
     assert answer.returncode == 0, answer.stderr
+    saved = AutoTokenizer.from_pretrained(files.adapter)
+    asked = saved.apply_chat_template(
+        [{"role": "user", "content": "What is one?"}], tokenize=False, add_generation_prompt=True
+    )
+    assert asked == "u: What is one?<|endoftext|>a: "
+    assert saved.eos_token == "<|endoftext|>", "generation stops where answers end"

@@ -13,7 +13,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from fsdpq.data.loader import MicroBatch, collate
+from fsdpq.data.collate import MicroBatch, collate
 from fsdpq.data.pack import pack_rows
 from fsdpq.data.tokenize import Row
 from fsdpq.fsdp.compiled_layers import apply_compile

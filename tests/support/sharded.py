@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from fsdpq.data.loader import Step, build_step
+from fsdpq.data.collate import Step, build_step
 from fsdpq.data.tokenize import Row
 from fsdpq.dist import gather_whole
 from fsdpq.model.loading.targets import checkpoint_name

@@ -18,8 +18,10 @@ from fsdpq.recipe.checks import (
     attention,
     batch,
     data,
+    formats,
     kernels,
     launch,
+    loss,
     memory,
     model,
     output,
@@ -27,6 +29,7 @@ from fsdpq.recipe.checks import (
     quantization,
     schedule,
     sharding,
+    streaming,
 )
 from fsdpq.recipe.not_yet import check_implemented
 from fsdpq.recipe.root import Recipe
@@ -54,6 +57,9 @@ CHECKS: tuple[Check, ...] = (
     *sharding.CHECKS,
     *memory.CHECKS,
     *data.CHECKS,
+    *formats.CHECKS,
+    *loss.CHECKS,
+    *streaming.CHECKS,
     *batch.CHECKS,
     *schedule.CHECKS,
     *output.CHECKS,

@@ -140,16 +140,6 @@ def check_truncation_used(recipe: Recipe, _base_dir: Path) -> Iterator[Problem]:
             yield from has_no_effect(recipe, "data", field, reason)
 
 
-def check_prompts_exist(recipe: Recipe, _base_dir: Path) -> Iterator[Problem]:
-    """``train_on_prompt`` of rows that have no prompt: all of them is trained anyway."""
-    formats = {source.format for key, source in sources_of(recipe) if key != "data.eval"}
-    if not recipe.data.mixture:
-        formats = {recipe.data.format}
-    if formats <= {"text", "dummy"}:
-        reason = f"with `data.format: {min(formats)}`: its rows have no prompt"
-        yield from has_no_effect(recipe, "data", "train_on_prompt", reason)
-
-
 def _check_split_name(source: SourceOptions, key: str, base_dir: Path) -> Iterator[Problem]:
     """Yields a Problem for a split of files that are named one by one: theirs is ``train``."""
     name = source.split.partition("[")[0]
@@ -193,5 +183,4 @@ CHECKS = (
     check_one_source_of_held_out_rows,
     check_bad_rows_exist,
     check_truncation_used,
-    check_prompts_exist,
 )

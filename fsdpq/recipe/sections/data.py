@@ -29,7 +29,8 @@ class DataOptions(SourceOptions):
     cut or left out are counted and reported."""
 
     on_bad_row: Literal["error", "skip"] = "error"
-    """What happens to a row that is not of its ``format``; ``skip`` leaves it out and counts it."""
+    """What happens to a row that is not of its ``format``; ``skip`` leaves it out and counts it. A
+    file of which more than half is bad stays an error."""
 
     packing: Literal["none", "best_fit"] = "none"
     """``best_fit`` puts several rows into one sequence of ``seq_len`` tokens; none sees another.
@@ -64,10 +65,12 @@ class DataOptions(SourceOptions):
 
     streaming: bool = False
     """Read, tokenize and pack the rows while training, window by window, instead of ahead: memory
-    and disk do not grow with the data. Needs ``training.steps``."""
+    and disk do not grow with the data. Needs ``training.steps``; rows for evaluation come from
+    ``eval`` alone."""
 
     stream_window: int = Field(default=10_000, ge=100, le=10_000_000)
-    """With ``streaming``, rows that are shuffled and packed together."""
+    """With ``streaming``, rows that are shuffled and packed together; about three windows of tokens
+    are in memory."""
 
     eval_fraction: float = Field(default=0.0, ge=0.0, lt=1.0)
     """Share of the rows held out from training for evaluation."""

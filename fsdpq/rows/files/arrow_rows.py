@@ -69,18 +69,24 @@ def _read_batches(batches: Iterator[Any], pyarrow: Any) -> Iterator[FileRow]:
     unfit = (pyarrow.ArrowException, ValueError, OverflowError)
     for batch in batches:
         try:
-            rows: list[dict[str, Any]] = batch.to_pylist()
+            rows = _to_rows(batch)
         except unfit:  # one of its rows: find out which
             for index in range(batch.num_rows):
                 number += 1
                 try:
-                    yield FileRow(number, batch.slice(index, 1).to_pylist()[0])
+                    yield FileRow(number, _to_rows(batch.slice(index, 1))[0])
                 except unfit as error:
                     yield FileRow(number, NO_COLUMNS, mistake=_explain(error))
             continue
         for row in rows:
             number += 1
             yield FileRow(number, row)
+
+
+def _to_rows(batch: Any) -> list[dict[str, Any]]:
+    """Returns the rows of a batch, after the whole of it was found sound: pyarrow trusts files."""
+    batch.validate(full=True)
+    return batch.to_pylist()
 
 
 def _check_names(names: list[str]) -> None:
@@ -90,7 +96,7 @@ def _check_names(names: list[str]) -> None:
 
 
 def _explain(error: Exception) -> str:
-    if isinstance(error, UnicodeDecodeError):
+    if isinstance(error, UnicodeDecodeError) or "UTF8" in str(error):
         return "a text that is not UTF-8"
     return f"a value that Python cannot hold: {_short(error)}"
 

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from fsdpq.data.loader import build_step
+from fsdpq.data.collate import build_step
 from fsdpq.data.tokenize import Row
 from fsdpq.dist import gather_whole, rank, world_size
 from fsdpq.recipe.root import Recipe

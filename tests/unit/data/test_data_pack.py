@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.tiny import random_rows
 
-from fsdpq.data.loader import collate
+from fsdpq.data.collate import collate
 from fsdpq.data.pack import fill_rate, pack_lengths, pack_rows
 from fsdpq.data.tokenize import Row
 

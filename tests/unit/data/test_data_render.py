@@ -13,9 +13,9 @@ from support.tokenizer import (
 )
 from transformers import PreTrainedTokenizerBase
 
-from fsdpq.data.render import render_row
+from fsdpq.data.render import RowRenderer
 from fsdpq.data.templates.choose import choose_template
-from fsdpq.data.tokenize import Row, prompt_ids, tokenize_rows
+from fsdpq.data.tokenize import Row, RowTokenizer, tokenize_rows
 from fsdpq.errors import RecipeError
 from fsdpq.recipe.sections.data import DataOptions
 from fsdpq.rows.examples import made_up_rows
@@ -58,6 +58,11 @@ def _tokenize(row: dict[str, Any], name: str, tokenizer: Any, **changes: Any) ->
     options = DataOptions(path="x", format=name, seq_len=4096, **changes)  # pyright: ignore[reportArgumentType]
     [tokenized] = tokenize_rows([row], tokenizer, options).rows
     return tokenized
+
+
+def _prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str, name: str) -> list[int]:
+    template = choose_template(tokenizer, None)
+    return RowTokenizer(tokenizer, DataOptions(), name, template=template).prompt_ids(prompt)
 
 
 def _trained_ids(row: Row) -> list[int]:
@@ -129,7 +134,7 @@ def test_a_tokenizer_that_adds_its_own_end_of_text_does_not_get_two() -> None:
     row = _tokenize(QNA, "qna", tokenizer)
     assert list(row.input_ids).count(tokenizer.eos_token_id) == 1
     assert row.loss_mask[-1]
-    assert prompt_ids(tokenizer, "How many?", "qna")[-1] != tokenizer.eos_token_id
+    assert _prompt_ids(tokenizer, "How many?", "qna")[-1] != tokenizer.eos_token_id
 
 
 CROSSED = {
@@ -218,7 +223,7 @@ def test_a_sample_prompt_is_asked_as_the_rows_are(kind: str, name: str) -> None:
         "messages": {"messages": [{"role": "user", "content": "hello"}, MESSAGES[1]]},
     }
     row = _tokenize(rows[name], name, tokenizer)
-    asked = prompt_ids(tokenizer, "hello", name)
+    asked = _prompt_ids(tokenizer, "hello", name)
     first_trained = list(row.loss_mask).index(1)
     assert asked == list(row.input_ids[:first_trained])
 
@@ -235,6 +240,7 @@ def test_a_base_tokenizer_without_end_of_text_is_refused() -> None:
 def test_made_up_rows_can_be_rendered_with_and_without_template(name: str) -> None:
     for tokenizer in (build_tokenizer(), _base_bpe()):
         for row in made_up_rows(name, 4):
-            rendered = render_row(row, name, tokenizer, choose_template(tokenizer, None))
-            assert all(0 <= low < high <= len(rendered.text) for low, high in rendered.spans)
-            assert rendered.spans
+            renderer = RowRenderer(tokenizer, DataOptions(), name, choose_template(tokenizer, None))
+            rendered = renderer.render(row)
+            assert all(0 <= low < high <= len(rendered.text) for low, high in rendered.trained)
+            assert rendered.trained

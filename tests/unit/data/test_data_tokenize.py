@@ -9,7 +9,8 @@ import pytest
 from support.tokenizer import build_tokenizer
 from transformers import PreTrainedTokenizerBase
 
-from fsdpq.data.tokenize import Row, make_dummy_rows, prompt_ids, tokenize_rows
+from fsdpq.data.templates.choose import choose_template
+from fsdpq.data.tokenize import Row, RowTokenizer, make_dummy_rows, tokenize_rows
 from fsdpq.errors import RecipeError
 from fsdpq.recipe.sections.data import DataOptions
 
@@ -22,7 +23,7 @@ CHAT = [
 
 
 def _options(**changes: Any) -> DataOptions:
-    return DataOptions(**({"path": "x"} | changes))
+    return DataOptions(**({"path": "x", "format": "messages"} | changes))
 
 
 def _row(messages: list[dict[str, str]], tokenizer: PreTrainedTokenizerBase, **changes: Any) -> Row:
@@ -157,7 +158,9 @@ def test_a_row_that_the_template_refuses_is_named() -> None:
 
 def test_a_prompt_ends_where_the_answer_begins() -> None:
     tokenizer = build_tokenizer()
-    text = tokenizer.decode(prompt_ids(tokenizer, "hello", "messages"))
+    template = choose_template(tokenizer, None)
+    asks = RowTokenizer(tokenizer, _options(), "messages", template=template)
+    text = tokenizer.decode(asks.prompt_ids("hello"))
     assert text == "<|im_start|>user\nhello<|im_end|>\n<|im_start|>assistant\n"
 
 

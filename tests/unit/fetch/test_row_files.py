@@ -9,9 +9,10 @@ from typing import Any
 import datasets
 import pytest
 
-from fsdpq.errors import Problem, RecipeError
+from fsdpq.errors import Location, Problem, RecipeError
 from fsdpq.fetch.data import fetch_data
 from fsdpq.fetch.row_files import find_row_files, split_of
+from fsdpq.recipe.marks import Marks
 from fsdpq.recipe.sections.data import DataOptions
 from fsdpq.rows.read import read_rows
 from fsdpq.rows.source import DataSources
@@ -25,8 +26,8 @@ def _write(path: Path, *texts: str) -> Path:
 
 def _fetch(base_dir: Path, **options: Any) -> tuple[DataSources, list[str]]:
     notes: list[str] = []
-    chosen = DataOptions(**({"format": "text"} | options))
-    return fetch_data(chosen, base_dir=base_dir, report=notes.append), notes
+    given: dict[str, Any] = {"format": "text", **options}
+    return fetch_data(DataOptions(**given), base_dir=base_dir, report=notes.append), notes
 
 
 def _texts(base_dir: Path, **options: Any) -> list[str]:
@@ -128,8 +129,15 @@ def test_slices_are_those_of_datasets(tmp_path: Path, part: str, count: int) -> 
 def test_every_part_of_a_mixture_is_fetched_and_its_mistakes_named(tmp_path: Path) -> None:
     _write(tmp_path / "a.jsonl", "a", "b")
     (tmp_path / "b.jsonl").write_text('{"q": "x", "answer": "y"}\n')
-    question = {"path": "b.jsonl", "format": "qna_no_ctx", "columns": {"question": "q"}}
-    mixture = [{"path": "a.jsonl", "format": "text", "weight": 3}, question | {"weight": 1}]
+    question: dict[str, Any] = {
+        "path": "b.jsonl",
+        "format": "qna_no_ctx",
+        "columns": {"question": "q"},
+    }
+    mixture: list[dict[str, Any]] = [
+        {"path": "a.jsonl", "format": "text", "weight": 3},
+        question | {"weight": 1},
+    ]
     held_out = {"path": "a.jsonl", "format": "text", "split": "train[1:]"}
     sources, _ = _fetch(tmp_path, mixture=mixture, eval=held_out)
     assert [(part.num_rows, part.weight, part.key) for part in sources.train] == [
@@ -210,3 +218,32 @@ def test_found_files_are_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.chdir(tmp_path)
     found = find_row_files("./a.jsonl", split="train", base_dir=Path(), key="data")
     assert found.files == [tmp_path / "a.jsonl"]
+
+
+def test_the_format_is_told_from_the_rows_of_all_files(tmp_path: Path) -> None:
+    rows = '{"question": "a", "answer": "b"}\n'
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.jsonl").write_text(rows)
+    sources, notes = _fetch(tmp_path, path="*.jsonl", format="auto")
+    [source] = sources.train
+    assert (source.format, source.num_rows) == ("qna_no_ctx", 2)
+    assert source.format_why in notes[0]
+    _write(tmp_path / "b.jsonl", "x")
+    [problem] = _refused(tmp_path, path="*.jsonl", format="auto")
+    assert "rows that are not alike" in problem.message
+    (tmp_path / "c.jsonl").write_text("{\n")
+    [problem] = _refused(tmp_path, path="c.jsonl", format="auto")
+    assert problem.message.startswith("not JSON")
+
+
+def test_a_mistake_in_no_file_is_shown_where_the_recipe_says_it(tmp_path: Path) -> None:
+    _write(tmp_path / "a.jsonl", "a")
+    marks = Marks()
+    at = Location("r.yaml", 7, 3)
+    marks.values[("data", "mixture", 1, "path")] = at
+    parts: list[dict[str, Any]] = [{"path": name, "format": "text"} for name in ("a.jsonl", "b")]
+    options = DataOptions.model_validate({"mixture": parts})
+    with pytest.raises(RecipeError) as caught:
+        fetch_data(options, base_dir=tmp_path, report=[].append, marks=marks)
+    [problem] = caught.value.problems
+    assert problem.location == at

@@ -3,7 +3,10 @@
 from collections.abc import Callable
 
 import pytest
+import yaml
 from support.imported import messages, told
+
+from fsdpq.importing.write import write_recipe
 
 Importer = Callable[..., object]
 
@@ -200,12 +203,133 @@ def test_adapter_settings_of_a_full_finetuning_have_no_effect(import_text: Impor
     result = import_text(text, "axolotl")
     assert result.document["adapter"] == {"kind": "none"}
     assert told(result, "dropped") == {"lora_r": 2}
-    assert result.document["data"]["train_on_prompt"] is True
+    assert result.document["data"] == {
+        "dataset": "c/d", "format": "text", "seq_len": 512, "truncation": "drop",
+    }  # fmt: skip
 
 
-def test_second_dataset_and_unknown_type_are_told(import_text: Importer) -> None:
-    text = "base_model: a/b\ndatasets:\n  - {path: c/d, type: made_up, sahrds: 2}\n  - path: e/f\n"
+def test_unknown_type_and_unknown_key_are_told(import_text: Importer) -> None:
+    text = "base_model: a/b\ndatasets:\n  - {path: c/d, type: made_up, sahrds: 2}\n"
     result = import_text(text, "axolotl")
-    assert told(result, "no_counterpart") == {"datasets.1": 4}
+    assert result.document["data"]["format"] == "auto"
     assert told(result, "assumed") == {"datasets.0.type": 3}
     assert messages(result, "datasets.0.sahrds")[0].endswith("did you mean `shards`?")
+
+
+MIXED = """\
+base_model: a/b
+chat_template: chatml
+datasets:
+  - path: c/d
+    type: chat_template
+    field_messages: chat
+    message_property_mappings: {role: who, content: value}
+    roles_to_train: [gpt, tool]
+    roles: {assistant: [gpt, model], user: [human, customer]}
+    train_on_eos: last
+    split: train_sft
+    name: all
+  - path: json
+    data_files: [x.jsonl, y.jsonl]
+    type: completion
+    field: body
+    shards: 4
+  - {path: rows.jsonl, type: {field_instruction: q, field_output: a}, train_on_eos: turn}
+  - {path: seg.jsonl, type: input_output}
+test_datasets:
+  - {path: t.jsonl, type: alpaca}
+  - {path: u.jsonl, type: alpaca}
+"""
+
+
+def test_datasets_become_the_parts_of_a_mixture(import_text: Importer) -> None:
+    result = import_text(MIXED)
+    assert result.document["data"] == {
+        "mixture": [
+            {
+                "dataset": "c/d",
+                "config": "all",
+                "split": "train_sft",
+                "format": "messages",
+                "columns": {"messages": "chat", "messages.role": "who"},
+            },
+            {
+                "path": ["x.jsonl", "y.jsonl"],
+                "split": "train[:25%]",
+                "format": "text",
+                "columns": {"text": "body"},
+            },
+            {
+                "path": "rows.jsonl",
+                "format": "prompt_completion",
+                "columns": {"prompt": "q", "completion": "a"},
+            },
+            {"path": "seg.jsonl", "format": "input_output"},
+        ],
+        "seq_len": 512,
+        "truncation": "drop",
+        "chat_template": "chatml",
+        "roles_to_train": ["assistant", "tool"],
+        "train_on_eos": "last",
+        "eval": {"path": "t.jsonl", "format": "alpaca"},
+    }
+    assert result.origins["data.mixture.1.split"] == "datasets.1.shards"
+    assert told(result, "no_counterpart") == {
+        "datasets.0.roles.user": 9, "datasets.2.train_on_eos": 18, "test_datasets": 20,
+    }  # fmt: skip
+    assert told(result, "assumed") == {"datasets.1.shards": 17, "datasets.2.type": 18}
+
+
+def test_a_mixture_is_written_so_that_it_reads_back(import_text: Importer) -> None:
+    result = import_text(MIXED)
+    text = write_recipe(result)
+    assert yaml.safe_load(text)["data"] == result.document["data"]
+    assert "    - dataset: c/d                              # datasets.0.path\n" in text
+
+
+def test_a_bad_value_of_a_part_is_left_out_alone(import_text: Importer) -> None:
+    text = "base_model: a/b\ndatasets:\n  - {path: c/d, split: 'a b'}\n  - path: e/f\n"
+    result = import_text(text, "axolotl")
+    assert result.document["data"]["mixture"] == [{"dataset": "c/d"}, {"dataset": "e/f"}]
+    [message] = messages(result, "datasets.0.split")
+    assert message.startswith("`data.mixture.0.split` must be ")
+
+
+@pytest.mark.parametrize(
+    ("word", "format_name", "columns"),
+    [
+        ("oasst", "prompt_completion", {"prompt": "INSTRUCTION", "completion": "RESPONSE"}),
+        ("alpaca_chat.load_qa", "qna_no_ctx", None),
+        ("gpteacher:chat", "alpaca", {"output": "response"}),
+        ("context_qa.load_v2", "qna", None),
+        ("context_qa", "qna", {"context": "article"}),
+        ("sharegpt", "messages", None),
+    ],
+)
+def test_types_have_their_columns(
+    import_text: Importer, word: str, format_name: str, columns: dict[str, str] | None
+) -> None:
+    text = f"base_model: a/b\ndatasets: [{{path: c/d, type: '{word}'}}]\n"
+    data = import_text(text, "axolotl").document["data"]
+    assert (data["format"], data.get("columns")) == (format_name, columns)
+
+
+@pytest.mark.parametrize(
+    ("lines", "template", "outcome"),
+    [
+        ("chat_template: tokenizer_default", None, "built_in"),
+        ("chat_template: tokenizer_default_fallback_chatml", None, "assumed"),
+        ("chat_template: phi_3", "phi3", "converted"),
+        ("chat_template: made_up", None, "assumed"),
+        ("chat_template_jinja: mine.jinja", "mine.jinja", "converted"),
+        ("chat_template_jinja: '{{ messages }}'", None, "no_counterpart"),
+    ],
+)
+def test_chat_templates(
+    import_text: Importer, lines: str, template: str | None, outcome: str
+) -> None:
+    text = f"base_model: a/b\ndatasets: [{{path: c/d}}]\n{lines}\nstreaming: true\n"
+    result = import_text(text, "axolotl")
+    assert result.document["data"].get("chat_template") == template
+    assert told(result, outcome)[lines.partition(":")[0]] == 3
+    assert result.document["data"]["streaming"] is True

@@ -1,6 +1,8 @@
 """LLaMA-Factory: its FSDP QLoRA example with the accelerate config beside it."""
 
+import json
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from support.imported import messages, told
@@ -79,9 +81,10 @@ def test_fsdp_qlora_example_becomes_this_recipe(import_text: Importer) -> None:
         "quantization": {"kind": "bnb"},
         "adapter": {"kind": "lora", "rank": 8, "alpha": 16, "target_modules": ["q_proj", "v_proj"]},
         "data": {
-            "dataset": "llamafactory/alpaca_en",
-            "format": "alpaca",
-            "max_rows": 1000,
+            "mixture": [
+                {"dataset": "llamafactory/alpaca_en", "format": "alpaca", "max_rows": 1000},
+                {"path": "data/identity.json", "format": "auto", "max_rows": 1000},
+            ],
             "seq_len": 1024,
             "eval_fraction": 0.1,
         },
@@ -97,7 +100,7 @@ def test_fsdp_qlora_example_becomes_this_recipe(import_text: Importer) -> None:
         "checkpoint": {"interval": 500},
         "metrics": {"log_interval": 10},
     }
-    assert told(result, "no_counterpart") == {"dataset": 8, "per_device_eval_batch_size": 27}
+    assert told(result, "no_counterpart") == {"per_device_eval_batch_size": 27}
     assert told(result, "assumed") == {"dataset": 8, "template": 9}
     assert told(result, "dropped") == {}
 
@@ -146,3 +149,89 @@ def test_nonsense_is_reported_and_left_out(import_text: Importer, line: str) -> 
 def test_the_coefficient_of_the_router_loss_is_kept(import_text: Importer) -> None:
     result = import_text(LLAMA_8B + "moe_aux_loss_coef: 0.01\n")
     assert result.document["training"]["router_aux_loss_coef"] == 0.01
+
+
+INFO = {
+    "chats": {
+        "hf_hub_url": "org/chats",
+        "subset": "en",
+        "formatting": "sharegpt",
+        "columns": {"messages": "chat", "system": "prompt", "tools": "functions"},
+        "tags": {"role_tag": "who", "content_tag": "value", "user_tag": "customer"},
+    },
+    "pairs": {"file_name": "pairs.json", "columns": {"prompt": "q", "response": "a"}},
+    "own": {
+        "file_name": "own.json",
+        "columns": {"prompt": "task", "query": "input", "response": "output", "history": "old"},
+    },
+    "wiki": {"file_name": "wiki.json", "columns": {"prompt": "text"}},
+}
+
+
+def test_the_info_file_says_what_datasets_are(import_text: Importer, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "dataset_info.json").write_text(json.dumps(INFO))
+    result = import_text(
+        "model_name_or_path: a/b\nstage: sft\ntemplate: llama3\ndataset: chats, pairs, own\n"
+        "mix_strategy: interleave_over\ninterleave_probs: 0.5,0.3,0.2\nmask_history: true\n"
+        "eval_dataset: wiki\neval_steps: 10\neval_strategy: steps\nstreaming: true\n"
+        "buffer_size: 500\ndisable_shuffling: true\n"
+    )
+    data = result.document["data"]
+    assert data["mixture"] == [
+        {
+            "dataset": "org/chats",
+            "config": "en",
+            "format": "messages",
+            "columns": {
+                "messages": "chat",
+                "system": "prompt",
+                "tools": "functions",
+                "messages.role": "who",
+            },
+            "weight": 0.5,
+        },
+        {
+            "path": "data/pairs.json",
+            "format": "prompt_completion",
+            "columns": {"prompt": "q", "completion": "a"},
+            "weight": 0.3,
+        },
+        {
+            "path": "data/own.json",
+            "format": "alpaca",
+            "columns": {"instruction": "task"},
+            "weight": 0.2,
+        },
+    ]
+    assert data["mixture_stopping"] == "all_exhausted"
+    assert data["eval"] == {"path": "data/wiki.json", "format": "text"}
+    assert (data["turns_to_train"], data["chat_template"]) == ("last", "llama3")
+    assert (data["streaming"], data["stream_window"], data["shuffle"]) == (True, 500, False)
+    assert result.document["training"]["eval_interval"] == 10
+    lost = [finding.message for finding in result.of("no_counterpart")]
+    assert lost == [
+        "`user_tag` of `chats` in `dataset_info.json` is not used",
+        "`history` of `own` in `dataset_info.json` is not used",
+    ]
+
+
+@pytest.mark.parametrize("content", ["[", "[]", '{"x": 3}'])
+def test_an_info_file_that_is_none_is_no_end(
+    import_text: Importer, tmp_path: Path, content: str
+) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "dataset_info.json").write_text(content)
+    result = import_text("model_name_or_path: a/b\ndataset: x\nstage: pt\nfinetuning_type: lora\n")
+    assert result.document["data"]["path"] == "data/x.json"
+    assert result.document["data"]["format"] == "text"
+
+
+@pytest.mark.parametrize("probs", ["0.5", "a,b"])
+def test_shares_that_fit_no_mixture_are_told(import_text: Importer, probs: str) -> None:
+    result = import_text(
+        "model_name_or_path: a/b\ndataset: x,y\nstage: sft\nfinetuning_type: lora\n"
+        f"mix_strategy: interleave_under\ninterleave_probs: {probs}\n"
+    )
+    assert set(told(result, "unusable")) == {"interleave_probs"}
+    assert "weight" not in result.document["data"]["mixture"][0]

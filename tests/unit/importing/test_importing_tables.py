@@ -2,7 +2,7 @@
 
 import pytest
 
-from fsdpq.importing import known_keys
+from fsdpq.importing import axolotl_datasets, known_keys, trl
 from fsdpq.importing.accelerate import ACCELERATE
 from fsdpq.importing.convert import TOOLS
 from fsdpq.importing.draft import Rule, Table
@@ -15,6 +15,7 @@ DEAD = {"torchtune": {"fsdp"}}
 
 def _rules(table: Table) -> list[Rule]:
     inner = [rule for rule in table.rules.values() if isinstance(rule, Table)]
+    inner += [rule.entries for rule in table.rules.values() if getattr(rule, "entries", None)]
     return [*table.rules.values(), *(rule for entry in inner for rule in _rules(entry))]
 
 
@@ -22,6 +23,11 @@ def _rules(table: Table) -> list[Rule]:
 def test_every_rule_is_for_a_key_that_the_tool_reads(tool: str) -> None:
     table = TABLES[tool]
     assert set(table.rules) - set(table.known) == DEAD.get(tool, set())
+
+
+def test_rules_of_entries_are_for_keys_that_the_tools_read() -> None:
+    assert set(axolotl_datasets.DATASET.rules) <= set(known_keys.AXOLOTL_DATASET)
+    assert set(trl.MIXTURE.rules) <= set(trl.MIXTURE.known)
 
 
 @pytest.mark.parametrize("tool", TABLES)

@@ -183,10 +183,7 @@ ac_mode: selective
     assert document["metrics"]["wandb"] == {"project": "p"}
     assert document["metrics"]["profile"] == {"start_step": 4, "num_steps": 4}
     assert document["training"]["max_grad_norm"] == 1.0
-    assert set(told(result, "no_counterpart")) == {
-        "dataset.conversation_column",
-        "dataset.conversation_style",
-    }
+    assert told(result, "no_counterpart") == {}
 
 
 @pytest.mark.parametrize("prefix", ["", "lora_", "qlora_"])
@@ -208,3 +205,43 @@ def test_component_that_runs_code_is_only_a_word(import_text: Importer) -> None:
     result = import_text(text.replace("torch.optim.AdamW", "builtins.eval"))
     assert set(told(result, "no_counterpart")) == {"dataset._component_", "optimizer._component_"}
     assert result.document["optimizer"]["kind"] == "adamw"
+
+
+def test_datasets_that_are_joined_and_their_columns(import_text: Importer) -> None:
+    result = import_text(
+        "model: {_component_: torchtune.models.llama3.lora_llama3_8b}\noptimizer: {lr: 1e-4}\n"
+        "dataset:\n"
+        "  - {_component_: torchtune.datasets.samsum_dataset, split: 'train[:10%]'}\n"
+        "  - _component_: torchtune.datasets.instruct_dataset\n"
+        "    source: json\n"
+        "    data_files: rows.json\n"
+        "    column_map: {input: q, output: a, extra: b}\n"
+        "  - {_component_: torchtune.datasets.chat_dataset, source: a/b, conversation_column: c}\n"
+        "  - {_component_: torchtune.datasets.text_completion_dataset, source: a/w, column: page}\n"
+        "dataset_val: {_component_: torchtune.datasets.alpaca_dataset, split: 'train[90%:]'}\n"
+        "run_val_every_n_steps: 20\nshuffle: false\n"
+    )
+    data = result.document["data"]
+    assert data["mixture"] == [
+        {
+            "dataset": "Samsung/samsum",
+            "split": "train[:10%]",
+            "format": "prompt_completion",
+            "columns": {"prompt": "dialogue", "completion": "summary"},
+        },
+        {
+            "path": "rows.json",
+            "format": "prompt_completion",
+            "columns": {"prompt": "q", "completion": "a"},
+        },
+        {"dataset": "a/b", "format": "messages", "columns": {"messages": "c"}},
+        {"dataset": "a/w", "format": "text", "columns": {"text": "page"}},
+    ]
+    assert data["eval"] == {
+        "dataset": "tatsu-lab/alpaca", "split": "train[90%:]", "format": "alpaca",
+    }  # fmt: skip
+    assert data["shuffle"] is False
+    assert "train_on_prompt" not in data
+    assert result.document["training"]["eval_interval"] == 20
+    assert list(told(result, "no_counterpart")) == ["dataset.1.column_map.extra"]
+    assert "asks for a summary is left out" in messages(result, "dataset.0._component_")[0]

@@ -49,7 +49,6 @@ def test_qdora_becomes_this_recipe(import_text: Importer) -> None:
         "data": {
             "dataset": "org/chats",
             "split": "train_sft",
-            "format": "messages",
             "seq_len": 2048,
             "packing": "best_fit",
             "train_on_prompt": True,
@@ -79,7 +78,7 @@ def test_unknown_keys_carry_a_line_and_a_guess(import_text: Importer) -> None:
 
 def test_defaults_that_are_written_out_are_listed(import_text: Importer) -> None:
     defaults = {f.target for f in import_text(QLORA).of("default")}
-    assert {"quantization.double_quant", "data.train_on_prompt", "training.epochs"} <= defaults
+    assert {"quantization.double_quant", "training.epochs"} <= defaults
 
 
 def test_targets_of_peft_are_an_assumption(import_text: Importer) -> None:
@@ -111,6 +110,7 @@ def test_full_finetuning_with_accelerate_fsdp2(import_text: Importer) -> None:
     }
     assert result.document["launch"] == {"nproc_per_node": 8}
     assert result.document["data"]["format"] == "text"
+    assert result.document["data"]["columns"] == {"text": "body"}
     assert result.document["data"]["truncation"] == "truncate_start"
     assert result.document["data"]["train_on_prompt"] is False
     assert told(result, "no_counterpart") == {"load_in_4bit": 4}
@@ -120,3 +120,40 @@ def test_full_finetuning_with_accelerate_fsdp2(import_text: Importer) -> None:
 def test_the_coefficient_of_the_router_loss_is_kept(import_text: Importer) -> None:
     result = import_text(QLORA + "router_aux_loss_coef: 0.0\n")
     assert result.document["training"]["router_aux_loss_coef"] == 0.0
+
+
+def test_a_mixture_and_its_files_are_taken(import_text: Importer) -> None:
+    result = import_text(
+        "model_name_or_path: a/b\nmax_length: 64\ndatasets:\n"
+        "  - {path: org/chats, name: en, split: 'train[:10%]', columns: [messages]}\n"
+        "  - {path: json, data_files: rows.jsonl, data_dir: x}\n"
+        "chat_template_path: mine.jinja\nstreaming: true\ntest_split_size: 0.1\n",
+        "trl",
+    )
+    assert result.document["data"]["mixture"] == [
+        {"dataset": "org/chats", "config": "en", "split": "train[:10%]"},
+        {"path": "rows.jsonl"},
+    ]
+    assert result.document["data"]["chat_template"] == "mine.jinja"
+    assert result.document["data"]["streaming"] is True
+    assert list(told(result, "no_counterpart")) == ["datasets.1.data_dir"]
+    assert "train_on_prompt" in str(result.of("assumed"))
+
+
+def test_the_test_split_is_evaluated_where_the_config_evaluates(import_text: Importer) -> None:
+    text = (
+        "model_name_or_path: a/b\ndataset_name: c/d\ndataset_config: en\nmax_length: 64\n"
+        "dataset_test_split: validation\ndataset_text_field: body\n"
+    )
+    assert "eval" not in import_text(text, "trl").document["data"]
+    result = import_text(text + "eval_strategy: steps\neval_steps: 5\n", "trl")
+    assert result.document["data"]["config"] == "en"
+    assert result.document["data"]["eval"] == {
+        "dataset": "c/d",
+        "split": "validation",
+        "config": "en",
+        "format": "text",
+        "columns": {"text": "body"},
+    }
+    assert result.document["training"]["eval_interval"] == 5
+    assert "train_on_prompt" not in result.document["data"], "all of a text is trained on"

@@ -13,7 +13,7 @@ from support.flash import FakeFlashAttention, install_fake_flash_attention
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from fsdpq.data.loader import MicroBatch, collate
+from fsdpq.data.collate import MicroBatch, collate
 from fsdpq.data.pack import pack_rows
 from fsdpq.data.tokenize import Row
 from fsdpq.errors import CheckpointError

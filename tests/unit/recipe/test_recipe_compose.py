@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from fsdpq.errors import Problem, RecipeError
+from fsdpq.importing.fsdp_qlora import DATASETS
 from fsdpq.recipe.describe import list_sections
 from fsdpq.recipe.load import LoadedRecipe, dump_recipe, load_recipe, load_resolved
 from fsdpq.recipe.shipped import shipped_fragments, shipped_recipes
@@ -142,11 +143,21 @@ def test_shipped_fragment_says_how_to_use_it_and_composes(load: Load, name: str)
     text = shipped_fragments()[name].read_text(encoding="utf-8")
     assert text.startswith(f"# Fragment `{name}`: ")
     assert f"{name}]` " in text.replace("`;", "` ").replace("`,", "` ").replace("`.", "` ")
+    head = HEAD[: HEAD.index("data:")] if name.startswith("data-") else HEAD
     try:
-        load(f"defaults: [{name}]\n{HEAD}")
+        load(f"defaults: [{name}]\n{head}")
     except RecipeError as error:
         messages = [problem.message for problem in error.problems]
         assert all("does not work in this version yet" in message for message in messages), messages
+
+
+@pytest.mark.parametrize("name", sorted(DATASETS))
+def test_every_dataset_of_the_first_script_is_a_fragment(load: Load, name: str) -> None:
+    fragment = f"data-{name.replace('_', '-')}"
+    data = load(f"defaults: [{fragment}]\n{HEAD[: HEAD.index('data:')]}").recipe.data
+    repository, split, format_name, _ = DATASETS[name]
+    assert (data.dataset or "", data.split, data.format) == (repository, split, format_name)
+    assert (data.max_rows == 512) == (name in ("alpaca_sample", "dummy"))
 
 
 def test_shipped_recipes_are_found_in_checkout_and_wheel(

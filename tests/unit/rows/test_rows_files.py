@@ -135,7 +135,7 @@ def test_mistakes_are_said_once_each_and_not_too_many(tmp_path: Path) -> None:
     path.write_text(good + '{"question": "a"}\n' * 100 + "{\n")
     problems = _problems(path)
     assert [problem.location and problem.location.line for problem in problems] == [2, 102]
-    assert problems[0].message.endswith("(it has `question`) (and so in 99 more rows)")
+    assert problems[0].message.endswith("(it has `question`) (99 more rows like it)")
     path.write_text(good + "".join("{" + " " * n + "\n" for n in range(100)))
     assert len(_problems(path)) == MAX_PROBLEMS
 
@@ -192,10 +192,11 @@ def test_a_bad_csv_row_is_named_by_the_line_where_it_begins(
         ("rows.json", b'[{"question": "a", "answer": "b"}] x', "is not JSON: `x` follows its list"),
         ("rows.json", b'[{"a": "\xff"}]', "is not JSON: not UTF-8"),
         ("rows.json", b'{\n"data": []}', "is one JSON object over several lines, not a list"),
+        ("rows.json", b'{"data": [\n{}]}', "is one JSON object over several lines, not a list"),
         ("rows.csv", b"question,question\n", "has a header that names the column `question` twice"),
         ("rows.csv", b"question,\xff\n", "has a header that is no line of values: not UTF-8"),
         ("rows.csv", "q,a\n".encode("utf-16"), "is UTF-16 text, not UTF-8"),
-        ("rows.jsonl", gzip.compress(b"{}"), "is compressed by gzip"),
+        ("rows.jsonl", gzip.compress(b"{}", mtime=0), "is compressed by gzip"),
         ("rows.jsonl", b"PAR1", "is parquet by its content"),
         ("rows.jsonl.gz", b"{}", "cannot be decompressed"),
         ("rows.parquet", b"PAR1", "is not parquet, or is damaged"),

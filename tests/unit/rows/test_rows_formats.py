@@ -143,3 +143,14 @@ def test_no_other_name_leaves_out_a_column_that_the_row_is_about() -> None:
     row = {"instruction": "a", "input": "b", "output": "c"}
     assert "no `prompt`, `completion`" in find_mistake(row, "prompt_completion")
     assert "no `text`" in find_mistake({"prompt": "a", "completion": "b"}, "text")
+
+
+def test_a_column_is_read_under_one_name_only() -> None:
+    row = {"prompt": "a", "completion": "b", "response": "c"}
+    swapped = {"prompt": "completion", "completion": "prompt"}
+    assert named_columns(row, "prompt_completion", swapped) == {"prompt": "b", "completion": "a"}
+    columns = {"prompt": "completion"}
+    assert named_columns(row, "prompt_completion", columns) == {"prompt": "b", "completion": "c"}
+    del row["response"]
+    assert "no `completion` in this row" in find_mistake(row, "prompt_completion", columns)
+    assert not FORMATS["prompt_completion"].fits(row, columns)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import pytest
@@ -12,7 +12,7 @@ import torch
 from support.tiny import VOCAB_SIZE, random_rows
 from torch import nn
 
-from fsdpq.data.loader import Step, build_step
+from fsdpq.data.collate import Step, build_step
 from fsdpq.errors import DamagedBaseError, TrainingError
 from fsdpq.protocols import Losses
 from fsdpq.recipe.sections.training import TrainingOptions
@@ -55,6 +55,20 @@ def test_evaluations_do_not_count_as_training_time() -> None:
     assert row["event"] == "step"
     plain = _train(Bigram(), log_interval=8, steps=steps).rows[-1]
     assert 0.2 < row["tokens_per_s"] / plain["tokens_per_s"] < 5
+
+
+def test_waiting_for_rows_is_counted() -> None:
+    step = build_step(random_rows(4), micro_batch_size=4, rank=0, world_size=1)
+
+    def slow() -> Iterator[Step]:
+        for _ in range(4):
+            time.sleep(0.05)
+            yield step
+
+    rows = _train(Bigram(), log_interval=2, steps=[step] * 4, source=slow()).rows
+    assert [row["data_wait_s"] >= 0.1 for row in rows] == [True, True]
+    plain = _train(Bigram(), log_interval=2, steps=[step] * 4).rows
+    assert all(row["data_wait_s"] < 0.1 for row in plain)
 
 
 class ListSink:
@@ -108,6 +122,7 @@ def _train(
     interval: int | None = None,
     coefficient: float = 0.0,
     check_base: Callable[[], None] = lambda: None,
+    source: Iterator[Step] | None = None,
 ) -> ListSink:
     sink = ListSink()
     parameters = list(model.parameters())
@@ -125,7 +140,7 @@ def _train(
         router_aux_loss_coef=coefficient,
         check_base=check_base,
     )
-    trainer.run(iter(steps))
+    trainer.run(iter(steps) if source is None else source)
     return sink
 
 

@@ -1,51 +1,34 @@
-"""What the worker says about the rows that it cut, left out or packed."""
+"""What the worker says about the rows that were cut, left out or packed."""
 
 from __future__ import annotations
 
-import pytest
-from support.tiny import random_rows
-
-from fsdpq.data.tokenize import TokenizedData
-from fsdpq.errors import RecipeError
-from fsdpq.recipe.sections.data import DataOptions
-from fsdpq.worker.setup import Data, list_notices, pack_data, split_data
+from fsdpq.rows.report import DataReport, SourceCounts
+from fsdpq.worker.setup import list_notices
 
 
 def test_what_was_done_to_rows_is_said() -> None:
-    data = TokenizedData(random_rows(3), num_cut=2, num_untrained=5)
-    assert list_notices(data, DataOptions(seq_len=64)) == [
+    counts = SourceCounts("rows.jsonl", num_rows=20, num_cut=2, num_untrained=5, num_bad=1)
+    assert list_notices(DataReport(64, (counts,))) == [
         "2 rows are longer than 64 tokens: cut",
         "5 rows have no token that carries loss: left out",
+        "1 rows are bad: left out",
     ]
-    at_start = DataOptions(seq_len=64, truncation="truncate_start")
-    assert list_notices(data, at_start)[0] == "2 rows are longer than 64 tokens: cut at their start"
-    dropped = TokenizedData(random_rows(3), num_too_long=4)
-    assert list_notices(dropped, DataOptions(seq_len=64, truncation="drop")) == [
-        "4 rows are longer than 64 tokens: left out"
-    ]
-    assert list_notices(TokenizedData(random_rows(3)), DataOptions()) == []
+    dropped = DataReport(64, (SourceCounts("rows.jsonl", num_too_long=4),))
+    assert list_notices(dropped) == ["4 rows are longer than 64 tokens: left out"]
+    assert list_notices(DataReport(64, (SourceCounts("rows.jsonl", num_rows=9),))) == []
 
 
-def test_packing_keeps_held_out_rows_apart_and_says_how_full_sequences_are() -> None:
-    rows = random_rows(40)
-    split = split_data(rows, 0.25, seed=1)
-    packed, notice = pack_data(split, 64)
-    for before, after in ((split.train, packed.train), (split.held_out, packed.held_out)):
-        assert sum(len(row.document_lengths) for row in after) == len(before)
-        assert sum(row.num_trained for row in after) == sum(row.num_trained for row in before)
-    tokens = sum(len(row.input_ids) for row in split.train)
-    filled = tokens / (64 * len(packed.train))
-    assert notice == (
-        f"packed 30 training rows into {len(packed.train)} sequences of 64 tokens, "
-        f"{filled:.1%} filled"
+def test_rows_of_several_sources_are_told_apart() -> None:
+    report = DataReport(
+        64,
+        (SourceCounts("a.jsonl", num_cut=1), SourceCounts("b.jsonl")),
+        eval=SourceCounts("c.jsonl", num_untrained=3),
+        num_train_rows=30,
+        num_sequences=7,
+        fill=0.9765,
     )
-
-
-def test_packing_without_held_out_rows_packs_none() -> None:
-    packed, _ = pack_data(Data(random_rows(3), []), 64)
-    assert packed.held_out == []
-
-
-def test_one_row_cannot_be_split() -> None:
-    with pytest.raises(RecipeError, match="1 problem"):
-        split_data(random_rows(1), 0.5, seed=0)
+    assert list_notices(report) == [
+        "1 rows of a.jsonl are longer than 64 tokens: cut",
+        "3 rows of c.jsonl have no token that carries loss: left out",
+        "packed 30 training rows into 7 sequences of 64 tokens, 97.7% filled",
+    ]

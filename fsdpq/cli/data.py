@@ -1,0 +1,127 @@
+"""``fsdpq data``: looks at the rows of a recipe before anything is trained on them."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from fsdpq.cli.answers import echo_json, json_option
+from fsdpq.cli.options import recipe_arguments, say, trust_option, warn_of_code
+from fsdpq.cli.render import problem_fields, render_error, wants_color
+from fsdpq.errors import ExitCode, Location, Problem, UsageError
+
+ERRORS = ("bad_row", "unrenderable", "over_limit")
+"""Findings that end a run."""
+
+
+@click.group("data")
+def data_group() -> None:
+    """Look at the rows of a recipe."""
+
+
+@data_group.command("inspect")
+@recipe_arguments
+@click.option(
+    "--rows", "num_samples", metavar="N", type=click.IntRange(0, 1000), default=3,
+    show_default=True, help="Show so many rows as the model reads them, drawn by training.seed.",
+)  # fmt: skip
+@click.option(
+    "--row", metavar="[FILE:]K", default="",
+    help="Show row K of the file instead, token by token.",
+)  # fmt: skip
+@click.option(
+    "--html", metavar="FILE", type=click.Path(path_type=Path, dir_okay=False),
+    help="Write a page with all of it.",
+)  # fmt: skip
+@json_option
+@trust_option
+def inspect_command(
+    recipe: Path,
+    *,
+    overrides: tuple[str, ...],
+    num_samples: int,
+    row: str,
+    html: Path | None,
+    as_json: bool,
+    trust_remote_code: bool,
+) -> None:
+    """Show what the model will see of the rows of RECIPE, and what is wrong with them.
+
+    Counts, lengths, duplicates, bad rows and rows out of order, packing, and some rows with the
+    tokens that carry loss marked. No weights are needed. Exits with 2 where rows are bad and
+    data.on_bad_row is `error`.
+    """
+    from fsdpq.cli.inspection import render_inspection, render_row
+    from fsdpq.cli.screen import open_screen
+    from fsdpq.cli.visible import encodable
+    from fsdpq.launch.inspect import Wanted, inspect_data
+
+    warn_of_code(trust_remote_code)
+    content = inspect_data(
+        recipe,
+        overrides,
+        Wanted(0 if row else num_samples, row),
+        screen=open_screen(sys.stderr),
+        trust_remote_code=trust_remote_code,
+    )
+    if html is not None:
+        write_page(html, content)
+    if as_json:
+        problems = [problem_fields(problem) for problem in list_problems(content)]
+        echo_json({"ok": content["ok"], "problems": problems, **content})
+    else:
+        color = wants_color(sys.stdout)
+        render = render_row if row else render_inspection
+        for line in render(content, color=color):
+            click.echo(encodable(line, sys.stdout), color=color)
+    if not content["ok"]:
+        if not as_json:
+            say(render_error(UsageError(*why_not_ok(content))))
+        sys.exit(ExitCode.RECIPE)
+
+
+def write_page(path: Path, content: dict[str, Any]) -> None:
+    """Writes the page of an inspection.
+
+    Raises:
+        UsageError: it cannot be written there.
+    """
+    from fsdpq.pages.inspection import render_inspection_page
+    from fsdpq.run_files import write_whole
+
+    page = render_inspection_page(content)
+    try:
+        write_whole(path, page.encode("utf-8", errors="replace"))
+    except OSError as error:
+        message = f"the page cannot be written to `{path}`: {error.strerror or error}"
+        raise UsageError(message, hint="choose another place: `--html FILE`") from error
+    click.echo(f"wrote {path}", err=True)
+
+
+def why_not_ok(content: dict[str, Any]) -> tuple[str, str]:
+    """Returns what keeps a run from starting, and what to do."""
+    num_bad = sum(f["count"] for f in content["findings"] if f["kind"] in ERRORS)
+    if not num_bad:
+        return "none of the rows can be trained on", "see the counts above"
+    hint = "correct them, or leave them out with data.on_bad_row=skip"
+    if all(f["kind"] not in ERRORS[:2] for f in content["findings"]):
+        hint = "raise data.seq_len, or choose another data.truncation"
+    rows = "1 row" if num_bad == 1 else f"{num_bad:,} rows"
+    return f"training would not start: {rows} of {content['counts']['rows']:,} are bad", hint
+
+
+def list_problems(content: dict[str, Any]) -> list[Problem]:
+    """Returns the rows that end a run as Problems: the first ones of each finding."""
+    return [
+        Problem(
+            finding["text"] if example["line"] else f"row {example['row']}: {finding['text']}",
+            "data",
+            Location(example["file"], example["line"], min(example["line"], 1), example["detail"]),
+        )
+        for finding in content["findings"]
+        if finding["kind"] in ERRORS and not content["ok"]
+        for example in finding["examples"]
+    ]

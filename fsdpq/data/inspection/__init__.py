@@ -1,0 +1,1 @@
+"""What ``fsdpq data inspect`` counts: facts of rows, totals, lengths, samples, advice."""
