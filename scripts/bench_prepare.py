@@ -7,12 +7,13 @@ Two kinds of made-up rows: ``alpaca`` (a prompt and a completion) and ``chat`` (
 loss on the assistant's). Words are drawn from the vocabulary of SmolLM2's tokenizer, frequent ones
 often, lengths from log-normal distributions.
 
-Ours is the whole command ``fsdpq prepare``, start of Python and of its worker, the check of every
-row, hashes and writing included. TRL's is ``datasets.load_dataset`` and what its trainer does with
-the rows (template, tokenizer, labels, best-fit-decreasing packing), without imports and model. Both
-start from the file, with an empty cache, and use as many processes as there are cores. Memory is
-the anonymous memory of all processes together, at its highest: what is mapped from files is left
-out. Needs TRL (`dev` extra) and, once, a network for the tokenizer.
+Both start from the file, with an empty cache, in a process of their own, and use as many processes
+as there are cores. Ours checks every row, tokenizes, packs, hashes and writes; TRL's is
+``datasets.load_dataset`` and what its trainer does with the rows (template, tokenizer, labels,
+best-fit-decreasing packing). Imports are left out, and TRL's model too; the whole command
+``fsdpq prepare`` is shown beside. Memory is the anonymous memory of all processes together, at its
+highest: what is mapped from files is left out. Needs TRL (`dev` extra) and, once, a network for the
+tokenizer.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ import sys
 import tempfile
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -82,10 +83,14 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
     parser.add_argument("--only-ours", action="store_true", help="for memory of many rows")
-    parser.add_argument("--trl", nargs=2, metavar=("DIR", "KIND"), help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--inside", nargs=3, metavar=("TOOL", "DIR", "KIND"), help=argparse.SUPPRESS
+    )
     parsed = parser.parse_args()
-    if parsed.trl:
-        print(json.dumps(prepare_with_trl(Path(parsed.trl[0]), parsed.trl[1])))
+    if parsed.inside:
+        tool, folder, kind = parsed.inside
+        prepare = prepare_with_trl if tool == "trl" else prepare_with_fsdpq
+        print(json.dumps(prepare(Path(folder), kind)))
         return
     with tempfile.TemporaryDirectory(prefix="bench-prepare-") as folder:
         for kind in parsed.kinds:
@@ -101,14 +106,15 @@ def compare(folder: Path, kind: str, parsed: argparse.Namespace) -> None:
     (folder / "recipe.yaml").write_text(recipe, encoding="utf-8")
     megabytes = (folder / "rows.jsonl").stat().st_size / 1e6
     print(f"{kind}: {parsed.rows:,} rows, {megabytes:.0f} MB, {os.cpu_count()} cores", flush=True)
-    ours, theirs = list[Measured](), list[Measured]()
+    ours, theirs, commands = list[Measured](), list[Measured](), list[Measured]()
     for _ in range(parsed.repeats):
-        ours.append(measure_ours(folder))
+        ours.append(measure(folder, "fsdpq", kind))
+        commands.append(measure_command(folder))
         if not parsed.only_ours:
-            theirs.append(measure_trl(folder, kind))
-    for name, found in (("fsdpq", ours), ("TRL", theirs)):
+            theirs.append(measure(folder, "trl", kind))
+    for name, found in (("fsdpq", ours), ("TRL", theirs), ("fsdpq prepare", commands)):
         if found:
-            print(f"  {name:6} {describe(found, parsed.rows)}", flush=True)
+            print(f"  {name:13} {describe(found, parsed.rows)}", flush=True)
     if theirs:
         ratio = median_seconds(theirs) / median_seconds(ours)
         print(f"  fsdpq prepares {ratio:.2f} times as many rows a second", flush=True)
@@ -142,7 +148,7 @@ class Clock:
         return time.monotonic() - self._wall, sum(os.times()[:4]) - self._cpu
 
 
-def measure_ours(folder: Path) -> Measured:
+def measure_command(folder: Path) -> Measured:
     """Runs ``fsdpq prepare`` with an empty cache."""
     cache = folder / "cache"
     shutil.rmtree(cache, ignore_errors=True)
@@ -150,22 +156,50 @@ def measure_ours(folder: Path) -> Measured:
     clock = Clock()
     out, peak = run_measured(command, folder, os.environ | {"FSDPQ_CACHE": str(cache)})
     seconds, cpu_s = clock.passed()
-    report = json.loads(out)["report"]
+    return of_report(json.loads(out)["report"], seconds, cpu_s, peak)
+
+
+def measure(folder: Path, tool: str, kind: str) -> Measured:
+    """Runs a tool's preparation in a process of its own, with an empty cache."""
+    for name in ("hf", "prepared"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    own = str(Path(__file__).resolve())
+    environment = os.environ | {
+        "HF_DATASETS_CACHE": str(folder / "hf"), "HF_HUB_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }  # fmt: skip
+    command = [sys.executable, own, "--inside", tool, str(folder), kind]
+    out, peak = run_measured(command, folder, environment)
+    return replace(Measured(**json.loads(out.splitlines()[-1])), peak_bytes=peak)
+
+
+def of_report(report: Any, seconds: float, cpu_s: float, peak: int) -> Measured:
+    """Returns what a report of prepared data says."""
     sequences, fill, tokens = (report[n] for n in ("num_sequences", "fill", "num_tokens"))
     return Measured(seconds, cpu_s, peak, sequences, fill, tokens)
 
 
-def measure_trl(folder: Path, kind: str) -> Measured:
-    """Runs TRL's preparation in a process of its own, with an empty cache."""
-    cache = folder / "hf"
-    shutil.rmtree(cache, ignore_errors=True)
-    command = [sys.executable, str(Path(__file__).resolve()), "--trl", str(folder), kind]
-    environment = os.environ | {
-        "HF_DATASETS_CACHE": str(cache), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false",
-    }  # fmt: skip
-    out, peak = run_measured(command, folder, environment)
-    found = json.loads(out.splitlines()[-1])
-    return Measured(peak_bytes=peak, **found)
+def prepare_with_fsdpq(folder: Path, kind: str) -> dict[str, Any]:
+    """Does what ``fsdpq prepare`` and its worker do, in one process; returns the time of it."""
+    from fsdpq.data.prepare import Preparation, prepare_data
+    from fsdpq.fetch.data import fetch_data
+    from fsdpq.recipe.sections.data import DataOptions
+    from fsdpq.worker.tokenizer import load_tokenizer
+
+    tokenizer = load_tokenizer(folder / "model")
+    options = DataOptions.model_validate(
+        {
+            "path": str(folder / "rows.jsonl"), "format": KINDS[kind], "seq_len": SEQ_LEN,
+            "packing": "best_fit",
+        }
+    )  # fmt: skip
+    clock = Clock()
+    sources = fetch_data(options, base_dir=folder, report=lambda _: None)
+    job = Preparation(sources, options, tokenizer, seed=0, num_processes=os.cpu_count() or 1)
+    (folder / "prepared").mkdir()
+    report = prepare_data(job, folder / "prepared", key={})
+    seconds, cpu_s = clock.passed()
+    return asdict(of_report(report.as_json(), seconds, cpu_s, 0))
 
 
 def prepare_with_trl(folder: Path, kind: str) -> dict[str, Any]:
@@ -209,10 +243,7 @@ def prepare_with_trl(folder: Path, kind: str) -> dict[str, Any]:
     )
     fill = num_tokens / (len(dataset) * SEQ_LEN)
     seconds, cpu_s = (sum(each) for each in zip(*spent, strict=True))
-    return {
-        "seconds": seconds, "cpu_s": cpu_s,
-        "sequences": len(dataset), "fill": fill, "tokens": num_tokens,
-    }  # fmt: skip
+    return asdict(Measured(seconds, cpu_s, 0, len(dataset), fill, num_tokens))
 
 
 def run_measured(command: list[str], folder: Path, environment: Any) -> tuple[str, int]:

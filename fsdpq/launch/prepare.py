@@ -55,7 +55,6 @@ class PrepareJob:
 
     Attributes:
         recipe: the recipe, shrunk for a smoke run.
-        base_dir: what relative paths in it are relative to.
         sources: the rows.
         tokenizer_dir: the model, or its tokenizer alone.
         trust_remote_code: let the worker run Python code that the model brings.
@@ -64,7 +63,6 @@ class PrepareJob:
     """
 
     recipe: Recipe
-    base_dir: Path
     sources: DataSources
     tokenizer_dir: Path
     trust_remote_code: bool = False
@@ -75,7 +73,7 @@ class PrepareJob:
     def key(self) -> Key:
         """All that the prepared data depends on."""
         tokenizer = hash_tokenizer(self.tokenizer_dir, with_code=self.trust_remote_code)
-        return prepare_key(self.recipe, self.sources, tokenizer, base_dir=self.base_dir)
+        return prepare_key(self.recipe, self.sources, tokenizer)
 
 
 @dataclass(frozen=True)
@@ -139,9 +137,7 @@ def prepare(
         report=screen.report,
         with_code=trust_remote_code,
     )
-    job = PrepareJob(
-        recipe, loaded.base_dir, sources, tokenizer_dir, trust_remote_code, num_processes
-    )
+    job = PrepareJob(recipe, sources, tokenizer_dir, trust_remote_code, num_processes)
     return find_prepared(job, screen=screen)
 
 
@@ -154,7 +150,6 @@ def prepare_inputs(
     recipe: Recipe,
     inputs: dict[str, Any],
     *,
-    base_dir: Path,
     screen: Screen,
     trust_remote_code: bool = False,
 ) -> dict[str, Any]:
@@ -163,7 +158,6 @@ def prepare_inputs(
     Args:
         recipe: resolved.
         inputs: ``model`` and ``data``.
-        base_dir: what relative paths in the recipe are relative to.
         screen: shows what happens.
         trust_remote_code: let the worker run Python code that the model brings.
 
@@ -174,7 +168,6 @@ def prepare_inputs(
         return {}
     job = PrepareJob(
         recipe,
-        base_dir,
         DataSources.from_json(inputs["data"]),
         Path(inputs["model"]["directory"]),
         trust_remote_code,
@@ -247,7 +240,6 @@ def _run_preparer(job: PrepareJob, key: Key, draft: Path, *, screen: Screen) -> 
         "seed": job.recipe.training.seed,
         "sources": job.sources.as_json(),
         "tokenizer": str(job.tokenizer_dir),
-        "base_dir": str(job.base_dir),
         "key": key,
     }
     (work / "job.json").write_text(json.dumps(task), encoding="utf-8")

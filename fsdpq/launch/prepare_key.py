@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import fsdpq
-from fsdpq.cards.chat_templates import BUILT_IN_TEMPLATES, TEMPLATE_FILE
+from fsdpq.cards.chat_templates import BUILT_IN_TEMPLATES
 from fsdpq.fetch.hashes import hash_file, hash_of_hashes
 from fsdpq.recipe.root import Recipe
 from fsdpq.recipe.sections.data import DataOptions
@@ -37,16 +37,13 @@ NOT_IN_KEY = ("mixture", "eval", "shuffle", "streaming", "stream_window")
 """Options of ``data`` that the sources say already, or that decide about nothing here."""
 
 
-def prepare_key(
-    recipe: Recipe, sources: DataSources, tokenizer: Mapping[str, str], *, base_dir: Path
-) -> Key:
+def prepare_key(recipe: Recipe, sources: DataSources, tokenizer: Mapping[str, str]) -> Key:
     """Returns what the prepared data of a recipe is made from.
 
     Args:
         recipe: the recipe.
         sources: what the launcher found for its ``data``.
         tokenizer: file of the tokenizer -> sha256.
-        base_dir: what a relative ``data.chat_template`` is relative to.
     """
     options = recipe.data
     draws = bool(options.eval_fraction) or any(s.weight is not None for s in sources.train)
@@ -56,7 +53,7 @@ def prepare_key(
         "eval": None if sources.eval is None else _source_key(sources.eval),
         "options": _options_key(options),
         "seed": recipe.training.seed if draws else None,
-        "template": _hash_template(options, base_dir),
+        "template": _hash_template(options, sources),
         "tokenizer": dict(sorted(tokenizer.items())),
         "versions": {name: metadata.version(name) for name in PACKAGES},
         "code": hash_own_code(),
@@ -109,7 +106,7 @@ def hash_own_code() -> str:
         path.relative_to(root).as_posix(): hash_file(path)
         for room in OWN_CODE
         for path in sorted((root / room).rglob("*"))
-        if path.suffix in (".py", TEMPLATE_FILE)
+        if path.suffix in (".py", ".jinja")
     }
     return hash_of_hashes(files)
 
@@ -131,14 +128,11 @@ def _options_key(options: DataOptions) -> dict[str, Any]:
     return options.model_dump(mode="json", exclude=left_out)
 
 
-def _hash_template(options: DataOptions, base_dir: Path) -> str | None:
+def _hash_template(options: DataOptions, sources: DataSources) -> str | None:
     """Returns the hash of a template's text, None for the tokenizer's own, in its files."""
-    name = options.chat_template
-    if name is not None and name in BUILT_IN_TEMPLATES:
-        return hashlib.sha256(BUILT_IN_TEMPLATES[name].source.encode()).hexdigest()
-    if name is None or not name.endswith(TEMPLATE_FILE):
-        return None
-    return hash_file(base_dir / Path(name).expanduser())
+    built_in = BUILT_IN_TEMPLATES.get(options.chat_template or "")
+    text = built_in.source if built_in is not None else sources.chat_template
+    return None if text is None else hashlib.sha256(text.encode()).hexdigest()
 
 
 def _content(source: dict[str, Any] | None) -> Any:

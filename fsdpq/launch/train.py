@@ -77,9 +77,7 @@ def train(
     job = QuantizeJob(loaded, recipe, gpus, inputs["model"], trust_remote_code, quantizer)
     base = find_base(job, screen=screen)
     inputs |= {"base": base} if base is not None else {}
-    inputs |= prepare_inputs(
-        recipe, inputs, base_dir=loaded.base_dir, screen=screen, trust_remote_code=trust_remote_code
-    )
+    inputs |= prepare_inputs(recipe, inputs, screen=screen, trust_remote_code=trust_remote_code)
     lock = describe_run(
         loaded, recipe, gpus=gpus, inputs=inputs, trust_remote_code=trust_remote_code
     )

@@ -203,10 +203,15 @@ class BnbQuantizer:
         )
 
     def _quantize_own_rows(self, read: RowReader, in_features: int, codes: Shard) -> Tensor:
-        """Fills ``codes``; returns the rank's scales, fp32 with shape ``(rows, blocks a row)``."""
+        """Fills ``codes``; returns the rank's scales, fp32 with shape ``(rows, blocks a row)``.
+
+        They lie where rows are read to, on every rank, also on one that has none.
+        """
         num_rows = codes.stop - codes.start
-        absmax = torch.empty(num_rows, in_features // self.block_size, device=codes.rows.device)
-        for start, stop in _row_chunks(num_rows, in_features, codes.rows.device.type):
+        # Under CPU offload shards lie on the host, and rows are read to the device.
+        device = read(codes.start, codes.start).device
+        absmax = torch.empty(num_rows, in_features // self.block_size, device=device)
+        for start, stop in _row_chunks(num_rows, in_features, device.type):
             packed, state = self._quantize(read(codes.start + start, codes.start + stop))
             codes.rows[start:stop] = packed.view(stop - start, -1)
             absmax[start:stop] = state.absmax.view(stop - start, -1)

@@ -28,7 +28,7 @@ def prepare(
 
     Args:
         job: JSON with ``data`` (the recipe's section), ``seed``, ``sources``, ``tokenizer`` (its
-            directory), ``base_dir`` (the recipe's) and ``key``.
+            directory) and ``key``.
         directory: exists and is empty.
         num_processes: that tokenize.
         trust_remote_code: run Python code that the model brings.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -63,14 +64,14 @@ def write_checkpoint(directory: Path, shape: Shape, tokens: int) -> None:
 
 def build_fsdpq(options: Options) -> RunStep:
     """Returns the step that ``fsdpq train`` does on one rank."""
-    from fsdpq.data.collate import build_step
+    from fsdpq.data.collate import Step, build_step
     from fsdpq.data.tokenize import Row
     from fsdpq.dist import start_process_group
     from fsdpq.registry import resolve_builder
     from fsdpq.training.step import train_step
 
     device = start_process_group(options.device)
-    recipe = _recipe(options)
+    recipe = recipe_of(options)
     if options.checkpoint is None:
         from scripts.bench_train.random_base import assemble_random
 
@@ -86,12 +87,16 @@ def build_fsdpq(options: Options) -> RunStep:
     parameters = assembled.trainable
     assembled.model.train()
 
-    def run(batch: Batch) -> float:
+    @functools.cache  # the loader is not measured: not in the steps after the first
+    def step_of(batch: Batch) -> Step:
         rows = [
             Row(ids, [False] + [True] * (batch.tokens - 1))
             for ids in batch_ids(options.shape, batch).tolist()
         ]
-        step = build_step(rows, micro_batch_size=batch.rows, rank=0, world_size=1)
+        return build_step(rows, micro_batch_size=batch.rows, rank=0, world_size=1)
+
+    def run(batch: Batch) -> float:
+        step = step_of(batch)
         result = train_step(
             assembled.model, step, optimizer=optimizer, parameters=parameters,
             max_grad_norm=MAX_NORM, device=device,
@@ -101,27 +106,27 @@ def build_fsdpq(options: Options) -> RunStep:
     return run
 
 
-def _recipe(options: Options) -> Any:
+def recipe_of(options: Options, **sections: dict[str, Any]) -> Any:
+    """Returns the `Recipe` of ``options``; ``sections`` change keys, or a whole kind."""
     from fsdpq.recipe.root import Recipe
 
     rank = options.lora_rank
-    return Recipe.model_validate(
-        {
-            "version": 1,
-            "name": "bench",
-            "model": {"name_or_path": str(options.checkpoint), "dtype": options.dtype},
-            "quantization": {"kind": "bnb", "quant_type": "nf4", "double_quant": True},
-            "adapter": {"kind": "lora", "rank": rank, "alpha": 2.0 * rank},
-            "fsdp": {
-                "offload": options.offload, "activation_offload": options.activation_offload
-            },
-            "data": {"path": "rows.jsonl", "seq_len": options.tokens},
-            "optimizer": {"kind": "adamw", "lr": LR},
-            "lr_scheduler": {"kind": "constant"},
-            "training": {"steps": 1, "global_batch_size": 2, "micro_batch_size": 1},
-            "launch": {"device": options.device, "nproc_per_node": 1},
-        }
-    )  # fmt: skip
+    document: dict[str, Any] = {
+        "version": 1,
+        "name": "bench",
+        "model": {"name_or_path": str(options.checkpoint), "dtype": options.dtype},
+        "quantization": {"kind": "bnb", "quant_type": "nf4", "double_quant": True},
+        "adapter": {"kind": "lora", "rank": rank, "alpha": 2.0 * rank},
+        "fsdp": {"offload": options.offload, "activation_offload": options.activation_offload},
+        "data": {"path": "rows.jsonl", "seq_len": options.tokens},
+        "optimizer": {"kind": "adamw", "lr": LR},
+        "lr_scheduler": {"kind": "constant"},
+        "training": {"steps": 1, "global_batch_size": 2, "micro_batch_size": 1},
+        "launch": {"device": options.device, "nproc_per_node": 1},
+    }
+    for section, changes in sections.items():
+        document[section] = changes if "kind" in changes else document[section] | changes
+    return Recipe.model_validate(document)
 
 
 def build_transformers(options: Options, *, prepare: bool) -> RunStep:

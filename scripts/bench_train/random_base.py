@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from fsdpq.dist import own_shard
+from fsdpq.model.loading.source import BaseSource
 from fsdpq.model.loading.stream import load_base
 from fsdpq.model.loading.targets import LoadingTarget, packed_shards
 from fsdpq.model.quantized_linear import PackedMatrix
@@ -72,9 +73,22 @@ class RandomSource:
 
 
 def assemble_random(
-    recipe: Recipe, shape: Shape, tokens: int, *, device: torch.device
+    recipe: Recipe,
+    shape: Shape,
+    tokens: int,
+    *,
+    device: torch.device,
+    source: BaseSource | None = None,
 ) -> Assembled:
-    """Returns what ``assemble_model`` does for a checkpoint with these weights, on one rank."""
+    """Returns what ``assemble_model`` does for a checkpoint with these weights, on one rank.
+
+    Args:
+        recipe: of the run.
+        shape: of the model.
+        tokens: the longest row.
+        device: this rank's.
+        source: of the base instead of these weights.
+    """
     dtype = resolve_dtype(recipe, device)
     adapter: Any = resolve_builder("adapter", recipe.adapter)(recipe.adapter)
     with tempfile.TemporaryDirectory() as directory:
@@ -83,9 +97,11 @@ def assemble_random(
         model = build_model(recipe, Path(directory), adapter, dtype=dtype, trust_remote_code=False)
     apply_adapter(model, adapter)
     num_groups, notice = shard_model(model, recipe, device, precision=precision_of(recipe))
+    fsdp = recipe.fsdp
     load_base(
-        model, RandomSource(dtype=dtype, device=device), dtype=dtype, device=device,
-        offload=recipe.fsdp.offload, report=lambda _done, _total: None,
+        model, source or RandomSource(dtype=dtype, device=device), dtype=dtype, device=device,
+        offload=fsdp.offload, offload_trained=fsdp.offload_trained,
+        report=lambda _done, _total: None,
     )  # fmt: skip
     adapter.init_adapter(model, seed=0, dtype=dtype, device=device)
     return Assembled(model, shape.num_weights, 0, num_groups, (notice,) if notice else ())

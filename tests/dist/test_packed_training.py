@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fsdpq.data.loader import build_step
+from fsdpq.data.collate import build_step
 from fsdpq.data.pack import pack_rows
 from fsdpq.data.tokenize import Row
 from fsdpq.dist import gather_whole, rank, world_size

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import get_args
+from typing import Any, get_args
 
 import bitsandbytes.functional as bnb
 import pytest
@@ -12,7 +12,7 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
-from fsdpq.dist import own_shard, world_size
+from fsdpq.dist import Shard, own_shard, world_size
 from fsdpq.model.quantized_linear import QuantizedLinear
 from fsdpq.quantization.bnb import BnbQuantizer
 from fsdpq.recipe.sections.quantization import BnbOptions
@@ -122,6 +122,35 @@ def test_gathered_shards_equal_the_whole_tensors_quantization(
             assert torch.equal(answer["weight"], reference), shape
             assert torch.equal(answer.get("product", reference), reference), shape
             assert torch.equal(answer["some"], reference[1:3]), shape
+
+
+def test_rows_are_quantized_where_they_are_read_to_wherever_shards_lie(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Under CPU offload shards lie on the host, whose scales need not be those of a GPU."""
+    devices: dict[str, set[str]] = {"quantize_4bit": set(), "quantize_blockwise": set()}
+
+    def spy(name: str) -> Any:
+        original = getattr(bnb, name)
+
+        def call(tensor: torch.Tensor, **options: Any) -> Any:
+            devices[name].add(tensor.device.type)
+            return original(tensor, **options)
+
+        return call
+
+    for name in devices:
+        monkeypatch.setattr(bnb, name, spy(name))
+    quantizer = BnbQuantizer(BnbOptions.model_validate({"kind": "bnb"}))
+    shape = (64, 128)
+    # Shards on one device and rows on another, as far as that goes on a CPU.
+    shards = {
+        name: Shard(torch.empty(packed, dtype=torch.uint8, device="meta"), 0, packed[0])
+        for name, packed in quantizer.packed_shapes(*shape).items()
+    }
+    weight = _weight(shape, BF16)
+    quantizer.quantize_shards(lambda start, stop: weight[start:stop], shape, shards)
+    assert devices == {"quantize_4bit": {"cpu"}, "quantize_blockwise": {"cpu"}}
 
 
 def test_every_block_size_and_type_of_the_options_is_compared() -> None:

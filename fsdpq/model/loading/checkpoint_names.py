@@ -101,7 +101,8 @@ class ModelTensors:
 
         The rows of a vector are its elements.
         """
-        pieces = [self._files.read_matrix_rows(*part) for part in self._parts(name, start, stop)]
+        parts = list(self._parts(name, start, stop)) or [(self.sources(name)[0], 0, 0)]
+        pieces = [self._files.read_matrix_rows(*part) for part in parts]
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
     def matrix_ranges(self, name: str, start: int, stop: int) -> list[ByteRange]:

@@ -16,6 +16,9 @@ _CHUNK_BYTES = 1024 * 1024
 _MAX_CHUNK_BYTES = 16 * _CHUNK_BYTES
 _SPACE = re.compile(r"[ \t\n\r]*")
 _SURROGATE = re.compile(r"\\[uU][dD][89a-fA-F]")
+_OPEN_OBJECT = re.compile(rb"\{([^\r\n]*[\[{,:])?[ \t]*\r?\n")
+"""A first line that goes on in the next one, as no line of JSON lines does."""
+
 _NOT_JSON = "not JSON"
 _LONGEST_WORD = 16
 """A decoder that stops so close to the end of what was read may only lack the rest of a word."""
@@ -47,7 +50,7 @@ def read_json(path: Path) -> Iterator[FileRow]:
     if start.startswith(b"["):
         yield from _read_list(path)
         return
-    if start[:1] == b"{" and re.match(rb"\{\s*[\r\n]", start):
+    if _OPEN_OBJECT.match(start):
         hint = "write a list of objects, or one object a line as `.jsonl`; a list inside of it "
         hint += f"comes out with `jq -c '.data[]' {path.name} > rows.jsonl`"
         raise FileError("is one JSON object over several lines, not a list", hint, 1)

@@ -10,9 +10,12 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
+from support.tiny import save_tiny_llama
+from transformers import AutoModelForCausalLM
 
 from fsdpq.errors import CheckpointError
 from fsdpq.model.loading.checkpoint_files import DTYPES, CheckpointFiles, check_tensors
+from fsdpq.model.loading.checkpoint_names import ModelTensors
 from fsdpq.tensor_files.header import DTYPE_BITS
 
 
@@ -53,6 +56,18 @@ def test_rows_of_stacked_matrices_are_read_alone(tmp_path: Path) -> None:
     assert files.num_rows("a") == 30
     assert files.read_matrix_rows("a", 7, 22).equal(stack.reshape(-1, 4)[7:22])
     assert files.num_read_bytes == 15 * 4 * 4
+
+
+def test_a_rank_without_rows_reads_none(tmp_path: Path) -> None:
+    """It still asks for them: where rows are read to is where they are quantized."""
+    name, hidden = "model.layers.0.self_attn.q_proj.weight", 192
+    hf = AutoModelForCausalLM.from_pretrained(save_tiny_llama(tmp_path, tied=False))
+    shapes = {key: tuple(tensor.shape) for key, tensor in hf.state_dict().items()}
+    tensors = ModelTensors(CheckpointFiles(tmp_path), hf, shapes, ignored=set())
+    rows = tensors.read_matrix_rows(name, hidden, hidden)
+    assert rows.shape == (0, hidden)
+    assert rows.dtype == torch.float32
+    assert tensors.num_read_bytes == 0
 
 
 def test_read_bytes_are_counted(tmp_path: Path) -> None:

@@ -1,0 +1,62 @@
+"""Which parts run, in which order, which at the same time, and for how long at most."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Task:
+    """A process.
+
+    Attributes:
+        part: a name of `PARTS`.
+        seconds: that it gets.
+        tiny: with shapes that only try the code.
+    """
+
+    part: str
+    seconds: float
+    tiny: bool = False
+
+
+PARTS = {
+    "copies": "scripts.gpu.parts.copies:run",
+    "bases": "scripts.gpu.parts.bases:run",
+    "self-test": "scripts.gpu.parts.commands:self_test",
+    "gpu-tests": "scripts.gpu.parts.commands:gpu_tests",
+    "train": "scripts.gpu.parts.commands:train",
+    "isolation": "scripts.gpu.parts.packing:isolation",
+    "packing": "scripts.gpu.parts.packing:cost",
+    "seven": "scripts.gpu.parts.seven:variants",
+    "stock": "scripts.gpu.parts.seven:contenders",
+    "seventy": "scripts.gpu.parts.seventy:offloaded",
+    "whole": "scripts.gpu.parts.seventy:on_device",
+    "stock70": "scripts.gpu.parts.seven:contender_70b",
+    "ranks": "scripts.gpu.parts.ranks:run",
+}
+"""Functions of a `Bench`, by the name of the part."""
+
+Stage = tuple[Task, ...]
+"""Tasks that run at the same time: nothing in it is timed, or there is one only."""
+
+_TIMED = ("packing", "seven", "stock", "seventy", "whole", "stock70", "ranks")
+
+PLANS: dict[str, tuple[Stage, ...]] = {
+    "smoke": (
+        (
+            *(Task(part, 130) for part in ("self-test", "gpu-tests", "train", "isolation")),
+            *(Task(part, 130, tiny=True) for part in ("bases", *_TIMED)),
+        ),
+        (Task("copies", 40),),
+    ),
+    "full": (
+        (Task("seven", 170),),
+        (Task("stock", 80),),
+        (Task("seventy", 230),),
+        (Task("whole", 80),),
+        (Task("stock70", 90),),
+        (Task("packing", 80),),
+        (Task("ranks", 180), Task("train", 120)),
+    ),
+}
