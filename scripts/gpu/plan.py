@@ -33,6 +33,7 @@ PARTS = {
     "seventy": "scripts.gpu.parts.seventy:offloaded",
     "whole": "scripts.gpu.parts.seventy:on_device",
     "stock70": "scripts.gpu.parts.seven:contender_70b",
+    "trace": "scripts.gpu.parts.trace:run",
     "ranks": "scripts.gpu.parts.ranks:run",
 }
 """Functions of a `Bench`, by the name of the part."""
@@ -40,7 +41,7 @@ PARTS = {
 Stage = tuple[Task, ...]
 """Tasks that run at the same time: nothing in it is timed, or there is one only."""
 
-_TIMED = ("packing", "seven", "stock", "seventy", "whole", "stock70", "ranks")
+_TIMED = ("packing", "seven", "stock", "seventy", "whole", "stock70", "ranks", "trace")
 
 _CHECKS = ("self-test", "gpu-tests", "isolation", "bases", "train")
 

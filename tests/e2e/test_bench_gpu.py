@@ -7,7 +7,20 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from support.imports import ROOT
+
+
+def test_time_of_copies_beside_kernels_is_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT))
+    from scripts.gpu.parts.trace import summary
+
+    events = [
+        ("gemm", (0.0, 4e6)), ("gemm", (3e6, 5e6)), ("add", (9e6, 10e6)),
+        ("Memcpy HtoD (Pinned -> Device)", (4e6, 7e6)), ("Memcpy DtoD", (20e6, 30e6)),
+    ]  # fmt: skip
+    wanted = {"num_kernels": 3, "kernels_s": 6.0, "from_host_s": 3.0, "both_s": 1.0}
+    assert summary(events) == wanted
 
 
 def test_checks_compare_bytes_and_move_documents(tmp_path: Path) -> None:
