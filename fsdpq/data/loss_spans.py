@@ -71,7 +71,7 @@ def loss_spans(
             never += (*turn.body, turn.mark)
         elif plan.trained[number]:
             whole = [*turn.body]
-            if trains_mark(number, plan, options):
+            if whole and trains_mark(number, plan, options):
                 # One range with the mark: a token may be part of both.
                 whole[-1] = (whole[-1][0], turn.mark[1])
             else:

@@ -107,6 +107,7 @@ class RowStream:
         options: the recipe's ``data``.
         tokenizer: of the base model; the stream uses a copy, in its own thread.
         seed: ``training.seed``.
+        template_text: content of the template's file, where the recipe names one.
         on_window: told of every window, from the thread that deals it.
 
     Raises:
@@ -120,6 +121,7 @@ class RowStream:
         tokenizer: PreTrainedTokenizerBase,
         *,
         seed: int,
+        template_text: str | None = None,
         on_window: Callable[[WindowReport], None] = lambda _report: None,
     ) -> None:
         self._options = options
@@ -129,7 +131,7 @@ class RowStream:
         )
         # One tokenizer in two threads fails with "Already borrowed" (tokenizers#537).
         own = copy.deepcopy(tokenizer)
-        template = choose_template(own, options.chat_template)
+        template = choose_template(own, options.chat_template, template_text)
         row_tokenizers = [
             RowTokenizer(own, options, source.format, template=template) for source in sources
         ]
@@ -229,7 +231,11 @@ class RowStream:
 
 
 def read_whole(
-    source: RowSource, options: DataOptions, tokenizer: PreTrainedTokenizerBase
+    source: RowSource,
+    options: DataOptions,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    template_text: str | None = None,
 ) -> tuple[PreparedRows, StreamCounts]:
     """Returns all rows of a source, in memory, packed where the recipe says so, and their counts.
 
@@ -237,7 +243,8 @@ def read_whole(
         RecipeError: rows cannot be used, with their places.
     """
     whole = options.model_copy(update={"stream_window": source.num_rows})
-    chunks = RowStream([source], whole, tokenizer, seed=0).read_chunks(Position())
+    stream = RowStream([source], whole, tokenizer, seed=0, template_text=template_text)
+    chunks = stream.read_chunks(Position())
     window = next(_join_windows(chunks, whole))
     return window.rows, window.counts
 

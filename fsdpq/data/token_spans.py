@@ -59,7 +59,8 @@ def mask_by_offsets(
     for low, high in trained:
         _fill(mask, is_text & (starts >= low) & (ends <= high), 1)
     for low, high in untrained:
-        _fill(mask, is_text & (starts < high) & (ends > low), 0)
+        if low < high:
+            _fill(mask, is_text & (starts < high) & (ends > low), 0)
     mask[added] = 0
     return mask
 

@@ -33,12 +33,18 @@ def open_stream(
         packed = {} if options.packing == "none" else {"fill": fill}
         events.write(row | dataclasses.asdict(counts) | packed)
 
+    template_text = sources.chat_template
     stream = RowStream(
-        sources.train, options, tokenizer, seed=recipe.training.seed, on_window=report
+        sources.train,
+        options,
+        tokenizer,
+        seed=recipe.training.seed,
+        template_text=template_text,
+        on_window=report,
     )
     if sources.eval is None:
         return stream, []
-    held_out, counts = read_whole(sources.eval, options, tokenizer)
+    held_out, counts = read_whole(sources.eval, options, tokenizer, template_text=template_text)
     if not held_out:
         message = f"none of the {counts.rows} rows for evaluation has a token that carries loss"
         hint = "look for missing answers, or raise data.seq_len"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.util
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -58,8 +59,10 @@ def build(
 def rows() -> list[Row]:
     generator = torch.Generator().manual_seed(0)
     lengths = [120, 60, 200, 30, 90, 11, 70]
-    ids = [torch.randint(3, 320, (length,), generator=generator).tolist() for length in lengths]
-    return [Row(each, [False] + [True] * (len(each) - 1)) for each in ids]
+    ids = [
+        torch.randint(3, 320, (length,), generator=generator).int().numpy() for length in lengths
+    ]
+    return [Row(each, (np.arange(each.size) > 0).astype(np.uint8)) for each in ids]
 
 
 def gradients(model: CausalLM, batch: MicroBatch) -> tuple[float, dict[str, torch.Tensor]]:

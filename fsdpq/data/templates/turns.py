@@ -88,19 +88,17 @@ class ChatRenderer:
             raise TemplateError("the chat template does not show `tools`")
         for number, message in enumerate(messages):
             calls = message.get("tool_calls") or ()
-            whole = (
-                "".join(text[start:end] for start, end in turns[number].body)
-                if (number in turns)
-                else None
-            )
+            turn = turns.get(number)
+            shown = None if turn is None else "".join(text[a:b] for a, b in turn.body)
             names = [str((call.get("function") or call).get("name", "")) for call in calls]
-            left_out = whole is not None and not all(name in whole for name in names)
+            left_out = shown is not None and not all(name in shown for name in names)
             if calls and ("tool_calls" not in source or left_out):
                 what = f"the tool call of message {number + 1}"
                 raise TemplateError(f"the chat template does not show {what}")
-            words = content_of(message).split()
-            if whole is not None and words and message["role"] != "tool" and words[-1] not in whole:
-                raise TemplateError(f"the chat template leaves out message {number + 1}")
+            if shown is not None and message["role"] != "tool":
+                last_word = content_of(message).rsplit(maxsplit=1)[-1:]
+                if last_word and last_word[0] not in shown:
+                    raise TemplateError(f"the chat template leaves out message {number + 1}")
 
     # Templates that mark answers
 
@@ -154,7 +152,10 @@ class ChatRenderer:
         if turns is None:
             turns = {}
         for number in wanted:
-            if number not in turns:
+            is_answer = messages[number]["role"] == "assistant"
+            if not is_answer and not content_of(messages[number]).strip():
+                turns[number] = Turn((), (0, 0))  # nothing to train, and no way to find it
+            elif number not in turns:
                 turns[number] = self._turn_alone(text, messages, number, tools)
         return turns
 
@@ -291,8 +292,11 @@ class ChatRenderer:
             return len(asked) if content is None else min(len(asked), content)
         if asked is None or before is None or not asked.startswith(before):
             return content
+        if text.startswith(before):  # the prompt holds something that the answer does not
+            start = self._divergence(asked, text)
+            return start if content is None else min(start, content)
         if content is None:
-            return self._divergence(asked, text) if text.startswith(before) else None
+            return None
         # Earlier turns look different when more follows: find the generation prompt nearby.
         prompt = asked[len(before) :]
         at = text.rfind(prompt, 0, content) if prompt else -1
@@ -324,10 +328,13 @@ class ChatRenderer:
             if not text.startswith(mark, place.end):
                 mark = self.marks.inside(text[place.end :], tools)
             return place.end, place.end + len(mark)
+        end_mark = self.marks.of_answers(tools)
         if upto is not None and text.startswith(upto.rstrip()):
             whole = upto.rstrip()
-            return len(whole) - len(self.marks.last(whole[start:])), len(whole)
-        end_mark = self.marks.of_answers(tools)
+            mark = self.marks.last(whole[start:])
+            if end_mark and whole.endswith(end_mark, start):
+                mark = end_mark
+            return len(whole) - len(mark), len(whole)
         calls = json.dumps(messages[number].get("tool_calls"), default=str)
         if not end_mark or json.dumps(end_mark)[1:-1] in calls:
             return None

@@ -65,10 +65,12 @@ class DataOptions(SourceOptions):
 
     streaming: bool = False
     """Read, tokenize and pack the rows while training, window by window, instead of ahead: memory
-    and disk do not grow with the data. Needs ``training.steps``."""
+    and disk do not grow with the data. Needs ``training.steps``; rows for evaluation come from
+    ``eval`` alone."""
 
     stream_window: int = Field(default=10_000, ge=100, le=10_000_000)
-    """With ``streaming``, rows that are shuffled and packed together."""
+    """With ``streaming``, rows that are shuffled and packed together; about three windows of tokens
+    are in memory."""
 
     eval_fraction: float = Field(default=0.0, ge=0.0, lt=1.0)
     """Share of the rows held out from training for evaluation."""

@@ -16,7 +16,8 @@ class TrainingOptions(Options):
     """Optimizer steps."""
 
     epochs: float | None = Field(default=None, gt=0)
-    """Passes over the training rows; one where ``steps`` is not given either."""
+    """Passes over the training rows, whole or not (``0.5`` is half of them); one where ``steps`` is
+    not given either. The last step takes the rows that are left."""
 
     global_batch_size: int | None = Field(default=None, ge=1)
     """Rows per optimizer step over all ranks, 16 where ``gradient_accumulation_steps`` is not given

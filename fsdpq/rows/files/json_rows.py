@@ -16,6 +16,9 @@ _CHUNK_BYTES = 1024 * 1024
 _MAX_CHUNK_BYTES = 16 * _CHUNK_BYTES
 _SPACE = re.compile(r"[ \t\n\r]*")
 _SURROGATE = re.compile(r"\\[uU][dD][89a-fA-F]")
+_OPEN_OBJECT = re.compile(rb"\{([^\r\n]*[\[{,:])?[ \t]*\r?\n")
+"""A first line that goes on in the next one, as no line of JSON lines does."""
+
 _NOT_JSON = "not JSON"
 _LONGEST_WORD = 16
 """A decoder that stops so close to the end of what was read may only lack the rest of a word."""
@@ -29,9 +32,14 @@ def read_json_lines(path: Path) -> Iterator[FileRow]:
             number += 1
             text = line.content.decode("utf-8", errors="replace")
             yield FileRow(number, NO_COLUMNS, line.number, too_long(), text)
-        elif not line.content.isspace() and line.content:
+        elif line.content and not line.content.isspace():
             number += 1
             yield _read_json_line(line.content, number=number, line=line.number)
+
+
+def count_json_lines(path: Path) -> int:
+    """Returns how many rows `read_json_lines` yields."""
+    return sum(1 for line in read_lines(path) if line.content and not line.content.isspace())
 
 
 def read_json(path: Path) -> Iterator[FileRow]:
@@ -47,7 +55,7 @@ def read_json(path: Path) -> Iterator[FileRow]:
     if start.startswith(b"["):
         yield from _read_list(path)
         return
-    if start[:1] == b"{" and re.match(rb"\{\s*[\r\n]", start):
+    if _OPEN_OBJECT.match(start):
         hint = "write a list of objects, or one object a line as `.jsonl`; a list inside of it "
         hint += f"comes out with `jq -c '.data[]' {path.name} > rows.jsonl`"
         raise FileError("is one JSON object over several lines, not a list", hint, 1)

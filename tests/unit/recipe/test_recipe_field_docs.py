@@ -11,6 +11,7 @@ from fsdpq.recipe.field_docs import field_docs
 from fsdpq.recipe.root import Recipe
 from fsdpq.recipe.sections.lr_scheduler import CosineScheduleOptions
 from fsdpq.recipe.sections.output import ProfileOptions, WandbOptions
+from fsdpq.recipe.sections.source import MixturePart
 
 
 class Documented(BaseModel):
@@ -67,5 +68,7 @@ def test_reading_a_recipe_parses_no_source() -> None:
 
 def test_units_belong_to_fields() -> None:
     kinds = [k for section in list_sections().values() for k in section.kinds.values()]
-    names = {name for options in [*kinds, ProfileOptions] for name in options.model_fields}
+    names = {
+        name for options in [*kinds, MixturePart, ProfileOptions] for name in options.model_fields
+    }
     assert set(UNITS) <= names

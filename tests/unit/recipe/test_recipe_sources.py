@@ -51,7 +51,7 @@ def _changed(path: Path, old: str, new: str) -> Path:
 @pytest.mark.parametrize(
     ("old", "new", "line", "message", "hint"),
     [
-        ("format: text", "formt: text", 8, "unknown key `formt` in `data.mixture.0`", "`format`"),
+        ("format: text", "formatt: text", 8, "unknown key `formatt` in `data.mixture.0`", "format"),
         ("format: text", "rank: 8", 8, "unknown key `rank` in `data.mixture.0`", "in `adapter`"),
         ("format: text", "format: txt", 8, "`data.mixture.0.format` must be `auto`", "`text`"),
         ("format: text", "columns: {text: 3}", 8,
@@ -78,10 +78,10 @@ def test_a_mistake_in_a_part_is_named_at_its_line(
 
 
 def test_all_mistakes_of_all_parts_are_named(recipe: Path) -> None:
-    text = RECIPE.replace("format: text", "max_rows: x").replace("weight: 2", "weigth: 2")
+    text = RECIPE.replace("format: text", "max_rows: x").replace("weight: 2", "weightt: 2")
     recipe.write_text(text.replace("  eval:\n    path: a.jsonl", "  eval: 7"))
     keys = [problem.key for problem in _problems(recipe)]
-    assert keys == ["data.mixture.0.max_rows", "data.mixture.1.weigth", "data.eval"]
+    assert keys == ["data.mixture.0.max_rows", "data.mixture.1.weightt", "data.eval"]
 
 
 def _load(path: Path, *overrides: str) -> LoadedRecipe:
@@ -109,9 +109,9 @@ def test_overrides_reach_parts_of_a_mixture(recipe: Path) -> None:
         ("data.mixture.2.path=x", "`data.mixture` is a list without item `2`", "`data.mixture.1`"),
         ("data.mixture.path=x", "`data.mixture` is a list without item `path`", "`data.mixture.0`"),
         ("~data.mixture.1", "items of a list cannot be deleted here", "copy the recipe"),
-        ("~data.mixture.1.wieght", "`data.mixture.1.wieght` is not set", "~data.mixture.1.weight"),
+        ("~data.mixture.1.weightt", "`data.mixture.1.weightt` is not set", "data.mixture.1.weight"),
         ("+data.mixture.1.weight=3", "`data.mixture.1.weight` is set already", "leave the `+` out"),
-        ("data.mixture.0.formt=text", "unknown key `formt` in `data.mixture.0`", "`format`"),
+        ("data.mixture.0.formatt=text", "unknown key `formatt` in `data.mixture.0`", "format"),
         ("data.columns={a: b}", "is a mapping", "`data.columns.NAME=VALUE`"),
     ],
 )  # fmt: skip
@@ -133,7 +133,7 @@ def test_parts_are_explained_one_by_one(recipe: Path) -> None:
     assert (columns.value, columns.default, columns.source) == ({}, "{}", "default")
     assert len(explain(view, "data.mixture")) == 2 * len(explain(view, "data.mixture.0"))
     with pytest.raises(UsageError) as caught:
-        explain(view, "data.mixture.1.wieght")
+        explain(view, "data.mixture.1.weightt")
     assert caught.value.hint == "did you mean `data.mixture.1.weight`?"
 
 

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from pyarrow import ipc, parquet
 
 from fsdpq.errors import Problem, RecipeError
-from fsdpq.rows.read import check_rows, check_source, read_rows
+from fsdpq.rows.read import check_rows, check_source, count_rows, read_rows
 from fsdpq.rows.source import RowSource, SourceFile
 
 GOOD = '{"question": "a", "answer": "b"}\n'
@@ -99,10 +99,10 @@ def test_parquet_files_of_two_schemas_are_named(tmp_path: Path) -> None:
 
 
 def test_a_misspelt_column_has_its_line_written(tmp_path: Path) -> None:
-    (tmp_path / "rows.jsonl").write_text('{"qustion": "a", "anwser": "b"}\n')
+    (tmp_path / "rows.jsonl").write_text('{"quesstion": "a", "annswer": "b"}\n')
     [problem] = _problems(source_of(tmp_path / "rows.jsonl"))
     assert problem.hint == (
-        "if it is another name, write `columns: {question: qustion, answer: anwser}`"
+        "if it is another name, write `columns: {question: quesstion, answer: annswer}`"
     )
 
 
@@ -132,19 +132,21 @@ def test_a_damaged_value_of_a_table_is_one_bad_row(tmp_path: Path) -> None:
 
 
 HUGE = """
-import resource, sys
+import sys
 from pathlib import Path
 from fsdpq.errors import RecipeError
 from fsdpq.rows.read import read_rows
 from fsdpq.rows.source import RowSource, SourceFile
 path = Path(sys.argv[1])
 source = RowSource("x", (SourceFile(path, ""),), "text", 0)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+def peak_kib():  # the process's own: ru_maxrss begins with that of the process that forked it
+    return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
+before = peak_kib()
 try:
     print(sum(1 for _ in read_rows(source, on_bad_row=sys.argv[2])))
 except RecipeError as error:
     print(error.problems[0].message)
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+print((peak_kib() - before) // 1024)
 """
 
 
@@ -172,7 +174,7 @@ def test_a_row_of_a_gigabyte_is_named_and_never_held(
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
     said, grown = done.stdout.splitlines()
     assert message in said
-    assert int(grown) < 320, "MiB: the longest row that is read, its copies, no more"
+    assert int(grown) < 260, "MiB: the longest row that is read, its copies, no more"
 
 
 def test_rows_after_one_of_a_gigabyte_are_read(tmp_path: Path) -> None:
@@ -244,6 +246,7 @@ def test_damaged_bytes_give_rows_or_problems(
             if not problems:
                 good = [row.content for row in check_rows(source) if not row.mistake]
                 assert rows == good
+                assert count_rows(source) == sum(1 for _ in check_rows(source))
             json.dumps(rows, ensure_ascii=False).encode()
 
 
