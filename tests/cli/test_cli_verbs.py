@@ -135,6 +135,7 @@ def test_kinds_of_a_section_explains_its_keys(capsys: pytest.CaptureFixture[str]
         "recipes",
         "migrate",
         "quantize",
+        "prepare",
         "cache",
     ],
 )
@@ -149,6 +150,7 @@ def fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.setattr(train, "fetch_inputs", lambda *_args, **_kwargs: inputs)
+    monkeypatch.setattr(train, "prepare_inputs", lambda *_args, **_kwargs: {})
     monkeypatch.setitem(train.train.__kwdefaults__, "worker", (FAKE_WORKER,))
 
 
