@@ -55,9 +55,7 @@ def inspect_command(
     tokens that carry loss marked. No weights are needed. Exits with 2 where rows are bad and
     data.on_bad_row is `error`.
     """
-    from fsdpq.cli.inspection import render_inspection, render_row
     from fsdpq.cli.screen import open_screen
-    from fsdpq.cli.visible import encodable
     from fsdpq.launch.inspect import Wanted, inspect_data
 
     warn_of_code(trust_remote_code)
@@ -70,22 +68,30 @@ def inspect_command(
     )
     if html is not None:
         write_page(html, content)
+    _show(content, one_row=bool(row), as_json=as_json)
+    if not content["ok"]:
+        sys.exit(ExitCode.RECIPE)
+
+
+def _show(content: dict[str, Any], *, one_row: bool, as_json: bool) -> None:
+    """Prints an inspection, and on stderr what keeps a run from starting."""
+    from fsdpq.cli.inspection import render_inspection, render_row
+    from fsdpq.cli.visible import encodable
+
     if as_json:
         problems = [problem_fields(problem) for problem in list_problems(content)]
         answer = {"ok": content["ok"], "problems": problems, **content}
         # ASCII: what rows hold must not reach a terminal.
         click.echo(json.dumps(answer, indent=2, ensure_ascii=True))
-    else:
-        color = wants_color(sys.stdout)
-        render = render_row if row else render_inspection
-        for line in render(content, color=color):
-            click.echo(encodable(line, sys.stdout), color=color)
-    if not content["ok"]:
-        errors: list[dict[str, str]] = [] if as_json else content["errors"]
-        for error in errors:
-            message = f"training would not start: {error['message']}"
-            say(render_error(UsageError(message, error["hint"])))
-        sys.exit(ExitCode.RECIPE)
+        return
+    color = wants_color(sys.stdout)
+    render = render_row if one_row else render_inspection
+    for line in render(content, color=color):
+        click.echo(encodable(line, sys.stdout), color=color)
+    errors: list[dict[str, str]] = content["errors"]
+    for error in errors:
+        message = f"training would not start: {error['message']}"
+        say(render_error(UsageError(message, error["hint"])))
 
 
 def write_page(path: Path, content: dict[str, Any]) -> None:

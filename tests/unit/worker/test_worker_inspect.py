@@ -87,22 +87,23 @@ def test_clean_rows_have_no_findings(inspect: Inspect) -> None:
     assert content["counts"]["rows"] == content["counts"]["usable"] == 2
 
 
-def test_tokens_are_those_that_training_counts(inspect: Inspect) -> None:
+@pytest.mark.parametrize("truncation", ["truncate_end", "truncate_start"])
+def test_tokens_are_those_that_training_counts(inspect: Inspect, truncation: str) -> None:
     """`tokenize_rows` is what training does with the same rows."""
     rows = [chat("one two " * n, "three " * (2 * n)) for n in range(1, 30)]
-    content = inspect(*rows, seq_len=40)
-    recipe = tiny_recipe(data={"format": "messages", "seq_len": 40})
-    trained = tokenize_rows(rows, build_tokenizer(), recipe.data)
+    content = inspect(*rows, seq_len=40, truncation=truncation)
+    cut = {"format": "messages", "seq_len": 40, "truncation": truncation}
+    trained = tokenize_rows(rows, build_tokenizer(), tiny_recipe(data=cut).data)
     counts = content["counts"]
     assert counts["kept_tokens"] == sum(len(row.input_ids) for row in trained.rows)
     assert counts["kept_trained_tokens"] == sum(row.num_trained for row in trained.rows)
     assert (counts["cut"], counts["untrained"]) == (trained.num_cut, trained.num_untrained)
     assert counts["cut"] > 0
-    assert counts["untrained"] > 0
-    options = tiny_recipe(data={"format": "messages", "seq_len": 4000}).data
-    whole = tokenize_rows(rows, build_tokenizer(), options)
-    assert counts["tokens"] == sum(len(row.input_ids) for row in whole.rows)
-    assert counts["trained_tokens"] == sum(row.num_trained for row in whole.rows)
+    assert (counts["untrained"] > 0) is (truncation == "truncate_end")
+    whole = tiny_recipe(data={"format": "messages", "seq_len": 4000}).data
+    uncut = tokenize_rows(rows, build_tokenizer(), whole).rows
+    assert counts["tokens"] == sum(len(row.input_ids) for row in uncut)
+    assert counts["trained_tokens"] == sum(row.num_trained for row in uncut)
 
 
 @pytest.mark.parametrize(
