@@ -18,8 +18,7 @@ from fsdpq.data.prepare import Preparation, prepare_data
 from fsdpq.data.tokenize import tokenize_rows
 from fsdpq.errors import UsageError
 from fsdpq.rows.source import DataSources, RowSource, SourceFile
-from fsdpq.worker.assemble import Inputs
-from fsdpq.worker.inspect import Inspection, Wanted
+from fsdpq.worker.inspect import Inspection, RowInputs, Wanted
 
 Inspect = Callable[..., dict[str, Any]]
 
@@ -69,7 +68,7 @@ def inspect(tmp_path: Path, model_dir: Path) -> Inspect:
             (source("rows.jsonl", list(rows)),),
             None if held_out is None else source("eval.jsonl", held_out),
         )
-        inputs = Inputs(tokenizer_dir, None, sources)
+        inputs = RowInputs(tokenizer_dir, sources)
         return Inspection(recipe, inputs, wanted or Wanted()).run()
 
     return run
@@ -92,7 +91,7 @@ def test_tokens_are_those_that_training_counts(inspect: Inspect) -> None:
     """`tokenize_rows` is what training does with the same rows."""
     rows = [chat("one two " * n, "three " * (2 * n)) for n in range(1, 30)]
     content = inspect(*rows, seq_len=40)
-    recipe = tiny_recipe(data={"path": "x", "seq_len": 40})
+    recipe = tiny_recipe(data={"format": "messages", "seq_len": 40})
     trained = tokenize_rows(rows, build_tokenizer(), recipe.data)
     counts = content["counts"]
     assert counts["kept_tokens"] == sum(len(row.input_ids) for row in trained.rows)
@@ -100,7 +99,8 @@ def test_tokens_are_those_that_training_counts(inspect: Inspect) -> None:
     assert (counts["cut"], counts["untrained"]) == (trained.num_cut, trained.num_untrained)
     assert counts["cut"] > 0
     assert counts["untrained"] > 0
-    whole = tokenize_rows(rows, build_tokenizer(), tiny_recipe(data={"seq_len": 4000}).data)
+    options = tiny_recipe(data={"format": "messages", "seq_len": 4000}).data
+    whole = tokenize_rows(rows, build_tokenizer(), options)
     assert counts["tokens"] == sum(len(row.input_ids) for row in whole.rows)
     assert counts["trained_tokens"] == sum(row.num_trained for row in whole.rows)
 
@@ -127,7 +127,7 @@ def test_counts_are_those_of_prepared_data(
     (tmp_path / "prepared").mkdir()
     job = Preparation(sources, recipe.data, build_tokenizer(), recipe.training.seed)
     report = prepare_data(job, tmp_path / "prepared", key={})
-    content = Inspection(recipe, Inputs(model_dir, None, sources), Wanted(), num_processes=2).run()
+    content = Inspection(recipe, RowInputs(model_dir, sources), Wanted(), num_processes=2).run()
     for source, expected in zip(content["sources"], report.sources, strict=True):
         counts = source["counts"]
         assert counts["rows"] - counts["bad_rows"] == expected.num_rows
@@ -136,6 +136,7 @@ def test_counts_are_those_of_prepared_data(
             expected.num_untrained,
             expected.num_kept,
         )
+        assert source["epoch_rows"] == expected.num_used
         assert counts["kept_tokens"] == expected.num_tokens
         assert counts["kept_trained_tokens"] == expected.num_trained
     assert content["held_out"]["rows"] == report.num_held_out > 0
@@ -320,7 +321,7 @@ def test_padding_and_packing_are_those_of_training(inspect: Inspect) -> None:
     rows = [chat("one", "two " * (1 + n % 40)) for n in range(64)]
     sizes = {"micro_batch_size": 4, "global_batch_size": 64}
     content = inspect(*rows, seq_len=128, training=sizes)
-    recipe = tiny_recipe(data={"seq_len": 128})
+    recipe = tiny_recipe(data={"format": "messages", "seq_len": 128})
     tokenized = tokenize_rows(rows, build_tokenizer(), recipe.data).rows
     step = build_step(tokenized, micro_batch_size=4, rank=0, world_size=1)
     computed = sum(batch.input_ids.numel() for batch in step.micro_batches)
