@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import textwrap
 from collections.abc import Iterator, Sequence
 
 import click
@@ -135,11 +136,18 @@ def _findings(content: Content) -> Iterator[str]:
         if finding["kind"] != kind:
             kind = finding["kind"]
             yield f"  {HEADINGS[kind]}"
-        yield f"    {finding['count']:>7,}  {visible(finding['text'])}"
-        yield f"{'':13}{visible(name_places(finding))}"
+        first, *rest = _wrap(finding["text"])
+        yield f"    {finding['count']:>7,}  {first}"
+        for line in (*rest, *_wrap(name_places(finding))):
+            yield f"{'':13}{line}"
         details = list(dict.fromkeys(e["detail"] for e in finding["examples"] if e["detail"]))
         if details and kind in ("bad_row", "unrenderable"):
             yield f"{'':13}{cut(visible(details[0]), _columns() - 13)}"
+
+
+def _wrap(text: str) -> list[str]:
+    """Returns the lines of a sentence beside a count."""
+    return textwrap.wrap(visible(text), _columns() - 13, break_on_hyphens=False) or [""]
 
 
 def _sample(sample: Content, *, color: bool, max_lines: int) -> Iterator[str]:

@@ -129,7 +129,8 @@ def _fetch_source(options: SourceOptions, place: _Place) -> RowSource:
 
 def _name_of(paths: str | tuple[str, ...], base_dir: Path) -> str:
     shown = [paths] if isinstance(paths, str) else paths
-    return ", ".join(str(base_dir / Path(text).expanduser()) for text in shown[:3])
+    more = f" and {len(shown) - 3} more" if len(shown) > 3 else ""
+    return ", ".join(str(base_dir.resolve() / Path(text).expanduser()) for text in shown[:3]) + more
 
 
 def _check(

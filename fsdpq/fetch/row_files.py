@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -85,8 +86,8 @@ def find_row_files(paths: str | Sequence[str], *, split: str, base_dir: Path, ke
             raise _refuse(
                 f"`{name}` cannot be read: {error.strerror}", where, "check it"
             ) from error
-    twice = next((file for file in found.files if found.files.count(file) > 1), None)
-    if twice is not None and len(found.files) <= MAX_FILES:
+    twice = next((file for file, count in Counter(found.files).items() if count > 1), None)
+    if twice is not None:
         hint = "name it once; to use rows more often, give `weight` in a `mixture`"
         raise _refuse(f"`{key}.path` means `{twice}` twice", f"{key}.path", hint)
     return found

@@ -16,6 +16,7 @@ from typing import Any
 from fsdpq.metrics.charts import Chart, build_chart, format_number
 from fsdpq.metrics.run_record import Row, RunRecord, read_record
 from fsdpq.pages.environment import page_environment
+from fsdpq.rows.report import DataReport
 from fsdpq.run_files import RunFiles, write_whole
 
 REPORT_FORMAT = 1
@@ -60,6 +61,7 @@ def report_content(record: RunRecord, *, name: str) -> dict[str, Any]:
         "status": record.status,
         "error": record.error,
         "headline": _headline(record),
+        "data": _data(record.environment),
         "setup": record.setup,
         "summary": record.summary,
         "memory": _memory(record),
@@ -91,7 +93,7 @@ def render_html(content: dict[str, Any]) -> str:
         small_charts=_small_charts(content["steps"]),
         settings_sections=sections,
         settings_plain=plain,
-        environment_rows=_flatten(content["environment"]),
+        environment_rows=_flatten(_without_prepared(content["environment"])),
         memory_scale=max((_rank_total(row) for row in content["memory"]), default=0) or 1,
     )
 
@@ -147,6 +149,26 @@ def _headline(record: RunRecord) -> dict[str, Any]:
         "world_size": setup.get("world_size"),
         "peak_memory_bytes": max(peaks) if peaks else None,
     }
+
+
+def _data(environment: Row) -> Row | None:
+    """What became of the rows (`fsdpq.rows.report.DataReport`), None where the lock has none."""
+    found: Any = environment
+    for key in ("inputs", "prepared", "report"):
+        found = found.get(key) if isinstance(found, dict) else None
+    try:
+        return None if found is None else DataReport.from_json(found).as_json()
+    except (TypeError, KeyError, AttributeError):
+        return None
+
+
+def _without_prepared(environment: Row) -> Row:
+    """Returns the lock without what the page shows in a table, and without the cache's key."""
+    inputs = environment.get("inputs")
+    if not isinstance(inputs, dict) or not isinstance(inputs.get("prepared"), dict):
+        return environment
+    kept = {n: v for n, v in inputs["prepared"].items() if n not in ("key", "report")}
+    return {**environment, "inputs": {**inputs, "prepared": kept}}
 
 
 def _recipe_model(settings: Row) -> str | None:

@@ -58,6 +58,7 @@ def list_counts(content: Content) -> list[Count]:
     counts, talks, held_out = content["counts"], content["conversations"], content["held_out"]
     rows = counts["rows"]
     left_out = counts["unrenderable"] + counts["too_long"] + counts["untrained"]
+    own_eval = any(source["use"] == "evaluation" for source in content["sources"])
     prompts = f"{talks['distinct_system_prompts']:,} different"
     listed = [
         Count("read", rows),
@@ -75,7 +76,7 @@ def list_counts(content: Content) -> list[Count]:
         Count("special tokens", counts["special_tokens"], rows, "written out in their text"),
         Count("unknown text", counts["unknown_tokens"], rows, "outside of the vocabulary"),
         Count("system prompts", counts["system_prompts"], rows, prompts),
-        Count("held out", held_out["rows"], rows, "for evaluation"),
+        Count("held out", held_out["rows"], None if own_eval else rows, "for evaluation"),
         Count("held out and trained", held_out["in_training"], held_out["rows"], "the same text"),
         Count("to train on", counts["usable"], rows, "before any are held out"),
         Count("their tokens", counts["kept_tokens"]),
@@ -94,7 +95,9 @@ def describe_source(source: Content) -> str:
     several = f" of {len(files)} files" if len(files) > 1 else ""
     why = f" ({source['format_why']})" if source["format_why"] else ""
     bad = f", {counts['bad_rows']:,} of them bad" if counts["bad_rows"] else ""
-    weight = f", weight {source['weight']:g}" if source["weight"] is not None else ""
+    weight = ""
+    if source["weight"] is not None:
+        weight = f", weight {source['weight']:g}: {source['epoch_rows']:,} rows an epoch"
     return f"{counts['rows']:,} rows{several}, format {source['format']}{why}{bad}{weight}"
 
 

@@ -108,7 +108,7 @@ class MistakeLog:
         if row.mistake:
             return "correct it, or leave bad rows out: `data.on_bad_row: skip`"
         if self._lacks_columns(row):
-            if self.first and self.first[1] is not row and not self._lacks_columns(self.first[1]):
+            if self.first and not self._lacks_columns(self.first[1]):
                 listed = ", ".join(f"`{name}`" for name in self.first[1].content)
                 rest = "make them alike, or give each sort a part of `data.mixture`"
                 return f"rows differ: {place_of(*self.first)} has {listed}; {rest}"

@@ -72,14 +72,18 @@ class PreparedManifest:
         packed: rows are sequences of documents that do not see each other.
         report: what was done to the rows.
         files: name -> size and hash, all of `ITEM_BYTES`.
-        digest: hash of all of this; equal for equal data.
     """
 
     key: Mapping[str, Any]
     packed: bool
     report: DataReport
     files: Mapping[str, StoredFile]
-    digest: str = ""
+
+    @property
+    def digest(self) -> str:
+        """One hash for the rows: equal for equal rows, wherever they came from."""
+        hashes = {name: file.sha256 for name, file in self.files.items()}
+        return _digest({"packed": self.packed, "files": hashes})
 
 
 def is_prepared(directory: Path) -> bool:
@@ -116,7 +120,7 @@ def read_manifest(directory: Path) -> PreparedManifest:
         content: dict[str, Any] = json.loads(raw)
         digest = content.pop("sha256")
         if content["format"] == FORMAT and digest == _digest(content):
-            return _parse(content, digest)
+            return _parse(content)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise damaged(directory, f"`{MANIFEST_NAME}` cannot be understood") from error
     raise damaged(directory, f"`{MANIFEST_NAME}` is not what was written")
@@ -147,7 +151,7 @@ def _digest(content: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _parse(content: Mapping[str, Any], digest: str) -> PreparedManifest:
+def _parse(content: Mapping[str, Any]) -> PreparedManifest:
     files = {name: StoredFile(**content["files"][name]) for name in ITEM_BYTES}
     report = DataReport.from_json(content["report"])
-    return PreparedManifest(content["key"], bool(content["packed"]), report, files, digest)
+    return PreparedManifest(content["key"], bool(content["packed"]), report, files)

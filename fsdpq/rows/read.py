@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from fsdpq.errors import Location, Problem, RecipeError
-from fsdpq.rows.files.kinds import read_file
+from fsdpq.rows.files.kinds import count_file_rows, read_file
 from fsdpq.rows.files.row import FileError, FileRow
 from fsdpq.rows.formats import FORMATS, describe_row, find_mistake, named_columns
 from fsdpq.rows.mistakes import MAX_COUNTED, BadRow, MistakeLog, file_problem
@@ -124,8 +124,18 @@ def first_rows(source: RowSource, count: int) -> dict[str, list[Mapping[str, Any
 
 
 def count_rows(source: RowSource) -> int:
-    """Returns the rows of all files of ``source``, good or bad, whatever its slice."""
-    return sum(1 for _ in _read_files(source))
+    """Returns the rows of all files of ``source``, good or bad, whatever its slice.
+
+    Raises:
+        RecipeError: a file cannot be read as a whole.
+    """
+    total = 0
+    for file in source.files:
+        try:
+            total += count_file_rows(file.path)
+        except FileError as error:
+            raise RecipeError([file_problem(file.path, error, source.key)]) from error
+    return total
 
 
 def _read_files(source: RowSource) -> Iterator[tuple[Path, FileRow]]:

@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fsdpq.data.inspection.advice import advise
+import numpy as np
+
+from fsdpq.data.inspection.advice import advise, find_errors
 from fsdpq.data.inspection.facts import RowExaminer, cut_row
-from fsdpq.data.inspection.findings import ERRORS, SKIPPED
 from fsdpq.data.inspection.lengths import describe_lengths
 from fsdpq.data.inspection.packing import describe_packing
 from fsdpq.data.inspection.reading import PlacedRow, choose_epoch, read_batches
@@ -24,8 +25,8 @@ from fsdpq.data.inspection.samples import Reservoir, segments, token_table
 from fsdpq.data.inspection.totals import Totals
 from fsdpq.data.loader import split_rows
 from fsdpq.data.processes import map_in_order
-from fsdpq.data.render import TemplateError
 from fsdpq.data.templates.choose import choose_template
+from fsdpq.data.templates.jinja_text import TemplateError
 from fsdpq.data.tokenize import Row, RowTokenizer
 from fsdpq.errors import UsageError
 from fsdpq.model.config import read_config
@@ -33,7 +34,6 @@ from fsdpq.recipe.load import load_resolved
 from fsdpq.recipe.root import Recipe
 from fsdpq.rows.source import DataSources, RowSource
 from fsdpq.run_files import RunFiles, write_whole
-from fsdpq.worker.assemble import Inputs, read_inputs
 from fsdpq.worker.prepare import progress_printer
 from fsdpq.worker.tokenizer import load_tokenizer
 
@@ -53,6 +53,21 @@ class Wanted:
     num_samples: int = 0
     file: str = ""
     row: int = 0
+
+
+@dataclass(frozen=True)
+class RowInputs:
+    """Where the launcher put what is looked at.
+
+    Attributes:
+        model_dir: the model, or its tokenizer and config alone.
+        data: where the rows are.
+        trust_remote_code: run Python code that the model brings; from the command line only.
+    """
+
+    model_dir: Path
+    data: DataSources
+    trust_remote_code: bool = False
 
 
 def inspect(
@@ -80,7 +95,9 @@ def inspect(
         LaunchError: a process that tokenizes died.
     """
     recipe = load_resolved(files.resolved)
-    inputs = read_inputs(files, trust_remote_code=trust_remote_code)
+    found = json.loads(files.lock.read_text(encoding="utf-8"))["inputs"]
+    model_dir, data = Path(found["model"]["directory"]), DataSources.from_json(found["data"])
+    inputs = RowInputs(model_dir, data, trust_remote_code)
     content = Inspection(recipe, inputs, wanted, num_processes=num_processes).run()
     write_whole(output, json.dumps(content, ensure_ascii=True, allow_nan=False).encode())
 
@@ -96,17 +113,15 @@ class Inspection:
     """
 
     def __init__(
-        self, recipe: Recipe, inputs: Inputs, wanted: Wanted, *, num_processes: int = 1
+        self, recipe: Recipe, inputs: RowInputs, wanted: Wanted, *, num_processes: int = 1
     ) -> None:
-        if inputs.data is None:
-            raise RuntimeError("these inputs name no data")
         self.recipe, self.options, self.inputs, self.wanted = recipe, recipe.data, inputs, wanted
         self.num_processes, self.data = num_processes, inputs.data
         self.tokenizer: Any = load_tokenizer(
             inputs.model_dir, trust_remote_code=inputs.trust_remote_code
         )
         self.template = choose_template(
-            self.tokenizer, self.options.chat_template, inputs.data.chat_template
+            self.tokenizer, self.options.chat_template, self.data.chat_template
         )
         self.sources = all_sources(inputs.data)
         self.row_tokenizers = [
@@ -120,7 +135,8 @@ class Inspection:
     def run(self) -> dict[str, Any]:
         """Returns the content: everything that is shown, as plain data."""
         report, num_done = progress_printer(), 0
-        examiner = RowExaminer(self.row_tokenizers)
+        formats = [source.format for source in self.sources]
+        examiner = RowExaminer(self.tokenizer, self.row_tokenizers, formats, self.options)
         taken: deque[list[PlacedRow]] = deque()
 
         def payloads() -> Iterator[tuple[int, list[Mapping[str, Any]]]]:
@@ -158,10 +174,11 @@ class Inspection:
         found = totals.finish(held_out)
         counts = found.pop("by_source")
         epoch = choose_epoch(self.recipe, self.data.train, totals.kept_sources(), held_out)
+        per_source = np.bincount(totals.kept_sources()[epoch], minlength=totals.num_train)
+        epoch_rows = [*per_source.tolist(), None]
         content: dict[str, Any] = {
             "format": INSPECTION_FORMAT,
             "recipe": self.recipe.name,
-            "ok": not totals.findings.count(*self._errors()) and len(kept) > 0,
             "model": {
                 "name_or_path": self.recipe.model.name_or_path,
                 "context": _context(self.inputs),
@@ -169,7 +186,7 @@ class Inspection:
             },
             "data": _settings(self.recipe),
             "sources": [
-                _describe_source(source, counts[index], index >= totals.num_train)
+                _describe_source(source, counts[index], epoch_rows[index])
                 for index, source in enumerate(self.sources)
             ],
             **found,
@@ -178,7 +195,8 @@ class Inspection:
             "samples": [self._describe(row) for row in self.samples.items],
             "row": self._describe_shown(),
         }
-        return content | {"notes": advise(content)}
+        errors = find_errors(content, skips_bad_rows=options.on_bad_row == "skip")
+        return {"ok": not errors, "errors": errors, **content, "notes": advise(content)}
 
     def _held_out(self, num_rows: int) -> list[int]:
         """Returns which of the usable rows are held out, as preparing the data chooses them."""
@@ -186,11 +204,6 @@ class Inspection:
         if not fraction or self.data.eval is not None or num_rows < 2:
             return []
         return split_rows(num_rows, fraction, self.recipe.training.seed)[1]
-
-    def _errors(self) -> tuple[str, ...]:
-        """The kinds of findings that end a run."""
-        skips = self.options.on_bad_row == "skip"
-        return tuple(kind for kind in ERRORS if not (skips and kind in SKIPPED))
 
     def _tokenize(self, row: PlacedRow) -> Row | TemplateError:
         return self.row_tokenizers[row.place.source].tokenize([row.content])[0]
@@ -249,10 +262,13 @@ def _settings(recipe: Recipe) -> dict[str, Any]:
     return {name: getattr(recipe.data, name) for name in names}
 
 
-def _describe_source(source: RowSource, counts: Mapping[str, int], is_eval: bool) -> dict[str, Any]:
+def _describe_source(
+    source: RowSource, counts: Mapping[str, int], epoch_rows: int | None
+) -> dict[str, Any]:
     return {
         "name": source.name,
-        "use": "evaluation" if is_eval else "training",
+        "use": "evaluation" if epoch_rows is None else "training",
+        "epoch_rows": epoch_rows,
         "format": source.format,
         "files": [str(file.path) for file in source.files],
         "format_why": source.format_why,
@@ -261,7 +277,7 @@ def _describe_source(source: RowSource, counts: Mapping[str, int], is_eval: bool
     }
 
 
-def _context(inputs: Inputs) -> int | None:
+def _context(inputs: RowInputs) -> int | None:
     """The most tokens that the model was made for, None where its config does not say."""
     if not (inputs.model_dir / "config.json").is_file():
         return None

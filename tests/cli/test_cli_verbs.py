@@ -30,9 +30,10 @@ for arguments in (
     ["validate", {QUICKSTART!r}, "adapter.rank=8"], ["show", {QUICKSTART!r}],
     ["show", {QUICKSTART!r}, "--explain", "adapter"], ["diff", {QUICKSTART!r}, {QUICKSTART!r}],
     ["recipes", "ls"], ["migrate", {QUICKSTART!r}], ["kinds", "--json"],
-    ["cache", "ls"], ["quantize", "--help"],
+    ["cache", "ls"], ["quantize", "--help"], ["data", "inspect", "--help"],
 ):
     cli.main(args=arguments, standalone_mode=False)
+import fsdpq.cli.inspection, fsdpq.launch.inspect, fsdpq.pages.inspection
 import fsdpq.cli.screen, fsdpq.launch.train, fsdpq.launch.generate, fsdpq.fetch.resolve
 print("HEAVY", sorted(set({HEAVY!r}) & set(sys.modules)))
 """
@@ -125,6 +126,7 @@ def test_kinds_of_a_section_explains_its_keys(capsys: pytest.CaptureFixture[str]
     [
         "train",
         "validate",
+        "data",
         "show",
         "diff",
         "kinds",
@@ -133,6 +135,7 @@ def test_kinds_of_a_section_explains_its_keys(capsys: pytest.CaptureFixture[str]
         "recipes",
         "migrate",
         "quantize",
+        "prepare",
         "cache",
     ],
 )
@@ -147,6 +150,7 @@ def fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.setattr(train, "fetch_inputs", lambda *_args, **_kwargs: inputs)
+    monkeypatch.setattr(train, "prepare_inputs", lambda *_args, **_kwargs: {})
     monkeypatch.setitem(train.train.__kwdefaults__, "worker", (FAKE_WORKER,))
 
 

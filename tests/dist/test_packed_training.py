@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -74,7 +75,7 @@ SECOND = 23
 
 def made_up(length: int, seed: int, *, trained: bool) -> Row:
     ids = torch.randint(3, VOCAB_SIZE, (length,), generator=torch.Generator().manual_seed(seed))
-    return Row(ids.numpy(), torch.tensor([False] + [trained] * (length - 1)).numpy())
+    return Row(ids.int().numpy(), (trained & (np.arange(length) > 0)).astype(np.uint8))
 
 
 def sequences(seed: int | None) -> list[Row]:

@@ -52,9 +52,10 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def environment(tmp_path: Path) -> dict[str, str]:
-    """The environment of the commands: a cache of its own, no colours."""
-    return os.environ | {"FSDPQ_CACHE": str(tmp_path / "cache"), "NO_COLOR": "1"}
+def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The environment of the commands: no colours, and a cache where data is prepared once."""
+    cache = tmp_path_factory.getbasetemp() / "cache"
+    return os.environ | {"FSDPQ_CACHE": str(cache), "NO_COLOR": "1"}
 
 
 @pytest.fixture

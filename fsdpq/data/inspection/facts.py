@@ -17,7 +17,7 @@ from fsdpq.data.inspection.content import (
     texts_of,
 )
 from fsdpq.data.inspection.samples import special_tokens
-from fsdpq.data.render import TemplateError
+from fsdpq.data.templates.jinja_text import TemplateError
 from fsdpq.data.tokenize import Row, RowTokenizer
 from fsdpq.recipe.sections.data import DataOptions
 
@@ -57,12 +57,20 @@ class RowExaminer:
     """Finds the facts of rows; a process can inherit it.
 
     Args:
+        tokenizer: of the base model.
         row_tokenizers: for the rows of each source, by its number.
+        formats: those of the sources.
+        options: the recipe's ``data``.
     """
 
-    def __init__(self, row_tokenizers: Sequence[RowTokenizer]) -> None:
-        self._row_tokenizers = row_tokenizers
-        tokenizer: Any = row_tokenizers[0].tokenizer
+    def __init__(
+        self,
+        tokenizer: Any,
+        row_tokenizers: Sequence[RowTokenizer],
+        formats: Sequence[str],
+        options: DataOptions,
+    ) -> None:
+        self._row_tokenizers, self._formats, self._options = row_tokenizers, formats, options
         marks = sorted(special_tokens(tokenizer).values(), key=len, reverse=True)
         # Marks of one or two characters are words too.
         pattern = "|".join(re.escape(mark) for mark in marks if len(mark) > 2)
@@ -74,16 +82,15 @@ class RowExaminer:
     def __call__(self, batch: tuple[int, Sequence[Mapping[str, Any]]]) -> list[RowFacts]:
         """Returns the facts of rows of a source, in order."""
         source, rows = batch
-        row_tokenizer = self._row_tokenizers[source]
-        tokenized = row_tokenizer.tokenize(rows)
+        tokenized = self._row_tokenizers[source].tokenize(rows)
         return [
-            self._facts(row, done, row_tokenizer) for row, done in zip(rows, tokenized, strict=True)
+            self._facts(row, done, self._formats[source])
+            for row, done in zip(rows, tokenized, strict=True)
         ]
 
     def _facts(
-        self, row: Mapping[str, Any], done: Row | TemplateError, row_tokenizer: RowTokenizer
+        self, row: Mapping[str, Any], done: Row | TemplateError, format_name: str
     ) -> RowFacts:
-        format_name = row_tokenizer.format_name
         messages = conversation(row, format_name)
         found: dict[str, Any] = {
             "fingerprint": fingerprint(row),
@@ -99,7 +106,7 @@ class RowExaminer:
         return RowFacts(
             tokens=len(done.input_ids),
             trained=done.num_trained,
-            trained_kept=cut_row(done, row_tokenizer.options).num_trained,
+            trained_kept=cut_row(done, self._options).num_trained,
             unknown=0 if unknown is None else int(np.count_nonzero(done.input_ids == unknown)),
             **found,
         )

@@ -75,7 +75,9 @@ def check_data_path_exists(recipe: Recipe, base_dir: Path) -> Iterator[Problem]:
                 found = False
             if not found:
                 message = f"`{path_key}`: there is no file `{path}`"
-                if path.is_symlink():
+                if _PATTERN.search(text):
+                    message = f"`{path_key}`: no file matches `{path}`"
+                elif path.is_symlink():
                     message = f"`{path_key}`: `{path}` is a link to nothing"
                 hint = "a relative path starts from the recipe's directory"
                 yield Problem(message, path_key, hint=hint)

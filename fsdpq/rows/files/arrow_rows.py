@@ -6,7 +6,8 @@ No threads of pyarrow's: processes that were forked read through here as well.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +23,14 @@ def read_parquet(path: Path) -> Iterator[FileRow]:
     Raises:
         FileError: it is no parquet, or damaged.
     """
-    pyarrow: Any = importlib.import_module("pyarrow")  # it has no types
-    parquet: Any = importlib.import_module("pyarrow.parquet")
-    try:
-        with parquet.ParquetFile(path, pre_buffer=False) as file:
-            _check_names(file.schema_arrow.names)
-            yield from _read_batches(file.iter_batches(BATCH_ROWS, use_threads=False), pyarrow)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise _damaged("parquet", error) from error
+    with _open_parquet(path) as file:
+        yield from _read_batches(file.iter_batches(BATCH_ROWS, use_threads=False))
+
+
+def count_parquet(path: Path) -> int:
+    """Returns the rows of a parquet file by its metadata; raises as `read_parquet`."""
+    with _open_parquet(path) as file:
+        return file.metadata.num_rows
 
 
 def read_arrow(path: Path) -> Iterator[FileRow]:
@@ -38,11 +39,37 @@ def read_arrow(path: Path) -> Iterator[FileRow]:
     Raises:
         FileError: it is neither, or damaged.
     """
+    with _open_arrow(path) as batches:
+        yield from _read_batches(_small(batches))
+
+
+def count_arrow(path: Path) -> int:
+    """Returns the rows of an Arrow file by the lengths of its batches; raises as `read_arrow`."""
+    with _open_arrow(path) as batches:
+        return sum(batch.num_rows for batch in batches)
+
+
+@contextmanager
+def _open_parquet(path: Path) -> Generator[Any]:
+    pyarrow: Any = importlib.import_module("pyarrow")  # it has no types
+    parquet: Any = importlib.import_module("pyarrow.parquet")
+    try:
+        with parquet.ParquetFile(path, pre_buffer=False) as file:
+            _check_names(file.schema_arrow.names)
+            yield file
+    except (pyarrow.ArrowException, OSError) as error:
+        raise _damaged("parquet", error) from error
+
+
+@contextmanager
+def _open_arrow(path: Path) -> Generator[Iterator[Any]]:
+    """Gives the batches of a file, none where it is empty."""
     pyarrow: Any = importlib.import_module("pyarrow")
     ipc: Any = importlib.import_module("pyarrow.ipc")
     with path.open("rb") as file:
         start = file.read(len(_FILE_MAGIC))
     if not start:
+        yield iter(())
         return
     try:
         with pyarrow.memory_map(str(path)) as source:
@@ -53,7 +80,7 @@ def read_arrow(path: Path) -> Iterator[FileRow]:
                 reader = ipc.open_stream(source)
                 batches = iter(reader)
             _check_names(reader.schema.names)
-            yield from _read_batches(_small(batches), pyarrow)
+            yield batches
     except (pyarrow.ArrowException, OSError) as error:
         raise _damaged("an Arrow file", error) from error
 
@@ -64,7 +91,8 @@ def _small(batches: Iterator[Any]) -> Iterator[Any]:
             yield batch.slice(start, BATCH_ROWS)
 
 
-def _read_batches(batches: Iterator[Any], pyarrow: Any) -> Iterator[FileRow]:
+def _read_batches(batches: Iterator[Any]) -> Iterator[FileRow]:
+    pyarrow: Any = importlib.import_module("pyarrow")
     number = 0
     unfit = (pyarrow.ArrowException, ValueError, OverflowError)
     for batch in batches:

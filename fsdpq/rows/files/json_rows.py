@@ -32,9 +32,14 @@ def read_json_lines(path: Path) -> Iterator[FileRow]:
             number += 1
             text = line.content.decode("utf-8", errors="replace")
             yield FileRow(number, NO_COLUMNS, line.number, too_long(), text)
-        elif not line.content.isspace() and line.content:
+        elif line.content and not line.content.isspace():
             number += 1
             yield _read_json_line(line.content, number=number, line=line.number)
+
+
+def count_json_lines(path: Path) -> int:
+    """Returns how many rows `read_json_lines` yields."""
+    return sum(1 for line in read_lines(path) if line.content and not line.content.isspace())
 
 
 def read_json(path: Path) -> Iterator[FileRow]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
 
-from fsdpq.rows.files.arrow_rows import read_arrow, read_parquet
-from fsdpq.rows.files.json_rows import read_json, read_json_lines
+from fsdpq.rows.files.arrow_rows import count_arrow, count_parquet, read_arrow, read_parquet
+from fsdpq.rows.files.json_rows import count_json_lines, read_json, read_json_lines
 from fsdpq.rows.files.lines import COMPRESSIONS
 from fsdpq.rows.files.row import FileError, FileRow
 from fsdpq.rows.files.text_rows import read_csv, read_text, read_tsv
@@ -25,6 +26,15 @@ READERS: Mapping[str, Callable[[Path], Iterator[FileRow]]] = MappingProxyType(
     }
 )
 """What reads a file, by its ending."""
+
+_COUNTERS: Mapping[str, Callable[[Path], int]] = MappingProxyType(
+    {
+        ".jsonl": count_json_lines,
+        ".ndjson": count_json_lines,
+        ".parquet": count_parquet,
+        ".arrow": count_arrow,
+    }
+)
 
 PACKED: tuple[str, ...] = (".parquet", ".arrow")
 """Endings of files that hold their own compression."""
@@ -53,8 +63,28 @@ def read_file(path: Path) -> Iterator[FileRow]:
         if path.suffix.lower() in COMPRESSIONS:
             hint = "only text may be compressed, and its name says what it is: `rows.jsonl.gz`"
         raise FileError(f"ends in none of {known}", hint)
-    try:
+    with _explained(path):
         yield from READERS[kind](path)
+
+
+def count_file_rows(path: Path) -> int:
+    """Returns how many rows `read_file` yields, without looking into them where that is possible.
+
+    Raises:
+        FileError: as `read_file`.
+    """
+    counter = _COUNTERS.get(kind_of(path) or "")
+    if counter is None:
+        return sum(1 for _ in read_file(path))
+    with _explained(path):
+        return counter(path)
+
+
+@contextmanager
+def _explained(path: Path) -> Generator[None]:
+    """Turns what the system and decompression raise into `FileError`."""
+    try:
+        yield
     except PermissionError as error:
         hint = "make it readable for this user (`chmod u+r`)"
         raise FileError(f"cannot be read: {error.strerror}", hint) from error

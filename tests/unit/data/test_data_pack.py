@@ -32,8 +32,8 @@ def _documents(packed: list[Row]) -> list[tuple[tuple[int, ...], tuple[int, ...]
 
 def _rows(lengths: list[int]) -> list[Row]:
     return [
-        Row([index] * length, [False] + [True] * (length - 1))
-        for index, length in enumerate(lengths)
+        Row(np.full(n, index, dtype=np.int32), (np.arange(n) > 0).astype(np.uint8))
+        for index, n in enumerate(lengths)
     ]
 
 
@@ -113,6 +113,17 @@ def test_real_length_distributions_fill_98_percent(
     assert len(pack_lengths(some, seq_len)) <= first_fit
 
 
+def test_trl_makes_as_many_sequences() -> None:
+    trl = pytest.importorskip("trl.data_utils", reason="trl is not installed")
+    datasets = pytest.importorskip("datasets")
+    for median, spread in [(90, 0.8), (420, 0.85)]:
+        lengths = _log_normal(3000, median, spread, 512)
+        rows = datasets.Dataset.from_dict({"input_ids": [[1] * int(n) for n in lengths]})
+        # By default it packs every thousand rows by themselves, into a few more.
+        theirs = trl.pack_dataset(rows, 512, "bfd", {"batch_size": len(rows)})
+        assert len(pack_lengths(lengths, 512)) == len(theirs)
+
+
 def test_neither_the_order_of_sequences_nor_that_in_them_is_by_length() -> None:
     lengths = _log_normal(20_000, 130, 1.0, 1024)
     sequences = pack_lengths(lengths, 1024)
@@ -147,7 +158,7 @@ def test_a_row_that_does_not_fit_is_an_error() -> None:
 
 
 def test_positions_restart_at_every_document_and_at_the_padding() -> None:
-    rows = [*pack_rows(_rows([4, 3]), 8), Row([9] * 9, [False] * 9)]
+    rows = [*pack_rows(_rows([4, 3]), 8), Row(np.full(9, 9, np.int32), np.zeros(9, np.uint8))]
     batch = collate(rows)
     assert batch.position_ids is not None
     assert batch.position_ids.tolist() == [[0, 1, 2, 3, 0, 1, 2, 0, 1], list(range(9))]

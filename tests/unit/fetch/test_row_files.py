@@ -9,12 +9,12 @@ from typing import Any
 import datasets
 import pytest
 
-from fsdpq.errors import Location, Problem, RecipeError
+from fsdpq.errors import FetchError, Location, Problem, RecipeError
 from fsdpq.fetch.data import fetch_data
 from fsdpq.fetch.row_files import find_row_files, split_of
 from fsdpq.recipe.marks import Marks
 from fsdpq.recipe.sections.data import DataOptions
-from fsdpq.rows.read import read_rows
+from fsdpq.rows.read import check_source, read_rows
 from fsdpq.rows.source import DataSources
 
 
@@ -247,3 +247,46 @@ def test_a_mistake_in_no_file_is_shown_where_the_recipe_says_it(tmp_path: Path) 
         fetch_data(options, base_dir=tmp_path, report=[].append, marks=marks)
     [problem] = caught.value.problems
     assert problem.location == at
+
+
+def test_a_file_that_grows_while_it_is_read_is_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = _write(tmp_path / "a.jsonl", "a")
+
+    def check_and_grow(source: Any, **options: Any) -> Any:
+        found = check_source(source, **options)
+        path.write_text(path.read_text() * 2)
+        return found
+
+    monkeypatch.setattr("fsdpq.fetch.data.check_source", check_and_grow)
+    with pytest.raises(FetchError, match="changed while it was read"):
+        _fetch(tmp_path, path="a.jsonl")
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["train.jsonl", "validation.jsonl", "test.jsonl"],
+        ["data/train-00000-of-00002.jsonl", "data/train-00001-of-00002.jsonl",
+         "data/test-00000-of-00001.jsonl"],
+        ["data/train_sft-00000-of-00001.jsonl", "data/test_sft-00000-of-00001.jsonl"],
+        ["train/a.jsonl", "train/b.jsonl", "dev/a.jsonl"],
+        ["my_train_rows.jsonl", "my-eval-rows.jsonl"],
+        ["a.jsonl", "b/c.jsonl"],
+    ],
+)  # fmt: skip
+def test_splits_are_those_that_datasets_finds(tmp_path: Path, names: list[str]) -> None:
+    for name in names:
+        _write(tmp_path / "rows" / name, name)
+    builder = datasets.load_dataset_builder(str(tmp_path / "rows"), cache_dir=str(tmp_path / "c"))
+    theirs = {
+        str(split): sorted(Path(file) for file in files)
+        for split, files in (builder.config.data_files or {}).items()
+    }
+    ours = {
+        split: find_row_files("rows", split=split, base_dir=tmp_path, key="data").files
+        for split in theirs
+    }
+    assert ours == theirs
+    assert sum(map(len, ours.values())) == len(names)

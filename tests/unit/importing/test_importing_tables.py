@@ -2,10 +2,12 @@
 
 import pytest
 
+from fsdpq.cards.chat_templates import BUILT_IN_TEMPLATES
 from fsdpq.importing import axolotl_datasets, known_keys, trl
 from fsdpq.importing.accelerate import ACCELERATE
 from fsdpq.importing.convert import TOOLS
 from fsdpq.importing.draft import Rule, Table
+from fsdpq.importing.sources import TEMPLATES
 from fsdpq.recipe.describe import list_sections
 
 TABLES = {name: tool.table for name, tool in TOOLS.items()} | {"accelerate": ACCELERATE}
@@ -28,6 +30,10 @@ def test_every_rule_is_for_a_key_that_the_tool_reads(tool: str) -> None:
 def test_rules_of_entries_are_for_keys_that_the_tools_read() -> None:
     assert set(axolotl_datasets.DATASET.rules) <= set(known_keys.AXOLOTL_DATASET)
     assert set(trl.MIXTURE.rules) <= set(trl.MIXTURE.known)
+
+
+def test_templates_of_other_tools_are_built_in_here() -> None:
+    assert set(TEMPLATES.values()) <= set(BUILT_IN_TEMPLATES)
 
 
 @pytest.mark.parametrize("tool", TABLES)

@@ -50,9 +50,11 @@ def main() -> None:
     parser.add_argument("directory", type=Path)
     parser.add_argument("--error", type=Path)
     parser.add_argument("--processes", type=int)
+    parser.add_argument("--trust-remote-code", action="store_true")
     parsed = parser.parse_args()
+    trust = " trusts" if parsed.trust_remote_code else ""
     with Path(os.environ["FAKE_CALLS"]).open("a") as calls:
-        calls.write(f"{os.getpid()} {parsed.processes}\n")
+        calls.write(f"{os.getpid()} {parsed.processes}{trust} {os.environ.get('HF_TOKEN', '')}\n")
     end_with_launcher()
     with recorded_errors(parsed.error, 0):
         prepare(parsed.job, parsed.directory)

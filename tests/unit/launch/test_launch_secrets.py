@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from support.screens import Lines
 
+from fsdpq.launch import prepare
 from fsdpq.launch.train import train
 
 TOKEN = "hf_secretSecretSecretSecretSecretSecret"
@@ -36,6 +37,10 @@ launch: {nproc_per_node: 1, device: cpu}
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("FSDPQ_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("FAKE_CALLS", str(tmp_path / "calls"))
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[3]))
+    preparer = (str(Path(__file__).with_name("fake_preparer.py")),)
+    monkeypatch.setattr(prepare, "PREPARER", preparer)
     for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
         monkeypatch.setenv(name, TOKEN)
     (tmp_path / "model").mkdir()
@@ -67,6 +72,9 @@ def test_tokens_of_the_environment_reach_no_file_and_trust_only_the_ranks_argume
     assert environ["HF_HUB_OFFLINE"] == "1"
     assert "HF_TOKEN" not in environ
 
+    calls = (project / "calls").read_text().splitlines()
+    assert [" trusts" in call for call in calls] == [False, True]
+    assert not any(TOKEN in call for call in calls)
     assert json.loads((plain.root / "argv.json").read_text()) == []
     assert json.loads((trusting.root / "argv.json").read_text()) == ["--trust-remote-code"]
     locks = [json.loads(files.lock.read_text()) for files in (plain, trusting)]

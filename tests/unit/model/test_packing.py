@@ -6,6 +6,7 @@ import shutil
 import sys
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from support.flash import FakeFlashAttention, install_fake_flash_attention
@@ -71,8 +72,8 @@ def _model(family: str, attention: str, **changes: Any) -> CausalLM:
 
 def _row(length: int, seed: int, *, trained: bool = True) -> Row:
     generator = torch.Generator().manual_seed(seed)
-    ids = torch.randint(3, 64, (length,), generator=generator).tolist()
-    return Row(ids, [False] + [trained] * (length - 1))
+    ids = torch.randint(3, 64, (length,), generator=generator).int().numpy()
+    return Row(ids, (trained & (np.arange(length) > 0)).astype(np.uint8))
 
 
 def _loss(model: CausalLM, batch: MicroBatch) -> Tensor:

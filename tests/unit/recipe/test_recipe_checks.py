@@ -229,7 +229,7 @@ CASES: list[tuple[str, dict[str, Any], str, str, str]] = [
     ("check_data_path_exists", {"data__dataset": None, "data__mixture": [{"path": "no.csv"}]},
      "data.mixture.0.path", "there is no file", "dir"),
     ("check_data_path_exists", {"data__dataset": None, "data__path": [".", "no*.csv"]},
-     "data.path.1", "there is no file", "dir"),
+     "data.path.1", "no file matches", "dir"),
     ("check_columns_used", {"data__format": "dummy", "data__columns": {"text": "a"}},
      "data.columns", "no effect with `data.format: dummy`", "delete"),
     ("check_one_source_of_held_out_rows",

@@ -15,8 +15,9 @@ import pytest
 from pyarrow import ipc, parquet
 
 from fsdpq.errors import Problem, RecipeError
+from fsdpq.rows.files import json_rows, text_rows
 from fsdpq.rows.mistakes import MAX_PROBLEMS
-from fsdpq.rows.read import read_rows
+from fsdpq.rows.read import count_rows, read_rows
 from fsdpq.rows.source import RowSource, SourceFile
 
 ROWS = [{"question": "a, ü", "answer": 'b "c"\nd'}, {"question": "e", "answer": "f"}]
@@ -64,6 +65,7 @@ def test_every_sort_of_file_gives_the_same_rows_in_order(tmp_path: Path, ending:
     assert _read(path) == ROWS
     assert _read(path, max_rows=1) == ROWS[:1]
     assert _read(path, split="train[1:]") == ROWS[1:]
+    assert count_rows(source_of(path)) == 2
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "json", "csv"])
@@ -155,6 +157,34 @@ def test_rows_of_a_json_list_are_named_by_their_number_and_line(tmp_path: Path) 
     messages = [problem.message for problem in problems]
     assert messages == ["row 2: not a JSON object", "row 3: `answer` is a number, not text"]
     assert [problem.location and problem.location.line for problem in problems] == [6, 7]
+
+
+@pytest.mark.parametrize("chunk", [2, 3, 5, 7, 64, 4096])
+def test_a_json_list_is_the_same_in_pieces_of_any_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int
+) -> None:
+    monkeypatch.setattr(json_rows, "_CHUNK_BYTES", chunk)
+    items: list[Any] = [{"a": "é\u2028\n\\", "b": [1.5e300, None, {}]}, 12345678, "x, ]", True]
+    items += [-0.25, [], {"c": "\U0001f600" * 50}, {}]
+    for text in (json.dumps(items), json.dumps(items, indent=2, ensure_ascii=False)):
+        (tmp_path / "rows.json").write_text(f" {text}\n", encoding="utf-8")
+        rows = list(json_rows.read_json(tmp_path / "rows.json"))
+        assert [row.number for row in rows] == [1, 2, 3, 4, 5, 6, 7, 8]
+        expected = [item if isinstance(item, dict) else {} for item in items]
+        assert [dict(row.content) for row in rows] == expected
+        assert all(row.text == "" for row in rows)
+
+
+def test_the_bound_is_on_a_csv_row_and_not_on_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(text_rows, "MAX_ROW_BYTES", 40)
+    path = tmp_path / "rows.csv"
+    path.write_text("question,answer\n" + "a,b\n" * 30)
+    assert len(_read(path)) == 30
+    path.write_text("question,answer\n" + '"a\n' + "a\n" * 30)
+    [problem] = _problems(path)
+    assert "has in line 2 a row with a quote that is not closed for" in problem.message
 
 
 @pytest.mark.parametrize(

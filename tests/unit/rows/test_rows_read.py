@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from pyarrow import ipc, parquet
 
 from fsdpq.errors import Problem, RecipeError
-from fsdpq.rows.read import check_rows, check_source, read_rows
+from fsdpq.rows.read import check_rows, check_source, count_rows, read_rows
 from fsdpq.rows.source import RowSource, SourceFile
 
 GOOD = '{"question": "a", "answer": "b"}\n'
@@ -246,6 +246,7 @@ def test_damaged_bytes_give_rows_or_problems(
             if not problems:
                 good = [row.content for row in check_rows(source) if not row.mistake]
                 assert rows == good
+                assert count_rows(source) == sum(1 for _ in check_rows(source))
             json.dumps(rows, ensure_ascii=False).encode()
 
 
