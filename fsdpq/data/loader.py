@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, NamedTuple, Protocol
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from fsdpq.data.collate import Step, collate, share_rows
@@ -23,6 +25,8 @@ from fsdpq.data.order import LoaderState, Position, check_resumable, epoch_order
 from fsdpq.data.prefetch import Prefetch
 from fsdpq.data.prepared import PreparedRows
 from fsdpq.data.tokenize import Row
+
+Int64 = npt.NDArray[np.int64]
 
 STEPS_AHEAD = 2
 """Steps that are built while one is computed."""
@@ -83,25 +87,29 @@ class EpochOrder:
         """Yields the rows after ``start``, epoch after epoch."""
         num_rows, first = len(self._rows), start.row
         for epoch in itertools.count(start.epoch):
-            places: Sequence[int] = range(num_rows)
+            places = np.arange(num_rows)
             if self._shuffle:
-                places = epoch_order(num_rows, seed=self.seed, epoch=epoch).tolist()
+                places = epoch_order(num_rows, seed=self.seed, epoch=epoch)
             for done, place in enumerate(places[first:], start=first + 1):
                 is_last = done == num_rows
-                after = Position(epoch + 1) if is_last else Position(epoch, row=done)
-                read = functools.partial(self._rows.__getitem__, place)
-                yield DealtRow(self._lengths[place], self._num_trained[place], read, after)
+                yield DealtRow(
+                    int(self._lengths[place]),
+                    int(self._num_trained[place]),
+                    functools.partial(self._rows.__getitem__, int(place)),
+                    Position(epoch + 1) if is_last else Position(epoch, row=done),
+                )
             first = 0
 
     def close(self) -> None:
         """Does nothing: rows are at hand."""
 
 
-def row_sizes(rows: Sequence[Row]) -> tuple[list[int], list[int]]:
+def row_sizes(rows: Sequence[Row]) -> tuple[Int64, Int64]:
     """Returns the tokens of each row, and those that carry loss; reads no mapped row for it."""
     if isinstance(rows, PreparedRows):
-        return rows.lengths.tolist(), rows.num_trained.tolist()
-    return [len(row) for row in rows], [row.num_trained for row in rows]
+        return rows.lengths, rows.num_trained
+    sizes = np.array([(len(row), row.num_trained) for row in rows], dtype=np.int64).reshape(-1, 2)
+    return sizes[:, 0], sizes[:, 1]
 
 
 @dataclass(frozen=True)

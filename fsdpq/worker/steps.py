@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 
+import numpy as np
 import torch
 
 from fsdpq import dist
@@ -115,7 +116,7 @@ def build_evaluation(
 def iterate_held_out(rows: Sequence[Row], *, micro_batch_size: int) -> Iterator[Step]:
     """Yields this rank's part of the held-out rows, shortest first, one micro-batch a step."""
     size = micro_batch_size * dist.world_size()
-    shortest_first = sorted(range(len(rows)), key=row_sizes(rows)[0].__getitem__)
+    shortest_first = np.argsort(row_sizes(rows)[0], kind="stable").tolist()
     for start in range(0, len(rows), size):
         yield build_step(
             [rows[index] for index in shortest_first[start : start + size]],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import signal
 import subprocess
@@ -22,21 +23,29 @@ def start(task: Task, *, rows: Path, device: str, log: IO[str]) -> subprocess.Po
     return subprocess.Popen(command, stdout=log, stderr=log, text=True, start_new_session=True)
 
 
+def end(process: subprocess.Popen[str]) -> int:
+    """Ends a part and what it started, if it still runs; returns its exit code."""
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+    return process.wait()
+
+
 def run_stage(stage: Stage, *, rows: Path, device: str, log: IO[str], deadline: float) -> None:
     """Runs the parts of a stage at the same time, and ends those that take too long."""
     started = time.monotonic()
     running = {task: start(task, rows=rows, device=device, log=log) for task in stage}
-    for task, process in running.items():
-        limit = min(started + task.seconds, deadline) - time.monotonic()
-        writer = Rows(rows, task.part)
-        try:
-            code = process.wait(max(1.0, limit))
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-            code = -int(signal.SIGKILL)
-        if code:
-            writer.write("ended early", {"exit": code, "after_s": time.monotonic() - started})
+    try:
+        for task, process in running.items():
+            limit = min(started + task.seconds, deadline) - time.monotonic()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(max(1.0, limit))
+            code = end(process)
+            if code:
+                after = {"exit": code, "after_s": time.monotonic() - started}
+                Rows(rows, task.part).write("ended early", after)
+    finally:
+        for process in running.values():
+            end(process)
     print(f"{[task.part for task in stage]}: {time.monotonic() - started:.0f} s", flush=True)
 
 
@@ -51,7 +60,8 @@ def main() -> None:
     deadline = time.monotonic() + arguments.seconds
     arguments.out.mkdir(parents=True, exist_ok=True)
     rows = arguments.out / "rows.jsonl"
-    with (arguments.out / "log.txt").open("a", encoding="utf-8") as log:
+    rows.unlink(missing_ok=True)
+    with (arguments.out / "log.txt").open("w", encoding="utf-8") as log:
         for stage in PLANS[arguments.plan]:
             chosen = tuple(t for t in stage if not arguments.parts or t.part in arguments.parts)
             if chosen and time.monotonic() < deadline:

@@ -33,6 +33,7 @@ PARTS = {
     "seventy": "scripts.gpu.parts.seventy:offloaded",
     "whole": "scripts.gpu.parts.seventy:on_device",
     "stock70": "scripts.gpu.parts.seven:contender_70b",
+    "trace": "scripts.gpu.parts.trace:run",
     "ranks": "scripts.gpu.parts.ranks:run",
 }
 """Functions of a `Bench`, by the name of the part."""
@@ -40,23 +41,18 @@ PARTS = {
 Stage = tuple[Task, ...]
 """Tasks that run at the same time: nothing in it is timed, or there is one only."""
 
-_TIMED = ("packing", "seven", "stock", "seventy", "whole", "stock70", "ranks")
+_TIMED = ("packing", "seven", "stock", "seventy", "whole", "stock70", "ranks", "trace")
+
+_CHECKS = ("self-test", "gpu-tests", "isolation", "bases", "train")
 
 PLANS: dict[str, tuple[Stage, ...]] = {
     "smoke": (
-        (
-            *(Task(part, 130) for part in ("self-test", "gpu-tests", "train", "isolation")),
-            *(Task(part, 130, tiny=True) for part in ("bases", *_TIMED)),
-        ),
-        (Task("copies", 40),),
+        tuple(Task(part, 300, tiny=True) for part in (*_CHECKS, *_TIMED)),
+        (Task("copies", 60),),
     ),
     "full": (
-        (Task("seven", 170),),
-        (Task("stock", 80),),
-        (Task("seventy", 230),),
-        (Task("whole", 80),),
-        (Task("stock70", 90),),
-        (Task("packing", 80),),
-        (Task("ranks", 180), Task("train", 120)),
+        tuple(Task(part, 300) for part in _CHECKS),
+        (Task("copies", 60),),
+        *((Task(part, 400),) for part in _TIMED),
     ),
 }

@@ -100,7 +100,7 @@ def test_closing_wakes_who_waits_for_an_item() -> None:
     consumer = threading.Thread(target=consume)
     consumer.start()
     ahead.stop()
-    consumer.join(WAIT_S)
+    consumer.join(WAIT_S / 4)
     assert len(ends) == 1
     release.set()
     ahead.close()

@@ -276,12 +276,11 @@ def test_every_window_is_reported(tmp_path: Path) -> None:
     assert sum(r.counts.trained_tokens for r in reports[:3]) == sum(r.num_trained for r in dealt)
 
 
-def test_files_that_change_end_the_run(tmp_path: Path) -> None:
+@pytest.mark.parametrize("numbers", [range(26), range(100, 125)])
+def test_files_that_change_end_the_run(tmp_path: Path, numbers: range) -> None:
     path = tmp_path / "rows.jsonl"
-    source = _source(path, range(25))
-    stream = _stream(source, options=_options())
-    with path.open("a") as file:
-        file.write(json.dumps(_content(25)) + "\n")
+    stream = _stream(_source(path, range(25)), options=_options())
+    _source(path, numbers)
     with pytest.raises(TrainingError, match="changed while it was streamed"):
         _deal(stream, 40)
 
