@@ -9,10 +9,9 @@ is made from token ids: an end-of-text token inside a row carries loss like any 
 from __future__ import annotations
 
 import hashlib
-import itertools
 import random
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,6 @@ from tokenizers import Encoding, Tokenizer
 from transformers import PreTrainedTokenizerBase
 
 from fsdpq.data.render import UNTEMPLATED, Rendered, RowRenderer
-from fsdpq.data.templates.choose import choose_template
 from fsdpq.data.templates.jinja_text import ChatTemplate, TemplateError
 from fsdpq.data.token_spans import mask_by_offsets, mask_tokens, reports_all_tokens
 from fsdpq.errors import FsdpqError, Problem, RecipeError
@@ -29,8 +27,6 @@ from fsdpq.recipe.sections.data import DataOptions
 from fsdpq.rows.formats import DUMMY_ROWS
 
 TEMPLATE_HINT = "change the row, set `data.train_on_prompt: true`, or use another model"
-BATCH_ROWS = 1000
-"""Rows handed to the tokenizer at once: it uses all cores for a batch."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -176,90 +172,7 @@ class RowTokenizer:
         return encoding.ids[-1] == self.eos_id and bool(encoding.special_tokens_mask[-1])
 
 
-@dataclass
-class TokenizedData:
-    """Rows ready for training, and what was done to them.
-
-    Attributes:
-        rows: those with at least one trained token.
-        num_cut: rows longer than ``data.seq_len`` that were cut.
-        num_too_long: rows longer than that which were left out (``data.truncation: drop``).
-        num_untrained: rows without a trained token, left out.
-    """
-
-    rows: list[Row] = field(default_factory=list)
-    num_cut: int = 0
-    num_too_long: int = 0
-    num_untrained: int = 0
-
-    def digest(self) -> str:
-        """Returns a hash of all rows, to compare over ranks."""
-        rows = hashlib.sha256()
-        for row in self.rows:
-            rows.update(len(row.input_ids).to_bytes(8, "little"))
-            rows.update(row.input_ids.tobytes())
-            rows.update(row.loss_mask.tobytes())
-        return rows.hexdigest()
-
-    def add(self, row: Row, options: DataOptions, number: int) -> None:
-        """Takes the row of that number, cut to ``data.seq_len`` by the recipe's policy.
-
-        Raises:
-            RecipeError: it is longer, and the policy is ``error``.
-        """
-        length = len(row.input_ids)
-        if length > options.seq_len:
-            if options.truncation == "error":
-                message = f"row {number} has {length} tokens, `data.seq_len` is {options.seq_len}"
-                raise _unusable(message, "raise data.seq_len, or choose another data.truncation")
-            if options.truncation == "drop":
-                self.num_too_long += 1
-                return
-            self.num_cut += 1
-            row = _cut(row, options.seq_len, from_start=options.truncation == "truncate_start")
-        if row.num_trained:
-            self.rows.append(row)
-        else:
-            self.num_untrained += 1
-
-
-def tokenize_rows(
-    rows: Iterable[Mapping[str, Any]],
-    tokenizer: PreTrainedTokenizerBase,
-    options: DataOptions,
-    template_text: str | None = None,
-) -> TokenizedData:
-    """Renders and tokenizes rows of the recipe's format.
-
-    Args:
-        rows: without mistake.
-        tokenizer: of the base model.
-        options: the recipe's ``data``.
-        template_text: what is in the file that ``data.chat_template`` names.
-
-    Raises:
-        RecipeError: the tokenizer has no offsets or no end-of-text token, a row cannot be rendered,
-            or no token of any row carries loss.
-    """
-    template = choose_template(tokenizer, options.chat_template, template_text)
-    row_tokenizer = RowTokenizer(tokenizer, options, options.format, template=template)
-    data = TokenizedData()
-    number = 0
-    for batch in _batches(iter(rows)):
-        for row in row_tokenizer.tokenize(batch):
-            number += 1
-            if isinstance(row, TemplateError):
-                raise _unusable(f"row {number}: {row}", TEMPLATE_HINT)
-            data.add(row, options, number)
-    if not data.rows:
-        raise _unusable(
-            f"none of the {number} rows has a token that carries loss",
-            "look for missing answers, or raise data.seq_len",
-        )
-    return data
-
-
-def make_dummy_rows(tokenizer: PreTrainedTokenizerBase, options: DataOptions) -> TokenizedData:
+def make_dummy_rows(tokenizer: PreTrainedTokenizerBase, options: DataOptions) -> list[Row]:
     """Returns random rows of exactly ``data.seq_len`` tokens that all carry loss."""
     generator = random.Random(0)  # noqa: S311 - no secret, the same rows on every rank
     vocabulary = range(tokenizer.vocab_size)
@@ -268,7 +181,17 @@ def make_dummy_rows(tokenizer: PreTrainedTokenizerBase, options: DataOptions) ->
     count = options.max_rows or DUMMY_ROWS
     drawn = (generator.choices(vocabulary, k=options.seq_len) for _ in range(count))
     ids = (np.array(row, dtype=np.int32) for row in drawn)
-    return TokenizedData([Row(row, loss_mask) for row in ids])
+    return [Row(row, loss_mask) for row in ids]
+
+
+def digest_rows(rows: Iterable[Row]) -> str:
+    """Returns a hash of rows, to compare over ranks."""
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(len(row.input_ids).to_bytes(8, "little"))
+        digest.update(row.input_ids.tobytes())
+        digest.update(row.loss_mask.tobytes())
+    return digest.hexdigest()
 
 
 def check_tokenizer(
@@ -280,18 +203,6 @@ def check_tokenizer(
     if tokenizer.eos_token_id is None and template is None and format_name != "input_output":
         message = "the tokenizer has no end-of-text token: the model would not learn to stop"
         raise _unusable(message, "set `eos_token` in its tokenizer_config.json")
-
-
-def _batches(rows: Iterator[Mapping[str, Any]]) -> Iterator[list[Mapping[str, Any]]]:
-    while batch := list(itertools.islice(rows, BATCH_ROWS)):
-        yield batch
-
-
-def _cut(row: Row, seq_len: int, *, from_start: bool) -> Row:
-    kept = slice(-seq_len, None) if from_start else slice(seq_len)
-    mask = row.loss_mask[kept].copy()
-    mask[0] = 0
-    return Row(row.input_ids[kept].copy(), mask)
 
 
 def _unusable(message: str, hint: str) -> FsdpqError:

@@ -13,7 +13,7 @@ from fsdpq import dist
 from fsdpq.data.loader import EpochOrder, RowOrder, split_rows
 from fsdpq.data.prepared import open_prepared
 from fsdpq.data.stream import RowStream
-from fsdpq.data.tokenize import Row, make_dummy_rows
+from fsdpq.data.tokenize import Row, digest_rows, make_dummy_rows
 from fsdpq.errors import DamagedDataError
 from fsdpq.metrics.profile import StepProfiler
 from fsdpq.protocols import MetricSink
@@ -95,9 +95,9 @@ def load_data(
 
 def _make_up_rows(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Data:
     made_up = make_dummy_rows(tokenizer, recipe.data)
-    digest = made_up.digest()
+    digest = digest_rows(made_up)
     dist.check_same_on_all_ranks("the data", digest)
-    split = split_data(made_up.rows, recipe.data.eval_fraction, recipe.training.seed)
+    split = split_data(made_up, recipe.data.eval_fraction, recipe.training.seed)
     return dataclasses.replace(split, digest=digest)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from support.rows import tokenize_rows
 from support.tokenizer import (
     build_metaspace_tokenizer,
     build_tokenizer,
@@ -15,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from fsdpq.data.render import RowRenderer
 from fsdpq.data.templates.choose import choose_template
-from fsdpq.data.tokenize import Row, RowTokenizer, tokenize_rows
+from fsdpq.data.tokenize import Row, RowTokenizer
 from fsdpq.errors import RecipeError
 from fsdpq.recipe.sections.data import DataOptions
 from fsdpq.rows.examples import made_up_rows

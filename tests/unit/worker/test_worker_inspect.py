@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support.rows import tokenize_rows
 from support.tiny import tiny_recipe
 from support.tokenizer import build_tokenizer, build_wordpiece_tokenizer
 
 from fsdpq.data.collate import build_step
 from fsdpq.data.prepare import Preparation, prepare_data
-from fsdpq.data.tokenize import tokenize_rows
 from fsdpq.errors import UsageError
 from fsdpq.rows.source import DataSources, RowSource, SourceFile
 from fsdpq.worker.inspect import Inspection, RowInputs, Wanted
@@ -97,7 +97,10 @@ def test_tokens_are_those_that_training_counts(inspect: Inspect, truncation: str
     counts = content["counts"]
     assert counts["kept_tokens"] == sum(len(row.input_ids) for row in trained.rows)
     assert counts["kept_trained_tokens"] == sum(row.num_trained for row in trained.rows)
-    assert (counts["cut"], counts["untrained"]) == (trained.num_cut, trained.num_untrained)
+    assert (counts["cut"], counts["untrained"]) == (
+        trained.chunk.num_cut,
+        trained.chunk.num_untrained,
+    )
     assert counts["cut"] > 0
     assert (counts["untrained"] > 0) is (truncation == "truncate_end")
     whole = tiny_recipe(data={"format": "messages", "seq_len": 4000}).data
