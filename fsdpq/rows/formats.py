@@ -190,11 +190,6 @@ def read_segments(value: Any) -> list[tuple[str, bool]]:
     return segments
 
 
-def plain_messages(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Returns messages without mistake as `fsdpq.rows.messages.read_conversation` reads them."""
-    return read_conversation({"messages": messages}).messages
-
-
 def describe_row(
     format_name: str, row_columns: Iterable[str] = (), columns: Mapping[str, str] = NO_COLUMNS
 ) -> str:

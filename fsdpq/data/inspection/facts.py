@@ -98,7 +98,8 @@ class RowExaminer:
             "system": next((fingerprint(m) for m in messages if m["role"] == "system"), None),
             "empty": tuple(find_empty(row, format_name, messages)),
             "roles": tuple(find_role_mistakes(messages)),
-            "has_marks": self._has_marks(row),
+            # Segments are written with their marks on purpose.
+            "has_marks": format_name != "input_output" and self._has_marks(row),
         }
         if isinstance(done, TemplateError):
             return RowFacts(0, 0, 0, 0, mistake=str(done), **found)

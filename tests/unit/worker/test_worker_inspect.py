@@ -87,6 +87,13 @@ def test_clean_rows_have_no_findings(inspect: Inspect) -> None:
     assert content["counts"]["rows"] == content["counts"]["usable"] == 2
 
 
+def test_marks_that_segments_are_written_with_are_no_finding(inspect: Inspect) -> None:
+    segments = [{"label": False, "text": "one "}, {"label": True, "text": "two<|im_end|>"}]
+    content = inspect({"segments": segments}, format="input_output")
+    assert content["findings"] == []
+    assert finding(inspect(chat("one", "two<|im_end|>")), "special_tokens")["count"] == 1
+
+
 @pytest.mark.parametrize("truncation", ["truncate_end", "truncate_start"])
 def test_tokens_are_those_that_training_counts(inspect: Inspect, truncation: str) -> None:
     """`tokenize_rows` is what training does with the same rows."""
