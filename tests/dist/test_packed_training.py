@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from fsdpq.data.collate import build_step
 from fsdpq.data.pack import pack_rows
@@ -112,7 +113,7 @@ def adapter_gradients(
         generator = torch.Generator().manual_seed(0)
         with torch.no_grad():  # B is zero at first, and so would be the gradients of A
             for parameter in named.values():
-                local: Any = parameter.to_local()  # pyright: ignore[reportAttributeAccessIssue]
+                local = parameter.to_local() if isinstance(parameter, DTensor) else parameter
                 local.add_(0.05 * torch.randn(local.shape, generator=generator))
         assembled.model.train()
         step = build_step(
