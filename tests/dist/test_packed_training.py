@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,29 @@ def test_packing_does_not_change_the_numbers(
         # fp32 sums in another order, amplified by three Adam steps.
         assert mine[0] == pytest.approx(plain[0], rel=1e-5)
         assert mine[1] == pytest.approx(plain[1], rel=1e-5)
+
+
+def longest_alone(directory: Path, sections: dict[str, Any]) -> tuple[int, bool]:
+    """Returns what the assembled model does with packed documents.
+
+    Ranks: all (collective).
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        model = build(directory, "sdpa", patch, **sections).model
+    return model.longest_alone, model.masks_packed
+
+
+def test_what_cannot_compute_documents_alone_gets_masks(ranks: RankPool, tmp_path: Path) -> None:
+    llama = save_tiny_llama(tmp_path / "llama")
+    falcon = save_tiny_llama(
+        tmp_path / "falcon", family="falcon", new_decoder_architecture=True, num_kv_heads=2
+    )
+    compiled = {"training": {"compile": True}}
+    found = [
+        ranks.run(1, longest_alone, directory, sections)[0]
+        for directory, sections in ((llama, {}), (llama, compiled), (falcon, {}))
+    ]
+    assert found == [(sys.maxsize, False), (0, False), (0, True)]
 
 
 SECOND = 23
