@@ -268,10 +268,10 @@ class _Progress:
     def take(self, line: str) -> None:
         """Takes a line of the worker: JSON with ``done_rows`` and ``total_rows``."""
         now = time.monotonic()
-        if now - self._last < PROGRESS_S:
+        row: dict[str, int] = json.loads(line)
+        if now - self._last < PROGRESS_S or row["done_rows"] >= row["total_rows"]:
             return
         self._last = now
-        row: dict[str, int] = json.loads(line)
         self._screen.report(f"tokenized {row['done_rows']:,} of {row['total_rows']:,} rows")
 
 

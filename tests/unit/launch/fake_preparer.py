@@ -29,8 +29,8 @@ def prepare(job: Path, directory: Path) -> None:
     if behaviour == "wait":
         (directory / "waits").touch()
         time.sleep(3600)
-    if behaviour == "slow":
-        time.sleep(1.5)
+    while behaviour == "wait for go" and not Path(os.environ["FAKE_GO"]).exists():
+        time.sleep(0.05)
     if behaviour == "killed":
         os.kill(os.getpid(), signal.SIGKILL)
     if behaviour == "bad row":

@@ -155,19 +155,27 @@ def test_versions_and_our_own_code_are_part_of_the_key(
 
 
 def test_two_runs_at_once_prepare_once(project: Path) -> None:
-    environment = os.environ | {"FAKE_PREPARER": "slow"}
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-c", IN_A_PROCESS], env=environment, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        )
-        for _ in range(2)
-    ]  # fmt: skip
-    outputs = [process.communicate(timeout=120) for process in started]
+    go = project / "go"
+    environment = os.environ | {"FAKE_PREPARER": "wait for go", "FAKE_GO": str(go)}
+    logs = [project / "first.log", project / "second.log"]
+    started: list[subprocess.Popen[str]] = []
+    for log in logs:
+        with log.open("w") as err:
+            started.append(
+                subprocess.Popen(
+                    [sys.executable, "-c", IN_A_PROCESS], env=environment, text=True,
+                    stdout=subprocess.PIPE, stderr=err,
+                )
+            )  # fmt: skip
+    deadline = time.monotonic() + 120
+    while not any("waiting for another process" in log.read_text() for log in logs):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    go.touch()
+    outputs = [process.communicate(timeout=120)[0] for process in started]
     assert [process.returncode for process in started] == [0, 0]
-    assert outputs[0][0] == outputs[1][0]
+    assert outputs[0] == outputs[1] != ""
     assert calls(project) == 1
-    assert sum("waiting for another process" in err for _, err in outputs) == 1
     assert left(project) == []
 
 
