@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from fsdpq.data.collate import build_step
 from fsdpq.data.pack import pack_rows
@@ -69,6 +71,29 @@ def test_packing_does_not_change_the_numbers(
         assert mine[1] == pytest.approx(plain[1], rel=1e-5)
 
 
+def longest_alone(directory: Path, sections: dict[str, Any]) -> tuple[int, bool]:
+    """Returns what the assembled model does with packed documents.
+
+    Ranks: all (collective).
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        model = build(directory, "sdpa", patch, **sections).model
+    return model.longest_alone, model.masks_packed
+
+
+def test_what_cannot_compute_documents_alone_gets_masks(ranks: RankPool, tmp_path: Path) -> None:
+    llama = save_tiny_llama(tmp_path / "llama")
+    falcon = save_tiny_llama(
+        tmp_path / "falcon", family="falcon", new_decoder_architecture=True, num_kv_heads=2
+    )
+    compiled = {"training": {"compile": True}}
+    found = [
+        ranks.run(1, longest_alone, directory, sections)[0]
+        for directory, sections in ((llama, {}), (llama, compiled), (falcon, {}))
+    ]
+    assert found == [(sys.maxsize, False), (0, False), (0, True)]
+
+
 SECOND = 23
 """Tokens of the documents that are trained; those before them are not."""
 
@@ -112,7 +137,7 @@ def adapter_gradients(
         generator = torch.Generator().manual_seed(0)
         with torch.no_grad():  # B is zero at first, and so would be the gradients of A
             for parameter in named.values():
-                local: Any = parameter.to_local()  # pyright: ignore[reportAttributeAccessIssue]
+                local = parameter.to_local() if isinstance(parameter, DTensor) else parameter
                 local.add_(0.05 * torch.randn(local.shape, generator=generator))
         assembled.model.train()
         step = build_step(
