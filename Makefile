@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 ON_EVERY_CORE := -n auto --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help train test test-recipes check lint types imports schema schema-check format bench bench-cli bench-memory bench-chunks bench-load bench-train bench-optimizer bench-disk bench-stream bench-gpu bench-prepare clean
+.PHONY: help train test test-recipes check lint types imports schema schema-check format bench bench-cli bench-memory bench-chunks bench-load bench-train bench-optimizer bench-disk bench-stream bench-packing bench-prepare bench-gpu clean
 
 help:  ## Show what each target does
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -69,17 +69,20 @@ bench-train: $(VENV)/.installed  ## Measure training a 220M model beside transfo
 bench-optimizer: $(VENV)/.installed  ## Measure optimizer steps on the host beside a memory copy
 	$(BIN)/python scripts/bench_optimizer.py
 
+bench-packing: $(VENV)/.installed  ## Measure how full packed sequences get, and their attention (minutes)
+	$(BIN)/python scripts/bench_packing.py
+
 bench-stream: $(VENV)/.installed  ## Measure the memory of streamed rows (minutes)
 	$(BIN)/python scripts/bench_stream.py $(BENCH)
 
 bench-disk: $(VENV)/.installed  ## Measure training from disk beside host memory (minutes)
 	$(BIN)/python scripts/bench_disk.py
 
-bench-prepare: $(VENV)/.installed-dev  ## Measure preparing data beside TRL (minutes)
-	$(BIN)/python scripts/bench_prepare.py $(BENCH)
-
 bench-gpu: $(VENV)/.installed  ## Check and measure one GPU: 7B and 70B beside transformers (15 minutes)
 	$(BIN)/python -m scripts.gpu --out runs/bench-gpu
+
+bench-prepare: $(VENV)/.installed-dev  ## Measure preparing data beside TRL (minutes)
+	$(BIN)/python scripts/bench_prepare.py $(BENCH)
 
 clean:  ## Remove the virtual environment and caches (not your runs)
 	rm -rf $(VENV) .pytest_cache .ruff_cache .import_linter_cache

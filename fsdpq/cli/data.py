@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
 
 import click
 
-from fsdpq.cli.answers import echo_json, json_option
+from fsdpq.cli.answers import json_option
 from fsdpq.cli.options import recipe_arguments, say, trust_option, warn_of_code
 from fsdpq.cli.render import problem_fields, render_error, wants_color
 from fsdpq.errors import ExitCode, Location, Problem, UsageError
@@ -54,9 +55,7 @@ def inspect_command(
     tokens that carry loss marked. No weights are needed. Exits with 2 where rows are bad and
     data.on_bad_row is `error`.
     """
-    from fsdpq.cli.inspection import render_inspection, render_row
     from fsdpq.cli.screen import open_screen
-    from fsdpq.cli.visible import encodable
     from fsdpq.launch.inspect import Wanted, inspect_data
 
     warn_of_code(trust_remote_code)
@@ -69,18 +68,30 @@ def inspect_command(
     )
     if html is not None:
         write_page(html, content)
+    _show(content, one_row=bool(row), as_json=as_json)
+    if not content["ok"]:
+        sys.exit(ExitCode.RECIPE)
+
+
+def _show(content: dict[str, Any], *, one_row: bool, as_json: bool) -> None:
+    """Prints an inspection, and on stderr what keeps a run from starting."""
+    from fsdpq.cli.inspection import render_inspection, render_row
+    from fsdpq.cli.visible import encodable
+
     if as_json:
         problems = [problem_fields(problem) for problem in list_problems(content)]
-        echo_json({"ok": content["ok"], "problems": problems, **content})
-    else:
-        color = wants_color(sys.stdout)
-        render = render_row if row else render_inspection
-        for line in render(content, color=color):
-            click.echo(encodable(line, sys.stdout), color=color)
-    if not content["ok"]:
-        if not as_json:
-            say(render_error(UsageError(*why_not_ok(content))))
-        sys.exit(ExitCode.RECIPE)
+        answer = {"ok": content["ok"], "problems": problems, **content}
+        # ASCII: what rows hold must not reach a terminal.
+        click.echo(json.dumps(answer, indent=2, ensure_ascii=True))
+        return
+    color = wants_color(sys.stdout)
+    render = render_row if one_row else render_inspection
+    for line in render(content, color=color):
+        click.echo(encodable(line, sys.stdout), color=color)
+    errors: list[dict[str, str]] = content["errors"]
+    for error in errors:
+        message = f"training would not start: {error['message']}"
+        say(render_error(UsageError(message, error["hint"])))
 
 
 def write_page(path: Path, content: dict[str, Any]) -> None:
@@ -101,27 +112,18 @@ def write_page(path: Path, content: dict[str, Any]) -> None:
     click.echo(f"wrote {path}", err=True)
 
 
-def why_not_ok(content: dict[str, Any]) -> tuple[str, str]:
-    """Returns what keeps a run from starting, and what to do."""
-    num_bad = sum(f["count"] for f in content["findings"] if f["kind"] in ERRORS)
-    if not num_bad:
-        return "none of the rows can be trained on", "see the counts above"
-    hint = "correct them, or leave them out with data.on_bad_row=skip"
-    if all(f["kind"] not in ERRORS[:2] for f in content["findings"]):
-        hint = "raise data.seq_len, or choose another data.truncation"
-    rows = "1 row" if num_bad == 1 else f"{num_bad:,} rows"
-    return f"training would not start: {rows} of {content['counts']['rows']:,} are bad", hint
-
-
 def list_problems(content: dict[str, Any]) -> list[Problem]:
-    """Returns the rows that end a run as Problems: the first ones of each finding."""
-    return [
+    """Returns what keeps a run from starting as Problems, and the first rows that do."""
+    problems = [
+        Problem(error["message"], "data", None, error["hint"]) for error in content["errors"]
+    ]
+    return problems + [
         Problem(
             finding["text"] if example["line"] else f"row {example['row']}: {finding['text']}",
             "data",
             Location(example["file"], example["line"], min(example["line"], 1), example["detail"]),
         )
         for finding in content["findings"]
-        if finding["kind"] in ERRORS and not content["ok"]
+        if finding["kind"] in ERRORS and content["errors"]
         for example in finding["examples"]
     ]

@@ -102,7 +102,10 @@ class RowRenderer:
             conversation = read_conversation(row)
             if conversation.tools:
                 raise TemplateError("the row has tools, and there is no chat template to show them")
-            return self._render_plain(message_turns(conversation.messages), conversation.train)
+            return self._render_plain(
+                message_turns(conversation.messages),
+                conversation.flags(train_on_prompt=self.options.train_on_prompt),
+            )
         return self._render_pair(row)
 
     def render_prompt(self, prompt: str) -> str:
@@ -138,7 +141,9 @@ class RowRenderer:
     def _render_chat(self, chat: ChatRenderer, conversation: Conversation) -> Rendered:
         messages, tools = conversation.messages, conversation.tools
         roles = [message["role"] for message in messages]
-        plan = plan_loss(roles, conversation.train, self.options)
+        plan = plan_loss(
+            roles, conversation.flags(train_on_prompt=self.options.train_on_prompt), self.options
+        )
         text, turns = chat.render(messages, plan.wanted, tools)
         last = len(messages) - 1
         adds_eos = False

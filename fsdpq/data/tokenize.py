@@ -98,6 +98,8 @@ class RowTokenizer:
         template = None if format_name in UNTEMPLATED else template
         check_tokenizer(tokenizer, template, format_name)
         self.tokenizer = tokenizer
+        self.options = options
+        self.format_name = format_name
         self.renderer = RowRenderer(tokenizer, options, format_name, template)
         self.eos_id: int | None = tokenizer.eos_token_id  # pyright: ignore[reportAttributeAccessIssue]
         self.adds_special_tokens = template is None and format_name != "input_output"

@@ -140,7 +140,7 @@ def apply_groups(
 
     ``apart`` puts Parameters of a decoder layer into a second group.
     """
-    whole = whole_parameters(model, mesh, policy)
+    whole = whole_parameters(model, mesh, policy, casts)
     shard = functools.partial(fully_shard, mesh=mesh, offload_policy=policy, ignored_params=whole)
     for layer in layers:
         shard(
@@ -162,17 +162,28 @@ def apply_groups(
 
 
 def whole_parameters(
-    model: nn.Module, mesh: DeviceMesh, policy: OffloadPolicy
+    model: nn.Module, mesh: DeviceMesh, policy: OffloadPolicy, casts: MixedPrecisionPolicy
 ) -> set[nn.Parameter]:
     """Returns the parameters that FSDP has nothing to do for: it would only copy them.
 
-    They are frozen and lie on the device, and one rank has all of their rows: with ``ddp``, or one
-    rank alone. Tied weights are none of them: FSDP keeps them one when they are given memory.
+    They lie on the device, and one rank has all of their rows: frozen ones with ``ddp`` or one rank
+    alone, and adapters of one rank alone, where their gradients are neither summed nor cast. Tied
+    weights are none of them: FSDP keeps them one when they are given memory. Trained ones are left
+    out all together or not at all: an optimizer takes no DTensors beside plain tensors.
     """
     if mesh.shape[-1] > 1 or isinstance(policy, CPUOffloadPolicy):
         return set()
     names = Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))
-    return {p for p in model.parameters() if not p.requires_grad and names[id(p)] == 1}
+    frozen = {p for p in model.parameters() if not p.requires_grad and names[id(p)] == 1}
+    trained = {p for p in model.parameters() if p.requires_grad}
+    of_adapters = {
+        parameter
+        for module in model.modules()
+        if hasattr(module, BASE)
+        for parameter in module.parameters(recurse=False)
+    }
+    uncast = all(p.dtype == (casts.reduce_dtype or p.dtype) for p in trained)
+    return frozen | trained if mesh.size() == 1 and uncast and trained <= of_adapters else frozen
 
 
 def _parameters(group: Sequence[nn.Module]) -> Iterator[nn.Parameter]:

@@ -46,7 +46,7 @@ class Draft:
 
     def get(self, key: str) -> Any:
         """Returns the source's value at the dotted ``key``, None where there is none."""
-        return _value_at(self.data, _path(key))
+        return _value_at(self.data, key_path(key))
 
     def read(self, key: str, reader: Reader, default: Any = None) -> Any:
         """Returns what ``reader`` makes of the value at ``key``; ``default`` where it is unset.
@@ -72,7 +72,7 @@ class Draft:
 
     def at(self, target: str) -> Any:
         """Returns what the recipe says at ``target``, None where it says nothing."""
-        return _value_at(self.document, _path(target))
+        return _value_at(self.document, key_path(target))
 
     def put(self, target: str, value: Any, *, key: str = "") -> None:
         """Writes ``value`` to the recipe's ``target``, as come from ``key`` where that is set."""
@@ -104,7 +104,7 @@ class Draft:
         """Reports what became of the source's ``key``."""
         value = self.get(key)
         shown = value if isinstance(value, str) and len(value) <= _SHOWN else show_value(value)
-        shown, path = one_line(shown), _path(key)
+        shown, path = one_line(shown), key_path(key)
         location = self.marks.keys.get(path) or self.marks.value(path)
         self.findings.append(
             Finding(outcome, one_line(key), shown, target, one_line(message), location)
@@ -148,7 +148,8 @@ def _value_at(value: Any, path: KeyPath) -> Any:
     return value
 
 
-def _path(key: str) -> KeyPath:
+def key_path(key: str) -> KeyPath:
+    """Returns the parts of a dotted key; numbers are places in lists."""
     return tuple(int(part) if part.isdecimal() else part for part in key.split("."))
 
 

@@ -10,7 +10,7 @@ from typing import Any, cast
 from pydantic import ValidationError
 
 from fsdpq.errors import UsageError
-from fsdpq.importing.draft import Draft
+from fsdpq.importing.draft import Draft, key_path
 from fsdpq.importing.result import Finding, ImportResult
 from fsdpq.recipe.checks import CHECKS
 from fsdpq.recipe.describe import describe_field, list_sections, show_value
@@ -41,8 +41,8 @@ def finish(draft: Draft, source: str, *, base_dir: Path) -> ImportResult:
     recipe = _validated(draft, source)
     document = _ordered(draft.document)
     for problem in (problem for check in CHECKS for problem in check(recipe, base_dir)):
-        key = draft.origins.get(problem.key, "")
-        location = draft.marks.key(tuple(key.split("."))) if key else None
+        key = draft.origins.get(_origin(draft, problem.key), "")
+        location = draft.marks.key(key_path(key)) if key else None
         message = problem.message + (f": {problem.hint}" if problem.hint else "")
         draft.findings.append(
             Finding(

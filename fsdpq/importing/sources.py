@@ -46,6 +46,7 @@ def read_sources(
     """
     if len(entries) == 1:
         read(f"{key}.0", entries[0])
+        draft.forget("data.weight", "there is one dataset: it is the whole mixture")
         return
     for index, entry in enumerate(entries):
         _read_part(draft, f"{key}.{index}", entry, read)

@@ -60,6 +60,11 @@ def _read_template_path(draft: Draft, key: str, value: Any) -> None:
         draft.note("no_counterpart", key, why)
 
 
+def _read_fraction(draft: Draft, key: str, value: Any) -> None:
+    draft.put("data.weight", number(value), key=key)
+    draft.note("converted", key, target="data.weight")
+
+
 MIXTURE = Table(
     {
         "path": With("data.dataset, data.path", read_dataset),
@@ -68,8 +73,9 @@ MIXTURE = Table(
         "data_files": With("data.path", read_files),
         "data_dir": Lost("name the files in `data.path`"),
         "columns": Always("columns that the format does not name are not used"),
+        "fraction": With("data.mixture", _read_fraction),
     },
-    ("name", "path", "split", "data_dir", "data_files", "columns"),
+    ("name", "path", "split", "data_dir", "data_files", "columns", "fraction"),
     "TRL does not know it and refuses the file", {},
 )  # fmt: skip
 

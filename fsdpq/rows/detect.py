@@ -136,6 +136,8 @@ def _is_part_of_other(name: str, others: Sequence[str]) -> bool:
 
 def _looks_like(have: Mapping[str, Any], name: str) -> bool:
     """Returns whether the values are of the sort that the format's columns hold."""
+    if not all(column in have for column in FORMATS[name].columns):
+        return False  # a dotted name leads to nothing
     if name == "guanaco":
         text: Any = have["text"]
         begins = isinstance(text, str) and text.lstrip().startswith(GUANACO_HUMAN)

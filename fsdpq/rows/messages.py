@@ -48,17 +48,23 @@ class Conversation:
             silent.
         tools: what the assistant can call, each ``{"type": "function", "function": {...}}``; None
             without any.
+        num_prompt: how many of them are the ``prompt`` of a ``completion``.
     """
 
     messages: list[dict[str, Any]]
     train: list[bool | None]
     tools: list[dict[str, Any]] | None = None
+    num_prompt: int = 0
+
+    def flags(self, *, train_on_prompt: bool) -> list[bool | None]:
+        """Returns `train` where a ``prompt`` is trained too, else with its messages left out."""
+        if train_on_prompt:
+            return self.train
+        return [*([False] * self.num_prompt), *self.train[self.num_prompt :]]
 
 
 def read_conversation(row: Mapping[str, Any]) -> Conversation:
     """Returns the conversation of a row: of its ``messages``, or of ``prompt`` and ``completion``.
-
-    Messages of a ``prompt`` carry no loss, whatever they say.
 
     Args:
         row: under its format's column names.
@@ -74,8 +80,8 @@ def read_conversation(row: Mapping[str, Any]) -> Conversation:
     prompt = _read_messages(row["prompt"], "prompt")
     completion = _read_messages(row["completion"], "completion")
     messages = [*prompt.messages, *completion.messages]
-    flags = [*([False] * len(prompt.messages)), *completion.train]
-    return Conversation(messages, flags, tools)
+    train = [*prompt.train, *completion.train]
+    return Conversation(messages, train, tools, num_prompt=len(prompt.messages))
 
 
 def check_order(messages: list[dict[str, Any]], *, has_system_column: bool = False) -> None:

@@ -16,9 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from fsdpq.data.inspection.advice import advise
+from fsdpq.data.inspection.advice import advise, find_errors
 from fsdpq.data.inspection.facts import RowExaminer, cut_row
-from fsdpq.data.inspection.findings import ERRORS, SKIPPED
 from fsdpq.data.inspection.lengths import describe_lengths
 from fsdpq.data.inspection.packing import describe_packing
 from fsdpq.data.inspection.reading import PlacedRow, choose_epoch, read_batches
@@ -180,7 +179,6 @@ class Inspection:
         content: dict[str, Any] = {
             "format": INSPECTION_FORMAT,
             "recipe": self.recipe.name,
-            "ok": not totals.findings.count(*self._errors()) and len(kept) > 0,
             "model": {
                 "name_or_path": self.recipe.model.name_or_path,
                 "context": _context(self.inputs),
@@ -197,7 +195,8 @@ class Inspection:
             "samples": [self._describe(row) for row in self.samples.items],
             "row": self._describe_shown(),
         }
-        return content | {"notes": advise(content)}
+        errors = find_errors(content, skips_bad_rows=options.on_bad_row == "skip")
+        return {"ok": not errors, "errors": errors, **content, "notes": advise(content)}
 
     def _held_out(self, num_rows: int) -> list[int]:
         """Returns which of the usable rows are held out, as preparing the data chooses them."""
@@ -205,11 +204,6 @@ class Inspection:
         if not fraction or self.data.eval is not None or num_rows < 2:
             return []
         return split_rows(num_rows, fraction, self.recipe.training.seed)[1]
-
-    def _errors(self) -> tuple[str, ...]:
-        """The kinds of findings that end a run."""
-        skips = self.options.on_bad_row == "skip"
-        return tuple(kind for kind in ERRORS if not (skips and kind in SKIPPED))
 
     def _tokenize(self, row: PlacedRow) -> Row | TemplateError:
         return self.row_tokenizers[row.place.source].tokenize([row.content])[0]

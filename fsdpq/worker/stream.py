@@ -61,7 +61,7 @@ def report_stream(stream: RowStream, options: DataOptions, events: MetricSink) -
     if options.packing != "none":
         filled = counts.tokens / (counts.sequences * seq_len)
         notices.append(
-            f"packed {counts.documents} training rows into {counts.sequences} sequences of "
+            f"packed {counts.documents} streamed rows into {counts.sequences} sequences of "
             f"{seq_len} tokens, {filled:.1%} filled"
         )
     for notice in notices:

@@ -101,7 +101,10 @@ def test_everything_is_in_the_json_answer(run: Run, directory: Path) -> None:
     code, out, _ = run("--json", "--html", "page.html", "--rows", "2")
     answer = json.loads(out)
     assert (code, answer["ok"]) == (2, False)
-    assert [problem["location"]["line"] for problem in answer["problems"]] == [6, 10]
+    first, *rows = answer["problems"]
+    assert first["message"] == "2 of 65 rows cannot be used"
+    assert [problem["location"]["line"] for problem in rows] == [6, 10]
+    assert out.isascii(), "no character of a row reaches the terminal"
     text = json.dumps(answer, indent=1, ensure_ascii=True).replace(f"{directory}/", "")
     compare("content.json", text + "\n")
     page = (directory / "page.html").read_text(encoding="utf-8")
@@ -129,7 +132,7 @@ def test_colour_changes_no_letter(content: dict[str, Any], monkeypatch: pytest.M
 def test_row_is_shown_with_its_tokens(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "90")
     code, out, err = run("--row", "41")
-    assert (code, "2 rows of 65 are bad" in err) == (2, True)
+    assert (code, "2 of 65 rows cannot be used" in err) == (2, True)
     name, rest = out.split("\n", 1)
     assert name.startswith("row 41 of /")
     assert "\x1b" not in out
@@ -173,9 +176,10 @@ def test_row_is_named_by_its_file_where_there_are_several(wanted: str, found: st
 
 def test_problems_are_none_where_a_run_would_start(content: dict[str, Any]) -> None:
     assert [p.message.split(":")[0] for p in list_problems(content)] == [
+        "2 of 65 rows cannot be used",
         "not JSON", "no `messages` in this row (it has `prompt`)",
     ]  # fmt: skip
-    assert list_problems(content | {"ok": True}) == []
+    assert list_problems(content | {"errors": []}) == []
 
 
 def test_page_that_cannot_be_written_is_an_error(content: dict[str, Any], tmp_path: Path) -> None:

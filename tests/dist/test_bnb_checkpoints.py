@@ -108,7 +108,7 @@ def train_quantized(directory: Path) -> dict[str, Any]:
     """Trains on this rank; returns losses, gradient norms and the initial adapter."""
     assembled = assemble(directory, quantization={"kind": "bnb", "double_quant": True})
     layers: dict[str, Any] = dict(assembled.adapted_layers)
-    initial = {n: layer.lora_A.detach().full_tensor().clone() for n, layer in layers.items()}
+    initial = {n: gather_whole(layer.lora_A).clone() for n, layer in layers.items()}
     losses, norms = train(assembled, batches(), micro_batch_size=2, lr=1e-3, max_norm=1.0)
     return {"initial": initial, "losses": losses, "norms": norms}
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fsdpq.data.collate import build_step
 from fsdpq.data.tokenize import Row
+from fsdpq.dist import gather_whole
 from fsdpq.errors import CheckpointError
 from fsdpq.model.quantized_experts import PackedExperts, QuantizedExperts
 from support import reference
@@ -40,7 +41,7 @@ def train_sharded(directory: Path, sections: dict[str, dict[str, Any]]) -> dict[
     """Trains on this rank."""
     assembled = assemble(directory, **sections)
     layers = assembled.adapted_layers
-    initial = {n: m.lora_A.detach().full_tensor().clone() for n, m in layers.items()}  # pyright: ignore
+    initial = {n: gather_whole(m.lora_A).clone() for n, m in layers.items()}  # pyright: ignore
     losses, norms = train(assembled, batches(), micro_batch_size=2, lr=LR, max_norm=MAX_NORM)
     share = assembled.num_quantized / assembled.num_parameters
     return {"initial": initial, "losses": losses, "norms": norms, "share": share}

@@ -151,11 +151,15 @@ def own_types(directory: Path, sections: dict[str, dict[str, Any]]) -> tuple[set
     return frozen, trained
 
 
-def test_fsdp_copies_no_frozen_weight_that_a_rank_has_whole(
+def test_fsdp_copies_nothing_that_a_rank_has_whole_and_that_is_not_reduced_or_cast(
     ranks: RankPool, tmp_path: Path
 ) -> None:
     untied = save_tiny_llama(tmp_path / "untied", tied=False)
-    assert ranks.run(1, own_types, untied, {}) == [({False}, {True})]
+    assert ranks.run(1, own_types, untied, {}) == [({False}, {False})]
+    cast = {"model": {"dtype": "bf16"}, "fsdp": {"precision": {"param": "bf16"}}}
+    assert ranks.run(1, own_types, untied, cast) == [({False}, {True})]
+    saved = {"adapter": {"rank": 4, "alpha": 8.0, "modules_to_save": ["lm_head"]}}
+    assert ranks.run(1, own_types, untied, saved) == [({False}, {True})]
     ddp = {"fsdp": {"strategy": "ddp"}}
     assert ranks.run(2, own_types, untied, ddp) == [({False}, {True})] * 2
     offloaded = {"fsdp": {"offload": "cpu"}}

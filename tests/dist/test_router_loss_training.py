@@ -16,6 +16,7 @@ from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_fun
 from fsdpq.data.collate import MicroBatch, build_step, collate
 from fsdpq.data.pack import pack_rows
 from fsdpq.data.tokenize import Row
+from fsdpq.dist import gather_whole
 from fsdpq.training.step import StepMode, evaluate, train_step
 from fsdpq.worker.assemble import Assembled
 from support import reference
@@ -43,7 +44,7 @@ def train_sharded(directory: Path, sections: Sections, num_steps: int) -> dict[s
     """Trains on this rank; returns losses, load-balancing losses and norms over all ranks."""
     assembled = assemble(directory, **sections)
     initial = {
-        name: layer.lora_A.detach().full_tensor().clone()  # pyright: ignore[reportAttributeAccessIssue]
+        name: gather_whole(layer.lora_A).clone()  # pyright: ignore[reportAttributeAccessIssue]
         for name, layer in assembled.adapted_layers.items()
     }
     found = assembled.model.router_loss

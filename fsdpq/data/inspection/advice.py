@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from fsdpq.data.inspection.findings import ERRORS, SKIPPED
+
 LONGER_SHARE = 0.01
 """Rows over the limit that are worth a word."""
 
@@ -15,6 +17,30 @@ TRAINED_SHARE = 0.02
 """Fewer trained tokens than that are worth a word."""
 
 Content = Mapping[str, Any]
+
+
+def find_errors(content: Content, *, skips_bad_rows: bool) -> list[dict[str, str]]:
+    """Returns what keeps a run from starting: ``message`` and ``hint`` of each."""
+    kinds = [kind for kind in ERRORS if not (skips_bad_rows and kind in SKIPPED)]
+    rows, seq_len = content["counts"]["rows"], content["data"]["seq_len"]
+    bad = [finding for finding in content["findings"] if finding["kind"] in kinds]
+    errors: list[dict[str, str]] = []
+    if bad:
+        hint = "raise data.seq_len, or choose another data.truncation"
+        if any(finding["kind"] in SKIPPED for finding in bad):
+            hint = "correct them, or leave them out with data.on_bad_row=skip"
+        count = sum(finding["count"] for finding in bad)
+        message = f"{count:,} of {rows:,} rows cannot be used"
+        errors.append({"message": message, "hint": hint})
+    elif not content["counts"]["usable"]:
+        message = f"none of the {rows:,} rows can be trained on"
+        hint = "look for missing answers, or raise data.seq_len"
+        errors.append({"message": message, "hint": hint})
+    context = content["model"]["context"]
+    if context is not None and seq_len > context:
+        message = f"`data.seq_len` is {seq_len}, the model's context is {context} tokens"
+        errors.append({"message": message, "hint": f"use data.seq_len={context} or less"})
+    return errors
 
 
 def advise(content: Content) -> list[str]:

@@ -9,6 +9,7 @@ import threading
 import tracemalloc
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from itertools import islice
 from pathlib import Path
@@ -274,6 +275,17 @@ def test_every_window_is_reported(tmp_path: Path) -> None:
     assert sum(r.counts.sequences for r in reports[:3]) == len(dealt)
     assert sum(r.counts.tokens for r in reports[:3]) == sum(map(len, dealt))
     assert sum(r.counts.trained_tokens for r in reports[:3]) == sum(r.num_trained for r in dealt)
+
+
+def test_bad_rows_are_skipped_and_slices_kept_epoch_after_epoch(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    rows = [_content(number) for number in range(30)]
+    source = _write(path, [*rows[:12], {"prompt": 3}, *rows[12:]])
+    part = replace(source, split="train[10:26]", num_rows=15, num_bad_rows=1)
+    options = _options(on_bad_row="skip", shuffle=False)
+    stream = _stream(part, options=options)
+    wanted = _tokenized(_source(tmp_path / "good.jsonl", range(10, 25)), options)
+    assert _documents(_epoch(stream)) == _documents(_epoch(stream, 2)) == wanted
 
 
 @pytest.mark.parametrize("numbers", [range(26), range(100, 125)])

@@ -29,7 +29,7 @@ from fsdpq.recipe.sections.data import DataOptions
 from fsdpq.rows.formats import FORMATS, named_columns
 
 DIRECTORY = Path(__file__).parents[3] / "docs" / "guides" / "data" / "formats"
-PAGES = sorted(DIRECTORY.glob("*.md"))
+PAGES = [*sorted(DIRECTORY.glob("*.md")), DIRECTORY.parent / "templates.md"]
 BLOCK = re.compile(r"<!-- (?P<what>[^>]+) -->\n```(?P<kind>\w+)\n(?P<text>.*?)```\n", re.DOTALL)
 
 
@@ -92,6 +92,7 @@ def _messages(lines: str, format_name: str, directory: Path) -> str:
 def _blocks(page: Path, directory: Path) -> Iterator[tuple[str, str, str]]:
     """Yields what is written in a block, what ought to be, and what the block is."""
     name = page.stem if page.stem in FORMATS else "auto"
+    name = "messages" if page.stem == "templates" else name
     row: dict[str, Any] = {}
     rows = ""
     for match in BLOCK.finditer(page.read_text(encoding="utf-8")):
@@ -129,4 +130,4 @@ def test_a_page_shows_what_the_code_does(page: Path, tmp_path: Path) -> None:
 
 
 def test_every_format_has_a_page() -> None:
-    assert {page.stem for page in PAGES} == {*FORMATS, "README"}
+    assert {page.stem for page in PAGES} == {*FORMATS, "README", "templates"}

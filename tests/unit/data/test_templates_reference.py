@@ -10,13 +10,16 @@ from __future__ import annotations
 
 import importlib.util
 import re
-from functools import cache
+from datetime import datetime
+from functools import cache, partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jinja2
 import pytest
 from support.templates import as_template, build_byte_tokenizer, trained_pieces
+from transformers.utils import chat_template_utils
 
 from fsdpq.cards.chat_templates import BUILT_IN_TEMPLATES
 from fsdpq.data.templates.choose import choose_template
@@ -200,3 +203,73 @@ def test_built_in_templates_refuse_roles_that_they_do_not_know(name: str) -> Non
     rows = RowTokenizer(tokenizer, DataOptions(), "messages", template=template)
     row = rows.tokenize([{"messages": CALL, "tools": [ADD]}])[0]
     assert isinstance(row, TemplateError), "tool calls would be left out"
+
+
+EXPECTED: list[tuple[str, str, list[str]]] = [
+    # Earlier reasoning is left out by the template, so it is not looked for.
+    ("qwen3", "reasoning in two turns", [
+        " Good day! <|im_end|>", "Sure.<|im_end|>", "<think>\nxx\n</think>\n\nDone.<|im_end|>",
+    ]),
+    ("qwen3", "tools", [
+        '<tool_call>\n{"name": "add", "arguments": {"a": 1}}\n</tool_call><|im_end|>',
+        "<think>\n\n</think>\n\nIt is 3.<|im_end|>",
+    ]),
+    # The prompt ends in an opened `<think>`: it is not trained, what closes it is.
+    ("qwen3_6", "reasoning in the text", [
+        "Good day!<|im_end|>", "hm\n</think>\n\nSure.<|im_end|>",
+    ]),
+    ("nemotron_3_nano", "one turn", ["</think> Good day!<|im_end|>"]),
+    ("deepseekv3", "empty answer", ["<\uff5cend\u2581of\u2581sentence\uff5c>"]),
+    # Inner answers end in another token than the last.
+    ("gptoss", "one turn", ["<|channel|>final<|message|> Good day! <|return|>"]),
+    ("gptoss", "reasoning in the text", [
+        "<|channel|>final<|message|> Good day! <|end|>",
+        "<|channel|>final<|message|><think>\nhm\n</think>\n\nSure.<|return|>",
+    ]),
+    # Nothing ends an inner answer; the end-of-text token is added to the last one.
+    ("glm4moe", "reasoning in the text", [
+        "\n<think></think>\nGood day!", "\n<think>hm</think>\nSure.<eos>",
+    ]),
+    ("llama3_1", "tools", [
+        '{"name": "add", "parameters": {"a": 1}}<|eot_id|>', "It is 3.<|eot_id|>",
+    ]),
+    ("phi3", "one turn", [" Good day! <|end|>"]),
+    ("cohere2", "empty answer", ["<|END_RESPONSE|><|END_OF_TURN_TOKEN|>"]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "kind", "pieces"), EXPECTED)
+def test_what_templates_of_models_leave_to_train(name: str, kind: str, pieces: list[str]) -> None:
+    source = _read(name)
+    tokenizer = build_byte_tokenizer(source)
+    row = _tokenize(tokenizer, source, CONVERSATIONS[kind], [ADD] if kind == "tools" else None)
+    assert isinstance(row, Row), row
+    assert trained_pieces(row, tokenizer) == pieces
+
+
+def test_results_of_tools_that_a_template_quotes_are_found() -> None:
+    source = _read("llama3_1")
+    tokenizer = build_byte_tokenizer(source)
+    options = DataOptions(roles_to_train=("tool",))
+    rows = RowTokenizer(tokenizer, options, "messages", template=as_template(source))
+    row = rows.tokenize([{"messages": CALL, "tools": [ADD]}])[0]
+    assert isinstance(row, Row), row
+    assert trained_pieces(row, tokenizer) == ['3\\n\\"x\\""<|eot_id|>']
+
+
+def test_a_template_that_writes_the_date_is_understood_after_midnight(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    source = _read("llama3_2")
+    assert "strftime_now" in source
+    tokenizer: Any = build_byte_tokenizer(source)
+    rows = RowTokenizer(tokenizer, DataOptions(), "messages", template=as_template(source))
+    expected = ["Good day!<|eot_id|>", "Yes <b>é 👩‍👩‍👧</b><|eot_id|>"]
+    for day in (datetime(2031, 12, 31), datetime(2032, 1, 1)):
+        monkeypatch.setattr(
+            chat_template_utils, "datetime", SimpleNamespace(now=partial(day.replace))
+        )
+        row = rows.tokenize([{"messages": CHAT}])[0]
+        assert isinstance(row, Row), row
+        assert f"Today Date: {day:%d %b %Y}" in str(tokenizer.decode(row.input_ids.tolist()))
+        assert trained_pieces(row, tokenizer) == expected

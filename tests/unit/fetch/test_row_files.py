@@ -262,3 +262,31 @@ def test_a_file_that_grows_while_it_is_read_is_not_used(
     monkeypatch.setattr("fsdpq.fetch.data.check_source", check_and_grow)
     with pytest.raises(FetchError, match="changed while it was read"):
         _fetch(tmp_path, path="a.jsonl")
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["train.jsonl", "validation.jsonl", "test.jsonl"],
+        ["data/train-00000-of-00002.jsonl", "data/train-00001-of-00002.jsonl",
+         "data/test-00000-of-00001.jsonl"],
+        ["data/train_sft-00000-of-00001.jsonl", "data/test_sft-00000-of-00001.jsonl"],
+        ["train/a.jsonl", "train/b.jsonl", "dev/a.jsonl"],
+        ["my_train_rows.jsonl", "my-eval-rows.jsonl"],
+        ["a.jsonl", "b/c.jsonl"],
+    ],
+)  # fmt: skip
+def test_splits_are_those_that_datasets_finds(tmp_path: Path, names: list[str]) -> None:
+    for name in names:
+        _write(tmp_path / "rows" / name, name)
+    builder = datasets.load_dataset_builder(str(tmp_path / "rows"), cache_dir=str(tmp_path / "c"))
+    theirs = {
+        str(split): sorted(Path(file) for file in files)
+        for split, files in (builder.config.data_files or {}).items()
+    }
+    ours = {
+        split: find_row_files("rows", split=split, base_dir=tmp_path, key="data").files
+        for split in theirs
+    }
+    assert ours == theirs
+    assert sum(map(len, ours.values())) == len(names)

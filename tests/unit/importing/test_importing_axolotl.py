@@ -278,6 +278,7 @@ def test_datasets_become_the_parts_of_a_mixture(import_text: Importer) -> None:
         "datasets.0.roles.user": 9, "datasets.2.train_on_eos": 18, "test_datasets": 20,
     }  # fmt: skip
     assert told(result, "assumed") == {"datasets.1.shards": 17, "datasets.2.type": 18}
+    assert told(result, "refused")["datasets.3.path"] == 19, "there is no such file here"
 
 
 def test_a_mixture_is_written_so_that_it_reads_back(import_text: Importer) -> None:

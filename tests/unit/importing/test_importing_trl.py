@@ -125,14 +125,14 @@ def test_the_coefficient_of_the_router_loss_is_kept(import_text: Importer) -> No
 def test_a_mixture_and_its_files_are_taken(import_text: Importer) -> None:
     result = import_text(
         "model_name_or_path: a/b\nmax_length: 64\ndatasets:\n"
-        "  - {path: org/chats, name: en, split: 'train[:10%]', columns: [messages]}\n"
-        "  - {path: json, data_files: rows.jsonl, data_dir: x}\n"
+        "  - {path: org/chats, name: en, split: 'train[:10%]', columns: [messages], fraction: 3}\n"
+        "  - {path: json, data_files: rows.jsonl, data_dir: x, fraction: 1}\n"
         "chat_template_path: mine.jinja\nstreaming: true\ntest_split_size: 0.1\n",
         "trl",
     )
     assert result.document["data"]["mixture"] == [
-        {"dataset": "org/chats", "config": "en", "split": "train[:10%]"},
-        {"path": "rows.jsonl"},
+        {"dataset": "org/chats", "config": "en", "split": "train[:10%]", "weight": 3},
+        {"path": "rows.jsonl", "weight": 1},
     ]
     assert result.document["data"]["chat_template"] == "mine.jinja"
     assert result.document["data"]["streaming"] is True
@@ -157,3 +157,11 @@ def test_the_test_split_is_evaluated_where_the_config_evaluates(import_text: Imp
     }
     assert result.document["training"]["eval_interval"] == 5
     assert "train_on_prompt" not in result.document["data"], "all of a text is trained on"
+
+
+def test_a_fraction_of_one_dataset_asks_for_nothing(import_text: Importer) -> None:
+    result = import_text(
+        "model_name_or_path: a/b\nmax_length: 64\ndatasets: [{path: c/d, fraction: 0.5}]\n", "trl"
+    )
+    assert result.document["data"]["dataset"] == "c/d"
+    assert list(told(result, "dropped")) == ["datasets.0.fraction"]

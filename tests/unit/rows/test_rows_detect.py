@@ -110,5 +110,13 @@ def test_renamed_columns_choose_among_the_formats_that_have_them() -> None:
     assert "`columns: {question: q, answer: b}`" in hint
 
 
+def test_a_dotted_name_that_leads_to_nothing_is_a_mistake() -> None:
+    columns = {"question": "meta.q", "answer": "meta.a"}
+    row = {"meta": {"q": "x"}}
+    hint = _problem(row, columns=columns).hint
+    assert "no `meta.a` in this row, which is `answer`" in hint
+    assert detect_format([{"meta": {"q": "x", "a": "y"}}], columns).format == "qna_no_ctx"
+
+
 def test_no_rows_are_no_format() -> None:
     assert "finds no rows in rows.jsonl" in _problem().message

@@ -126,7 +126,8 @@ def test_prompt_and_completion_of_messages_are_one_conversation() -> None:
     assert not is_conversation({"prompt": "a", "completion": "b"}, "prompt_completion")
     conversation = read_conversation(row)
     assert conversation.messages == [ASK, ANSWER, ASK, ANSWER]
-    assert conversation.train == [False, False, False, None]
+    assert conversation.flags(train_on_prompt=False) == [False, False, False, None]
+    assert conversation.flags(train_on_prompt=True) == [None, True, None, None]
     assert find_mistake(row, "prompt_completion") == ""
 
 

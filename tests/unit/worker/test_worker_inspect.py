@@ -87,22 +87,23 @@ def test_clean_rows_have_no_findings(inspect: Inspect) -> None:
     assert content["counts"]["rows"] == content["counts"]["usable"] == 2
 
 
-def test_tokens_are_those_that_training_counts(inspect: Inspect) -> None:
+@pytest.mark.parametrize("truncation", ["truncate_end", "truncate_start"])
+def test_tokens_are_those_that_training_counts(inspect: Inspect, truncation: str) -> None:
     """`tokenize_rows` is what training does with the same rows."""
     rows = [chat("one two " * n, "three " * (2 * n)) for n in range(1, 30)]
-    content = inspect(*rows, seq_len=40)
-    recipe = tiny_recipe(data={"format": "messages", "seq_len": 40})
-    trained = tokenize_rows(rows, build_tokenizer(), recipe.data)
+    content = inspect(*rows, seq_len=40, truncation=truncation)
+    cut = {"format": "messages", "seq_len": 40, "truncation": truncation}
+    trained = tokenize_rows(rows, build_tokenizer(), tiny_recipe(data=cut).data)
     counts = content["counts"]
     assert counts["kept_tokens"] == sum(len(row.input_ids) for row in trained.rows)
     assert counts["kept_trained_tokens"] == sum(row.num_trained for row in trained.rows)
     assert (counts["cut"], counts["untrained"]) == (trained.num_cut, trained.num_untrained)
     assert counts["cut"] > 0
-    assert counts["untrained"] > 0
-    options = tiny_recipe(data={"format": "messages", "seq_len": 4000}).data
-    whole = tokenize_rows(rows, build_tokenizer(), options)
-    assert counts["tokens"] == sum(len(row.input_ids) for row in whole.rows)
-    assert counts["trained_tokens"] == sum(row.num_trained for row in whole.rows)
+    assert (counts["untrained"] > 0) is (truncation == "truncate_end")
+    whole = tiny_recipe(data={"format": "messages", "seq_len": 4000}).data
+    uncut = tokenize_rows(rows, build_tokenizer(), whole).rows
+    assert counts["tokens"] == sum(len(row.input_ids) for row in uncut)
+    assert counts["trained_tokens"] == sum(row.num_trained for row in uncut)
 
 
 @pytest.mark.parametrize(
@@ -178,7 +179,9 @@ def test_texts_that_differ_in_numbers_are_one_finding(inspect: Inspect) -> None:
 
 def test_nothing_to_train_on_is_an_error(inspect: Inspect) -> None:
     content = inspect(chat("one"), chat("two"))
-    assert not content["ok"]
+    assert [error["message"] for error in content["errors"]] == [
+        "none of the 2 rows can be trained on"
+    ]
     assert content["counts"]["untrained"] == 2
     assert finding(content, "roles")["text"] == "no assistant message"
 
@@ -402,8 +405,29 @@ def test_context_of_the_model_bounds_what_is_advised(
     rows = [chat("one", "two " * 150)]
     [note] = inspect(*rows, seq_len=128)["notes"]
     assert "data.seq_len=320 keeps 99% whole" in note
-    [note] = inspect(*rows, seq_len=128, tokenizer_dir=short)["notes"]
+    content = inspect(*rows, seq_len=128, tokenizer_dir=short)
+    [note] = content["notes"]
     assert "the model's context is 128" in note
+    assert content["ok"]
+    [error] = inspect(*rows, seq_len=129, tokenizer_dir=short)["errors"]
+    assert error["message"] == "`data.seq_len` is 129, the model's context is 128 tokens"
+
+
+def test_rows_that_the_template_refuses_are_found(inspect: Inspect, tmp_path: Path) -> None:
+    template = (
+        "{% for m in messages %}{% if 'no' in m.content %}{{ raise_exception('not ' ~ m.content) }}"
+        "{% endif %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    build_tokenizer(template=template).save_pretrained(tmp_path / "strict")
+    rows = chat("one", "two"), chat("no", "two")
+    content = inspect(*rows, tokenizer_dir=tmp_path / "strict")
+    found = finding(content, "unrenderable")
+    assert (found["count"], found["examples"][0]["row"]) == (1, 2)
+    assert "not no" in found["text"]
+    assert (content["ok"], content["counts"]["usable"]) == (False, 1)
+    skipped = inspect(*rows, tokenizer_dir=tmp_path / "strict", on_bad_row="skip")
+    assert skipped["ok"]
 
 
 def test_hostile_rows_are_counted_as_any_others(inspect: Inspect) -> None:

@@ -111,7 +111,7 @@ def test_a_stream_says_what_became_of_its_rows(tmp_path: Path) -> None:
     assert events.notices[0] == (
         f"{stream.counts.cut} rows of 10 that were streamed are longer than 32 tokens: cut"
     )
-    assert events.notices[-1].startswith(f"packed {stream.counts.documents} training rows into ")
+    assert events.notices[-1].startswith(f"packed {stream.counts.documents} streamed rows into ")
 
 
 def test_an_evaluation_source_without_loss_is_an_error(tmp_path: Path) -> None:
