@@ -174,7 +174,7 @@ def _check(
 
 def _detect(source: RowSource, place: _Place) -> RowSource:
     samples = first_rows(source, DETECT_ROWS)
-    if not any(samples.values()):
+    if not any(row is not None for rows in samples.values() for row in rows):
         return replace(source, format="text")  # no good rows: reading them says why
     found = detect_files(samples, source.columns, key=f"{place.key}.format")
     place.report(f"{place.key}.format: {found.format}, because {found.why}")

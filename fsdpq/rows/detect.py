@@ -67,7 +67,7 @@ def detect_format(
 
 
 def detect_files(
-    samples: Mapping[str, Sequence[Mapping[str, Any]]],
+    samples: Mapping[str, Sequence[Mapping[str, Any] | None]],
     columns: Mapping[str, str] = NO_COLUMNS,
     *,
     key: str = "data.format",
@@ -75,7 +75,7 @@ def detect_files(
     """Returns the one format of several files of a source.
 
     Args:
-        samples: name of a file -> its first rows.
+        samples: name of a file -> its first rows, None for one that cannot be read.
         columns: the recipe's ``data.columns``.
         key: of the format in the recipe, for messages.
 
@@ -86,6 +86,8 @@ def detect_files(
     unknown: tuple[str, int, Mapping[str, Any]] | None = None
     for name, rows in samples.items():
         for number, row in enumerate(rows[:DETECT_ROWS], start=1):
+            if row is None:
+                continue
             candidates = _candidates(row, columns)
             if len(candidates) > 1:
                 raise _refuse_several(name, number, row, candidates, key)

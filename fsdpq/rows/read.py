@@ -107,17 +107,18 @@ def check_source(source: RowSource, *, on_bad_row: OnBadRow = "error") -> tuple[
     return replace(source, num_rows=num_good, num_bad_rows=log.num_rows), summary
 
 
-def first_rows(source: RowSource, count: int) -> dict[str, list[Mapping[str, Any]]]:
-    """Returns the first rows of every file that can be read, as they stand there, by its path.
+def first_rows(source: RowSource, count: int) -> dict[str, list[Mapping[str, Any] | None]]:
+    """Returns the first rows of every file as they stand there, by its path.
+
+    None stands for a row that cannot be read, so that a row's place in the list is its number.
 
     Raises:
         RecipeError: a file cannot be read as a whole.
     """
     return {
         str(file.path): [
-            row.content
+            None if row.mistake else row.content
             for _, row in itertools.islice(_read_files(replace(source, files=(file,))), count)
-            if not row.mistake
         ]
         for file in source.files
     }

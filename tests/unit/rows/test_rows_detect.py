@@ -74,6 +74,9 @@ def test_rows_that_are_not_alike_are_refused() -> None:
     with pytest.raises(RecipeError) as caught:
         detect_files({"a": [_row("text")], "b": made_up_rows("guanaco", 2)})
     assert "row 1 of a is `text`, row 1 of b is `guanaco`" in caught.value.problems[0].message
+    with pytest.raises(RecipeError) as caught:
+        detect_files({"a": [None, first, None, second]})
+    assert "row 2 of a is `qna`, row 4 of a is `qna_no_ctx`" in caught.value.problems[0].message
     assert detect_files({"a": [first], "b": [first]}).format == "qna"
 
 
