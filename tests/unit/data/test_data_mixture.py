@@ -53,6 +53,11 @@ def test_tenths_are_tenths(stopping: Any, counts: list[int]) -> None:
     assert found == counts
 
 
+def test_counts_of_the_guide() -> None:
+    assert count_rows([300, 50], [0.7, 0.3], "first_exhausted") == [116, 50]
+    assert count_rows([300, 50], [0.7, 0.3], "all_exhausted") == [300, 129]
+
+
 @pytest.mark.parametrize("count", [0, 1, 6, 7, 8, 20, 21])
 def test_rows_are_taken_equally_often(count: int) -> None:
     rows = np.arange(100, 107)
