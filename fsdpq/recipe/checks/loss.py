@@ -32,9 +32,9 @@ def check_chat_template(recipe: Recipe, base_dir: Path) -> Iterator[Problem]:
         return
     known = [*BUILT_IN_TEMPLATES, NO_TEMPLATE]
     guess = suggest(name, known)
-    hint = f"did you mean `{guess}`?" if guess else f"there are {list_words(known)}"
+    hint = f"did you mean `{guess}`?" if guess else f"there are {list_words(known)}."
     message = f"`data.chat_template: {name}` is no template"
-    yield Problem(message, "data.chat_template", hint=f"{hint}, or a file that ends in `.jinja`")
+    yield Problem(message, "data.chat_template", hint=f"{hint} A file ends in `.jinja`")
 
 
 def check_turns_exist(recipe: Recipe, _base_dir: Path) -> Iterator[Problem]:
