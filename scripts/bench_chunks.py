@@ -30,8 +30,8 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from fsdpq.data.collate import build_step
-from fsdpq.data.tokenize import Row
+from fsdpq.data.dealing.collate import build_step
+from fsdpq.data.text.tokenize import Row
 from fsdpq.recipe.root import Recipe
 from fsdpq.training.step import train_step
 from fsdpq.worker.assemble import assemble_model

@@ -198,8 +198,8 @@ def step_function(assembled: Any, num_tokens: int, vocab_size: int) -> Callable[
     """Returns what trains a step on made-up tokens and gives its loss."""
     import torch
 
-    from fsdpq.data.collate import build_step
-    from fsdpq.data.tokenize import Row
+    from fsdpq.data.dealing.collate import build_step
+    from fsdpq.data.text.tokenize import Row
     from fsdpq.training.step import train_step
 
     optimizer = torch.optim.AdamW(assembled.trainable, lr=1e-4, fused=True)

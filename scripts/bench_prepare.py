@@ -181,7 +181,7 @@ def of_report(report: Any, seconds: float, cpu_s: float, peak: int) -> Measured:
 
 def prepare_with_fsdpq(folder: Path, kind: str) -> dict[str, Any]:
     """Does what ``fsdpq prepare`` and its worker do, in one process; returns the time of it."""
-    from fsdpq.data.prepare import Preparation, prepare_data
+    from fsdpq.data.preparing.prepare import Preparation, prepare_data
     from fsdpq.fetch.data import fetch_data
     from fsdpq.recipe.sections.data import DataOptions
     from fsdpq.worker.tokenizer import load_tokenizer

@@ -48,8 +48,8 @@ def stream_epoch(folder: Path, num_rows: int, step_s: float) -> None:
     """Prints what one epoch costs."""
     from transformers import AutoTokenizer
 
-    from fsdpq.data.loader import Deal, Loader
-    from fsdpq.data.stream import RowStream
+    from fsdpq.data.dealing.loader import Deal, Loader
+    from fsdpq.data.dealing.stream import RowStream
     from fsdpq.recipe.sections.data import DataOptions
     from fsdpq.rows.source import RowSource, SourceFile
 

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from fsdpq.data.tokenize import Row
+from fsdpq.data.text.tokenize import Row
 
 Indices = npt.NDArray[np.int64]
 

@@ -2,7 +2,7 @@
 
 Torch-free, because both halves need it: the launcher checks every row before any rank starts, the
 worker's data room renders the rows that were found good. How a row becomes text and which tokens
-carry loss is the data room's (`fsdpq.data.render`).
+carry loss is the data room's (`fsdpq.data.text.render`).
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from fsdpq.data.collate import Step
+from fsdpq.data.dealing.collate import Step
 from fsdpq.dist import all_gather_rows, world_size
 from fsdpq.errors import TrainingError
 from fsdpq.metrics.memory import MemoryLog, current_bytes

@@ -20,7 +20,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
-from fsdpq.data.collate import MicroBatch, Step
+from fsdpq.data.dealing.collate import MicroBatch, Step
 from fsdpq.dist import own_shard, placement
 from fsdpq.protocols import Losses
 from fsdpq.training.scaler import LossScaler

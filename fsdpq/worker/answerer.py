@@ -7,7 +7,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.cache_utils import DynamicCache
 
 from fsdpq.data.templates.choose import choose_template
-from fsdpq.data.tokenize import RowTokenizer
+from fsdpq.data.text.tokenize import RowTokenizer
 from fsdpq.protocols import MetricSink
 from fsdpq.recipe.root import Recipe
 from fsdpq.recipe.sections.output import MetricsOptions

@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from fsdpq.checkpoint.peft import export_adapter, import_adapter
 from fsdpq.checkpoint.whole_model import DeltaInfo, ModelTensor, export_delta, export_model
 from fsdpq.data.templates.choose import exported_tokenizer
-from fsdpq.data.tokenize import RowTokenizer
+from fsdpq.data.text.tokenize import RowTokenizer
 from fsdpq.dist import rank
 from fsdpq.model.expansion import source_name
 from fsdpq.model.loading.checkpoint_names import ModelTensors

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from fsdpq.data.dealing.loader import split_rows
 from fsdpq.data.inspection.advice import advise, find_errors
 from fsdpq.data.inspection.facts import RowExaminer, cut_row
 from fsdpq.data.inspection.lengths import describe_lengths
@@ -23,11 +24,10 @@ from fsdpq.data.inspection.packing import describe_packing
 from fsdpq.data.inspection.reading import PlacedRow, choose_epoch, read_batches
 from fsdpq.data.inspection.samples import Reservoir, segments, token_table
 from fsdpq.data.inspection.totals import Totals
-from fsdpq.data.loader import split_rows
-from fsdpq.data.processes import map_in_order
+from fsdpq.data.preparing.processes import map_in_order
 from fsdpq.data.templates.choose import choose_template
 from fsdpq.data.templates.jinja_text import TemplateError
-from fsdpq.data.tokenize import Row, RowTokenizer
+from fsdpq.data.text.tokenize import Row, RowTokenizer
 from fsdpq.errors import UsageError
 from fsdpq.model.config import read_config
 from fsdpq.recipe.load import load_resolved

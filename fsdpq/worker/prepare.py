@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from fsdpq.data.prepare import Preparation, prepare_data
+from fsdpq.data.preparing.prepare import Preparation, prepare_data
 from fsdpq.errors import EnvironmentProblemError
 from fsdpq.recipe.sections.data import DataOptions
 from fsdpq.rows.source import DataSources

@@ -10,10 +10,10 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from fsdpq import dist
-from fsdpq.data.loader import EpochOrder, RowOrder, split_rows
-from fsdpq.data.prepared import open_prepared
-from fsdpq.data.stream import RowStream
-from fsdpq.data.tokenize import Row, digest_rows, make_dummy_rows
+from fsdpq.data.dealing.loader import EpochOrder, RowOrder, split_rows
+from fsdpq.data.dealing.stream import RowStream
+from fsdpq.data.preparing.prepared import open_prepared
+from fsdpq.data.text.tokenize import Row, digest_rows, make_dummy_rows
 from fsdpq.errors import DamagedDataError
 from fsdpq.metrics.profile import StepProfiler
 from fsdpq.protocols import MetricSink

@@ -14,7 +14,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from fsdpq.data.plain_texts import ALPACA_INPUT, ALPACA_NO_INPUT, QNA
+from fsdpq.data.text.plain_texts import ALPACA_INPUT, ALPACA_NO_INPUT, QNA
 from fsdpq.errors import CheckpointError
 from fsdpq.rows.formats import GUANACO_ASSISTANT, GUANACO_HUMAN
 

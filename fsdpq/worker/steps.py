@@ -9,10 +9,10 @@ import numpy as np
 import torch
 
 from fsdpq import dist
-from fsdpq.data.collate import Step, build_step
-from fsdpq.data.loader import STEPS_AHEAD, Deal, Loader, RowOrder, row_sizes
-from fsdpq.data.prefetch import Prefetch
-from fsdpq.data.tokenize import Row
+from fsdpq.data.dealing.collate import Step, build_step
+from fsdpq.data.dealing.loader import STEPS_AHEAD, Deal, Loader, RowOrder, row_sizes
+from fsdpq.data.dealing.prefetch import Prefetch
+from fsdpq.data.text.tokenize import Row
 from fsdpq.errors import Problem, RecipeError
 from fsdpq.model.causal_lm import CausalLM
 from fsdpq.recipe.root import Recipe

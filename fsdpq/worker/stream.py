@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerBase
 
-from fsdpq.data.stream import RowStream, StreamCounts, WindowReport, read_whole
-from fsdpq.data.tokenize import Row
+from fsdpq.data.dealing.stream import RowStream, StreamCounts, WindowReport, read_whole
+from fsdpq.data.text.tokenize import Row
 from fsdpq.errors import Problem, RecipeError
 from fsdpq.protocols import MetricSink
 from fsdpq.recipe.root import Recipe

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from fsdpq import dist
-from fsdpq.data.loader import Loader
+from fsdpq.data.dealing.loader import Loader
 from fsdpq.metrics.memory import MemoryLog, peak_bytes
 from fsdpq.metrics.report import write_report
 from fsdpq.protocols import MetricSink

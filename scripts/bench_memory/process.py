@@ -15,8 +15,8 @@ import torch
 from bench_memory.allocations import Allocations
 from bench_memory.resident import Resident
 from bench_memory.setups import DORA, LORA, NF4, Setup
-from fsdpq.data.collate import Step, build_step
-from fsdpq.data.tokenize import Row
+from fsdpq.data.dealing.collate import Step, build_step
+from fsdpq.data.text.tokenize import Row
 from fsdpq.dist import rank, start_process_group, wait_for_all, world_size
 from fsdpq.recipe.root import Recipe
 from fsdpq.registry import resolve_builder

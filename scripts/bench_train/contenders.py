@@ -64,8 +64,8 @@ def write_checkpoint(directory: Path, shape: Shape, tokens: int) -> None:
 
 def build_fsdpq(options: Options) -> RunStep:
     """Returns the step that ``fsdpq train`` does on one rank."""
-    from fsdpq.data.collate import Step, build_step
-    from fsdpq.data.tokenize import Row
+    from fsdpq.data.dealing.collate import Step, build_step
+    from fsdpq.data.text.tokenize import Row
     from fsdpq.dist import start_process_group
     from fsdpq.registry import resolve_builder
     from fsdpq.training.step import train_step

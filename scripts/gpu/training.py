@@ -14,8 +14,8 @@ import psutil
 import torch
 from torch import nn
 
-from fsdpq.data.collate import Step, build_step
-from fsdpq.data.tokenize import Row
+from fsdpq.data.dealing.collate import Step, build_step
+from fsdpq.data.text.tokenize import Row
 from fsdpq.dist import own_shard
 from fsdpq.model.loading.targets import LoadingTarget, packed_shards
 from fsdpq.model.quantized_linear import PackedMatrix

@@ -10,8 +10,8 @@ import torch
 from bench_memory.allocations import Allocations, Fit, fit_line
 from torch.utils.flop_counter import FlopCounterMode
 
-from fsdpq.data.collate import Step, build_step
-from fsdpq.data.tokenize import Row
+from fsdpq.data.dealing.collate import Step, build_step
+from fsdpq.data.text.tokenize import Row
 from fsdpq.worker.assemble import Assembled
 from support.ranks import RankPool
 from support.sharded import CPU, assemble, do_step

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers.cache_utils import DynamicCache
 
-from fsdpq.data.tokenize import Row
+from fsdpq.data.text.tokenize import Row
 from fsdpq.dist import gather_whole
 from fsdpq.errors import CheckpointError
 from fsdpq.model.loading.targets import checkpoint_name

@@ -17,7 +17,7 @@ from torch._dynamo.utils import counters
 from fsdpq.fsdp import compiled_layers
 from fsdpq.model.quantized_experts import QuantizedExperts
 from fsdpq.training.step import evaluate
-from fsdpq.data.collate import build_step
+from fsdpq.data.dealing.collate import build_step
 from support.ranks import RankPool
 from support.sharded import CPU, assemble, train
 from support.tiny import random_rows, save_tiny_llama

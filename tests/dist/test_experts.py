@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from fsdpq.data.collate import build_step
-from fsdpq.data.tokenize import Row
+from fsdpq.data.dealing.collate import build_step
+from fsdpq.data.text.tokenize import Row
 from fsdpq.dist import gather_whole
 from fsdpq.errors import CheckpointError
 from fsdpq.model.quantized_experts import PackedExperts, QuantizedExperts

@@ -19,8 +19,8 @@ from support.sharded import assemble, train
 from support.tiny import random_rows, save_tiny_llama
 from torch import Tensor
 
-from fsdpq.data.collate import build_step
-from fsdpq.data.tokenize import Row
+from fsdpq.data.dealing.collate import build_step
+from fsdpq.data.text.tokenize import Row
 from fsdpq.dist import gather_whole, placement
 from fsdpq.fsdp.layers import RunsInChunks
 from fsdpq.model.quantized_linear import QuantizedLinear

@@ -13,7 +13,7 @@ import torch
 from bench_memory.allocations import Allocations
 from torch import Tensor
 
-from fsdpq.data.collate import Step, build_step
+from fsdpq.data.dealing.collate import Step, build_step
 from fsdpq.training.loop import Trainer
 from fsdpq.training.scaler import LossScaler
 from support.ranks import RankPool

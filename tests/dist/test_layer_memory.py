@@ -6,7 +6,7 @@ from pathlib import Path
 
 from bench_memory.allocations import Allocations
 
-from fsdpq.data.collate import build_step
+from fsdpq.data.dealing.collate import build_step
 from support.ranks import RankPool
 from support.sharded import assemble
 from support.tiny import random_rows, save_tiny_llama

@@ -13,8 +13,8 @@ from bench_memory.allocations import Allocations
 from torch import Tensor
 from torch.nn import functional
 
-from fsdpq.data.collate import Step, build_step
-from fsdpq.data.tokenize import Row
+from fsdpq.data.dealing.collate import Step, build_step
+from fsdpq.data.text.tokenize import Row
 from fsdpq.training.step import evaluate
 from support.ranks import RankPool
 from support.sharded import CPU, assemble, do_step

@@ -36,7 +36,7 @@ def _weights(assembled: Assembled) -> dict[str, Tensor]:
 
 def _eval_loss(model: nn.Module) -> float:
     """Returns the loss of some rows by our own forward, without training."""
-    from fsdpq.data.collate import build_step
+    from fsdpq.data.dealing.collate import build_step
     from fsdpq.training.step import evaluate
 
     step = build_step(

@@ -15,7 +15,7 @@ from bench_memory.allocations import Allocations
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from fsdpq.data.collate import build_step
+from fsdpq.data.dealing.collate import build_step
 from fsdpq.dist import own_shard, shard_range
 from fsdpq.model.quantized_linear import QuantizedLinear
 from support.alive import alive_tensors

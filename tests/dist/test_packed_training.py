@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from fsdpq.data.collate import build_step
+from fsdpq.data.dealing.collate import build_step
 from fsdpq.data.pack import pack_rows
-from fsdpq.data.tokenize import Row
+from fsdpq.data.text.tokenize import Row
 from fsdpq.dist import gather_whole, rank, world_size
 from support.flash import install_fake_flash_attention
 from support.ranks import RankPool

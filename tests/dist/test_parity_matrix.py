@@ -19,7 +19,7 @@ from support.ranks import RankPool
 from support.sharded import train, whole_a
 from support.tiny import random_rows, save_tiny_llama, tiny_recipe
 
-from fsdpq.data.tokenize import Row
+from fsdpq.data.text.tokenize import Row
 from fsdpq.dist import check_same_on_all_ranks
 from fsdpq.errors import TrainingError
 from fsdpq.recipe.checks import CHECKS

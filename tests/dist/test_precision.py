@@ -16,8 +16,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fsdpq.data.collate import build_step
-from fsdpq.data.tokenize import Row
+from fsdpq.data.dealing.collate import build_step
+from fsdpq.data.text.tokenize import Row
 from fsdpq.dist import gather_whole
 from fsdpq.protocols import BASE, DTYPES
 from fsdpq.recipe.precision import precision_of

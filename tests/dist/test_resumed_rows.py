@@ -20,9 +20,9 @@ from support.sharded import CPU, named_trained, whole_a
 from support.tiny import random_rows, save_tiny_llama, tiny_recipe
 from torch import Tensor
 
-from fsdpq.data.loader import Deal, EpochOrder, Loader
-from fsdpq.data.order import epoch_order
-from fsdpq.data.tokenize import Row
+from fsdpq.data.dealing.loader import Deal, EpochOrder, Loader
+from fsdpq.data.dealing.order import epoch_order
+from fsdpq.data.text.tokenize import Row
 from fsdpq.dist import assign_own_rows, gather_whole
 from fsdpq.run_files import RunFiles
 from fsdpq.training.loop import Trainer

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
-from fsdpq.data.collate import MicroBatch, build_step, collate
+from fsdpq.data.dealing.collate import MicroBatch, build_step, collate
 from fsdpq.data.pack import pack_rows
-from fsdpq.data.tokenize import Row
+from fsdpq.data.text.tokenize import Row
 from fsdpq.dist import gather_whole
 from fsdpq.training.step import StepMode, evaluate, train_step
 from fsdpq.worker.assemble import Assembled

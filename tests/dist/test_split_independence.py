@@ -22,7 +22,7 @@ from support.tiny import random_rows, save_tiny_llama
 from torch import Tensor
 from torch.nn.utils import get_total_norm
 
-from fsdpq.data.collate import build_step
+from fsdpq.data.dealing.collate import build_step
 from fsdpq.dist import assign_own_rows, gather_whole
 from fsdpq.training.step import StepMode, train_step
 from fsdpq.worker.assemble import Assembled

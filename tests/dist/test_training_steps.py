@@ -25,8 +25,8 @@ from support.tiny import random_rows, save_tiny_llama, tiny_recipe
 from torch import Tensor
 from torch.optim import lr_scheduler
 
-from fsdpq.data.collate import build_step
-from fsdpq.data.tokenize import Row
+from fsdpq.data.dealing.collate import build_step
+from fsdpq.data.text.tokenize import Row
 from fsdpq.dist import gather_whole
 from fsdpq.run_files import RunFiles
 from fsdpq.worker.setup import Data, build_trainer

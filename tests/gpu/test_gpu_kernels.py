@@ -13,9 +13,9 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from fsdpq.data.collate import MicroBatch, collate
+from fsdpq.data.dealing.collate import MicroBatch, collate
 from fsdpq.data.pack import pack_rows
-from fsdpq.data.tokenize import Row
+from fsdpq.data.text.tokenize import Row
 from fsdpq.fsdp.compiled_layers import apply_compile
 from fsdpq.model import document_attention
 from fsdpq.model.causal_lm import CausalLM

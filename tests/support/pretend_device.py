@@ -20,7 +20,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils import backend_registration
 
-from fsdpq.data.collate import Step, build_step
+from fsdpq.data.dealing.collate import Step, build_step
 from fsdpq.dist import own_shard
 from fsdpq.fsdp import offload, wrap
 from fsdpq.fsdp.activations import HostActivations

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from fsdpq.data.prepared import PreparedRows, RowIndex
-from fsdpq.data.row_chunks import ChunkTokenizer, TokenizedChunk
+from fsdpq.data.preparing.prepared import PreparedRows, RowIndex
+from fsdpq.data.preparing.row_chunks import ChunkTokenizer, TokenizedChunk
 from fsdpq.data.templates.choose import choose_template
-from fsdpq.data.tokenize import Row, RowTokenizer
+from fsdpq.data.text.tokenize import Row, RowTokenizer
 from fsdpq.recipe.sections.data import DataOptions
 
 

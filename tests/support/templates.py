@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from fsdpq.data.templates.jinja_text import ChatTemplate
-from fsdpq.data.tokenize import Row
+from fsdpq.data.text.tokenize import Row
 
 _MARKS = re.compile(r"<[|\uff5c]?[A-Za-z_\u2581 ]{1,36}[|\uff5c]?>|\[/?[A-Z_]+\]")
 

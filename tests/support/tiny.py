@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from fsdpq.data.tokenize import Row
+from fsdpq.data.text.tokenize import Row
 from fsdpq.recipe.root import Recipe
 
 VOCAB_SIZE = 331

@@ -18,7 +18,7 @@ from fsdpq.data.inspection.content import (
 )
 from fsdpq.data.inspection.samples import special_tokens
 from fsdpq.data.templates.jinja_text import TemplateError
-from fsdpq.data.tokenize import Row, RowTokenizer
+from fsdpq.data.text.tokenize import Row, RowTokenizer
 from fsdpq.recipe.sections.data import DataOptions
 
 

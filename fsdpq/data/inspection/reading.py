@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from fsdpq.data.inspection.content import texts_of
 from fsdpq.data.inspection.findings import Place
-from fsdpq.data.mixture import choose_rows, count_rows
+from fsdpq.data.preparing.mixture import choose_rows, count_rows
 from fsdpq.recipe.root import Recipe
 from fsdpq.recipe.sections.data import DataOptions
 from fsdpq.rows.read import check_rows

@@ -7,7 +7,7 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 
-from fsdpq.data.tokenize import Row
+from fsdpq.data.text.tokenize import Row
 
 Item = TypeVar("Item")
 

@@ -17,8 +17,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from fsdpq.data.collate import build_step
-from fsdpq.data.tokenize import Row
+from fsdpq.data.dealing.collate import build_step
+from fsdpq.data.text.tokenize import Row
 from fsdpq.dist import gather_whole, rank, world_size
 from fsdpq.recipe.root import Recipe
 from fsdpq.training.step import train_step

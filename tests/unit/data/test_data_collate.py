@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.tiny import random_rows
 
-from fsdpq.data.collate import build_step, collate
-from fsdpq.data.tokenize import Row
+from fsdpq.data.dealing.collate import build_step, collate
+from fsdpq.data.text.tokenize import Row
 
 
 def _targets(rows: list[Row]) -> Counter[int]:

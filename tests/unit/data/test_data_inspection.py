@@ -22,7 +22,7 @@ from fsdpq.data.inspection.findings import MAX_EXAMPLES, MAX_GROUPS, OTHERS, Fin
 from fsdpq.data.inspection.lengths import describe_lengths
 from fsdpq.data.inspection.packing import padding_share
 from fsdpq.data.inspection.samples import Reservoir, segments, token_table
-from fsdpq.data.tokenize import Row
+from fsdpq.data.text.tokenize import Row
 from fsdpq.recipe.sections.data import DataOptions
 
 LENGTHS = np.random.default_rng(0).lognormal(5, 0.8, 3000).astype(np.int32) + 1

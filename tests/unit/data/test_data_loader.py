@@ -15,9 +15,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fsdpq.data.collate import Step
-from fsdpq.data.loader import Deal, EpochOrder, Loader, split_rows
-from fsdpq.data.tokenize import Row
+from fsdpq.data.dealing.collate import Step
+from fsdpq.data.dealing.loader import Deal, EpochOrder, Loader, split_rows
+from fsdpq.data.text.tokenize import Row
 from fsdpq.errors import CheckpointError
 
 LENGTHS = (3, 7, 4, 9, 5)

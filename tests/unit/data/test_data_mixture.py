@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fsdpq.data.mixture import choose_rows, count_rows
+from fsdpq.data.preparing.mixture import choose_rows, count_rows
 
 PARTS = st.lists(
     st.tuples(

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fsdpq.data.order import LoaderState, Position, check_resumable, epoch_order
+from fsdpq.data.dealing.order import LoaderState, Position, check_resumable, epoch_order
 from fsdpq.errors import CheckpointError
 
 

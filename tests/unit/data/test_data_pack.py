@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.tiny import random_rows
 
-from fsdpq.data.collate import collate
+from fsdpq.data.dealing.collate import collate
 from fsdpq.data.pack import fill_rate, pack_lengths, pack_rows
-from fsdpq.data.tokenize import Row
+from fsdpq.data.text.tokenize import Row
 
 
 def _documents(packed: list[Row]) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from fsdpq.data.prefetch import Prefetch, PrefetchClosed
+from fsdpq.data.dealing.prefetch import Prefetch, PrefetchClosed
 
 WAIT_S = 20.0
 

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from support.tokenizer import CHATML, build_tokenizer
 
-from fsdpq.data import row_chunks
-from fsdpq.data.prepare import Preparation, prepare_data
-from fsdpq.data.prepared import PreparedData, PreparedRows, open_prepared
+from fsdpq.data.preparing import row_chunks
+from fsdpq.data.preparing.prepare import Preparation, prepare_data
+from fsdpq.data.preparing.prepared import PreparedData, PreparedRows, open_prepared
 from fsdpq.errors import RecipeError
 from fsdpq.fetch.hashes import hash_file
 from fsdpq.recipe.sections.data import DataOptions

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fsdpq.data.prepared import (
+from fsdpq.data.preparing.prepared import (
     Documents,
     PreparedData,
     PreparedRows,
@@ -17,7 +17,7 @@ from fsdpq.data.prepared import (
     join_documents,
     open_prepared,
 )
-from fsdpq.data.tokenize import Row
+from fsdpq.data.text.tokenize import Row
 from fsdpq.errors import DamagedDataError
 from fsdpq.rows.prepared_files import ITEM_BYTES, MANIFEST_NAME
 from fsdpq.rows.report import DataReport, SourceCounts

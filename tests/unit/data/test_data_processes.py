@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import psutil
 import pytest
 
-from fsdpq.data.processes import MAX_EARLY_RESULTS, map_in_order
+from fsdpq.data.preparing.processes import MAX_EARLY_RESULTS, map_in_order
 from fsdpq.errors import LaunchError, Problem, RecipeError
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks are used on Linux only")
@@ -92,7 +92,7 @@ def test_killed_process_is_explained() -> None:
 
 IN_A_PROCESS = """
 import sys, time
-from fsdpq.data.processes import map_in_order
+from fsdpq.data.preparing.processes import map_in_order
 def work(number):
     print(number, flush=True)
     time.sleep(0.2)

@@ -19,9 +19,9 @@ from support.tokenizer import (
 )
 
 from fsdpq.cards.chat_templates import BUILT_IN_TEMPLATES
-from fsdpq.data.plain_texts import guanaco_turns
 from fsdpq.data.templates.choose import choose_template
-from fsdpq.data.tokenize import Row, RowTokenizer
+from fsdpq.data.text.plain_texts import guanaco_turns
+from fsdpq.data.text.tokenize import Row, RowTokenizer
 from fsdpq.recipe.sections.data import DataOptions
 
 IGNORED = -100

@@ -14,9 +14,9 @@ from support.tokenizer import (
 )
 from transformers import PreTrainedTokenizerBase
 
-from fsdpq.data.render import RowRenderer
 from fsdpq.data.templates.choose import choose_template
-from fsdpq.data.tokenize import Row, RowTokenizer
+from fsdpq.data.text.render import RowRenderer
+from fsdpq.data.text.tokenize import Row, RowTokenizer
 from fsdpq.errors import RecipeError
 from fsdpq.recipe.sections.data import DataOptions
 from fsdpq.rows.examples import made_up_rows

@@ -18,13 +18,13 @@ from typing import Any
 import pytest
 from support.tokenizer import build_tokenizer
 
-from fsdpq.data import stream as stream_module
-from fsdpq.data.interleave import RowMixture
-from fsdpq.data.loader import Deal, DealtRow, Loader
-from fsdpq.data.order import Position
-from fsdpq.data.row_chunks import ChunkTokenizer
-from fsdpq.data.stream import RowStream, WindowReport
-from fsdpq.data.tokenize import Row, RowTokenizer
+from fsdpq.data.dealing import stream as stream_module
+from fsdpq.data.dealing.interleave import RowMixture
+from fsdpq.data.dealing.loader import Deal, DealtRow, Loader
+from fsdpq.data.dealing.order import Position
+from fsdpq.data.dealing.stream import RowStream, WindowReport
+from fsdpq.data.preparing.row_chunks import ChunkTokenizer
+from fsdpq.data.text.tokenize import Row, RowTokenizer
 from fsdpq.errors import CheckpointError, RecipeError, TrainingError
 from fsdpq.recipe.sections.data import DataOptions
 from fsdpq.rows.read import read_rows

@@ -10,7 +10,7 @@ from support.tokenizer import build_tokenizer
 from transformers import PreTrainedTokenizerBase
 
 from fsdpq.data.templates.choose import choose_template
-from fsdpq.data.tokenize import Row, RowTokenizer, digest_rows, make_dummy_rows
+from fsdpq.data.text.tokenize import Row, RowTokenizer, digest_rows, make_dummy_rows
 from fsdpq.recipe.sections.data import DataOptions
 
 CHAT = [

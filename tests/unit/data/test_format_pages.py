@@ -22,7 +22,7 @@ from tokenizers import processors
 from transformers import PreTrainedTokenizerBase
 
 from fsdpq.data.templates.choose import choose_template
-from fsdpq.data.tokenize import Row, RowTokenizer
+from fsdpq.data.text.tokenize import Row, RowTokenizer
 from fsdpq.errors import RecipeError
 from fsdpq.fetch.data import fetch_data
 from fsdpq.recipe.sections.data import DataOptions

@@ -22,8 +22,8 @@ from tokenizers import Encoding
 from transformers import PreTrainedTokenizerBase
 
 from fsdpq.data.templates.choose import choose_template
-from fsdpq.data.token_spans import mask_by_offsets, mask_tokens, reports_all_tokens
-from fsdpq.data.tokenize import Row, RowTokenizer
+from fsdpq.data.text.token_spans import mask_by_offsets, mask_tokens, reports_all_tokens
+from fsdpq.data.text.tokenize import Row, RowTokenizer
 from fsdpq.recipe.sections.data import DataOptions
 
 BITS = [

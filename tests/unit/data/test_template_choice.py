@@ -9,7 +9,7 @@ from support.templates import build_byte_tokenizer
 from support.tokenizer import CHATML, build_metaspace_tokenizer, build_tokenizer
 
 from fsdpq.data.templates.choose import choose_template, exported_tokenizer
-from fsdpq.data.tokenize import RowTokenizer
+from fsdpq.data.text.tokenize import RowTokenizer
 from fsdpq.errors import RecipeError
 from fsdpq.recipe.sections.data import DataOptions
 

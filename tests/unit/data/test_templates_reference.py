@@ -24,7 +24,7 @@ from transformers.utils import chat_template_utils
 from fsdpq.cards.chat_templates import BUILT_IN_TEMPLATES
 from fsdpq.data.templates.choose import choose_template
 from fsdpq.data.templates.jinja_text import TemplateError
-from fsdpq.data.tokenize import Row, RowTokenizer
+from fsdpq.data.text.tokenize import Row, RowTokenizer
 from fsdpq.recipe.sections.data import DataOptions
 
 SYSTEM = {"role": "system", "content": "Be kind."}

@@ -10,7 +10,7 @@ from support.tokenizer import build_tokenizer
 from transformers.utils.chat_template_utils import get_json_schema
 
 from fsdpq.data.templates.choose import choose_template
-from fsdpq.data.tokenize import Row, RowTokenizer
+from fsdpq.data.text.tokenize import Row, RowTokenizer
 from fsdpq.recipe.sections.data import DataOptions
 from fsdpq.rows.formats import find_mistake, named_columns
 

@@ -13,9 +13,9 @@ from support.flash import FakeFlashAttention, install_fake_flash_attention
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from fsdpq.data.collate import MicroBatch, collate
+from fsdpq.data.dealing.collate import MicroBatch, collate
 from fsdpq.data.pack import pack_rows
-from fsdpq.data.tokenize import Row
+from fsdpq.data.text.tokenize import Row
 from fsdpq.errors import CheckpointError
 from fsdpq.model.causal_lm import CausalLM
 from fsdpq.model.document_attention import use_document_attention

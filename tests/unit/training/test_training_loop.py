@@ -12,7 +12,7 @@ import torch
 from support.tiny import VOCAB_SIZE, random_rows
 from torch import nn
 
-from fsdpq.data.collate import Step, build_step
+from fsdpq.data.dealing.collate import Step, build_step
 from fsdpq.errors import DamagedBaseError, TrainingError
 from fsdpq.protocols import Losses
 from fsdpq.recipe.sections.training import TrainingOptions

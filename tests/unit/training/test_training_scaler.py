@@ -9,7 +9,7 @@ import torch
 from support.tiny import random_rows
 from torch import Tensor, nn
 
-from fsdpq.data.collate import build_step
+from fsdpq.data.dealing.collate import build_step
 from fsdpq.errors import TrainingError
 from fsdpq.training.scaler import LossScaler
 from fsdpq.training.step import StepMode, clip_gradients, train_step

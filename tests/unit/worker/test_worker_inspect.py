@@ -14,8 +14,8 @@ from support.rows import tokenize_rows
 from support.tiny import tiny_recipe
 from support.tokenizer import build_tokenizer, build_wordpiece_tokenizer
 
-from fsdpq.data.collate import build_step
-from fsdpq.data.prepare import Preparation, prepare_data
+from fsdpq.data.dealing.collate import build_step
+from fsdpq.data.preparing.prepare import Preparation, prepare_data
 from fsdpq.errors import UsageError
 from fsdpq.rows.source import DataSources, RowSource, SourceFile
 from fsdpq.worker.inspect import Inspection, RowInputs, Wanted

@@ -13,7 +13,7 @@ import torch
 from support.tiny import random_rows, tiny_recipe
 from support.tokenizer import build_tokenizer
 
-from fsdpq.data.loader import EpochOrder
+from fsdpq.data.dealing.loader import EpochOrder
 from fsdpq.errors import RecipeError
 from fsdpq.rows.source import DataSources, RowSource, SourceFile
 from fsdpq.worker.steps import count_rows, count_steps, iterate_held_out, open_loader

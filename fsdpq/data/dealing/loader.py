@@ -20,11 +20,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from fsdpq.data.collate import Step, collate, share_rows
-from fsdpq.data.order import LoaderState, Position, check_resumable, epoch_order
-from fsdpq.data.prefetch import Prefetch
-from fsdpq.data.prepared import PreparedRows
-from fsdpq.data.tokenize import Row
+from fsdpq.data.dealing.collate import Step, collate, share_rows
+from fsdpq.data.dealing.order import LoaderState, Position, check_resumable, epoch_order
+from fsdpq.data.dealing.prefetch import Prefetch
+from fsdpq.data.preparing.prepared import PreparedRows
+from fsdpq.data.text.tokenize import Row
 
 Int64 = npt.NDArray[np.int64]
 

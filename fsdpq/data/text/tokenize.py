@@ -1,7 +1,7 @@
 """Tokenizes rendered rows, with loss masks that are exact.
 
-The mask comes from character positions: `fsdpq.data.render` says which characters carry loss, the
-tokenizer's offsets say which tokens lie wholly inside. Nothing is tokenized twice, so a token that
+The mask comes from character positions: `fsdpq.data.text.render` says which characters carry loss,
+the tokenizer's offsets say which tokens lie wholly inside. Nothing is tokenized twice, so a token that
 merges across a boundary cannot shift the mask; it begins in the prompt and carries no loss. No mask
 is made from token ids: an end-of-text token inside a row carries loss like any other.
 """
@@ -19,9 +19,9 @@ import numpy.typing as npt
 from tokenizers import Encoding, Tokenizer
 from transformers import PreTrainedTokenizerBase
 
-from fsdpq.data.render import UNTEMPLATED, Rendered, RowRenderer
 from fsdpq.data.templates.jinja_text import ChatTemplate, TemplateError
-from fsdpq.data.token_spans import mask_by_offsets, mask_tokens, reports_all_tokens
+from fsdpq.data.text.render import UNTEMPLATED, Rendered, RowRenderer
+from fsdpq.data.text.token_spans import mask_by_offsets, mask_tokens, reports_all_tokens
 from fsdpq.errors import FsdpqError, Problem, RecipeError
 from fsdpq.recipe.sections.data import DataOptions
 from fsdpq.rows.formats import DUMMY_ROWS

@@ -1,8 +1,8 @@
 """Renders a row of any format to one text, and says which of its characters carry loss.
 
 Conversations go through the chat template where there is one; without, each format has a plain
-text of its own. Positions are characters of the rendered text: `fsdpq.data.tokenize` tokenizes it
-once, whole.
+text of its own. Positions are characters of the rendered text: `fsdpq.data.text.tokenize` tokenizes
+it once, whole.
 """
 
 from __future__ import annotations
@@ -13,8 +13,11 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from fsdpq.data.loss_spans import loss_spans, plan_loss, trains_mark
-from fsdpq.data.plain_texts import (
+from fsdpq.data.templates.jinja_text import ChatTemplate, Span, TemplateError
+from fsdpq.data.templates.marks import Turn
+from fsdpq.data.templates.turns import ChatRenderer
+from fsdpq.data.text.loss_spans import loss_spans, plan_loss, trains_mark
+from fsdpq.data.text.plain_texts import (
     ANSWERS,
     ask,
     guanaco_turns,
@@ -22,9 +25,6 @@ from fsdpq.data.plain_texts import (
     message_turns,
     prompt_text,
 )
-from fsdpq.data.templates.jinja_text import ChatTemplate, Span, TemplateError
-from fsdpq.data.templates.marks import Turn
-from fsdpq.data.templates.turns import ChatRenderer
 from fsdpq.recipe.sections.data import DataOptions
 from fsdpq.rows.formats import read_segments
 from fsdpq.rows.messages import Conversation, is_conversation, read_conversation

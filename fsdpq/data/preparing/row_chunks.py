@@ -12,9 +12,9 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from fsdpq.data.prepared import Documents, join_documents
+from fsdpq.data.preparing.prepared import Documents, join_documents
 from fsdpq.data.templates.jinja_text import TemplateError
-from fsdpq.data.tokenize import TEMPLATE_HINT, Row, RowTokenizer
+from fsdpq.data.text.tokenize import TEMPLATE_HINT, Row, RowTokenizer
 from fsdpq.errors import Location, Problem
 from fsdpq.recipe.sections.data import DataOptions
 from fsdpq.rows.read import NumberedRow, read_rows

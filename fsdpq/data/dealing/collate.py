@@ -1,7 +1,7 @@
 """One rank's part of an optimizer step: rows as padded tensors, and where they carry loss.
 
-Built with numpy, because a thread in the background builds it (`fsdpq.data.prefetch`): torch's own
-threads would be started once more there.
+Built with numpy, because a thread in the background builds it (`fsdpq.data.dealing.prefetch`):
+torch's own threads would be started once more there.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from fsdpq.data.tokenize import Row
+from fsdpq.data.text.tokenize import Row
 
 PAD_ID = 0
 """Fills rows at the right. Causal attention never looks there, and no loss is computed there, so

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple
 
-from fsdpq.data.mixture import count_rows
+from fsdpq.data.preparing.mixture import count_rows
 from fsdpq.errors import TrainingError
 from fsdpq.rows.read import NumberedRow, read_rows
 from fsdpq.rows.source import RowSource
@@ -34,8 +34,8 @@ class RowMixture:
     """The rows of some sources, those of each spread evenly over an epoch.
 
     Without weights an epoch has every row once. With weights it takes of each source as many rows
-    as `fsdpq.data.mixture.count_rows` says; the next epoch goes on where it stopped, so in time
-    every row is used.
+    as `fsdpq.data.preparing.mixture.count_rows` says; the next epoch goes on where it stopped, so
+    in time every row is used.
 
     Args:
         sources: read once and found good, with the number of their rows.

@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, cast, overload
 import numpy as np
 import numpy.typing as npt
 
-from fsdpq.data.tokenize import Row
+from fsdpq.data.text.tokenize import Row
 from fsdpq.rows.prepared_files import (
     ITEM_BYTES,
     SPLITS,

@@ -26,20 +26,20 @@ from typing import Any, NamedTuple
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from fsdpq.data.interleave import MixedRow, RowMixture
-from fsdpq.data.loader import DealtRow
-from fsdpq.data.order import Position, epoch_order
+from fsdpq.data.dealing.interleave import MixedRow, RowMixture
+from fsdpq.data.dealing.loader import DealtRow
+from fsdpq.data.dealing.order import Position, epoch_order
+from fsdpq.data.dealing.prefetch import Prefetch
 from fsdpq.data.pack import pack_lengths
-from fsdpq.data.prefetch import Prefetch
-from fsdpq.data.prepared import PreparedRows, RowIndex, join_documents
-from fsdpq.data.row_chunks import (
+from fsdpq.data.preparing.prepared import PreparedRows, RowIndex, join_documents
+from fsdpq.data.preparing.row_chunks import (
     CHUNK_CHARACTERS,
     CHUNK_ROWS,
     ChunkTokenizer,
     count_characters,
 )
 from fsdpq.data.templates.choose import choose_template
-from fsdpq.data.tokenize import Row, RowTokenizer
+from fsdpq.data.text.tokenize import Row, RowTokenizer
 from fsdpq.errors import Problem, RecipeError
 from fsdpq.recipe.sections.data import DataOptions
 from fsdpq.rows.source import RowSource
@@ -100,7 +100,7 @@ class WindowReport(NamedTuple):
 
 
 class RowStream:
-    """Rows of files in their global order, without end; see `fsdpq.data.loader.RowOrder`.
+    """Rows of files in their global order, without end; see `fsdpq.data.dealing.loader.RowOrder`.
 
     Args:
         sources: the parts of the mixture.

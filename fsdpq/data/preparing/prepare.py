@@ -21,19 +21,19 @@ import numpy as np
 import numpy.typing as npt
 from transformers import PreTrainedTokenizerBase
 
-from fsdpq.data.loader import split_rows
-from fsdpq.data.mixture import choose_rows, count_rows
+from fsdpq.data.dealing.loader import split_rows
 from fsdpq.data.pack import pack_lengths
-from fsdpq.data.prepared import PreparedWriter, RowIndex
-from fsdpq.data.processes import map_in_order
-from fsdpq.data.row_chunks import (
+from fsdpq.data.preparing.mixture import choose_rows, count_rows
+from fsdpq.data.preparing.prepared import PreparedWriter, RowIndex
+from fsdpq.data.preparing.processes import map_in_order
+from fsdpq.data.preparing.row_chunks import (
     ChunkTokenizer,
     RowChunk,
     TokenizedChunk,
     read_chunks,
 )
 from fsdpq.data.templates.choose import choose_template
-from fsdpq.data.tokenize import RowTokenizer
+from fsdpq.data.text.tokenize import RowTokenizer
 from fsdpq.errors import Location, Problem, RecipeError
 from fsdpq.recipe.sections.data import DataOptions
 from fsdpq.rows.report import DataReport, SourceCounts

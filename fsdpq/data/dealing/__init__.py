@@ -1,0 +1,1 @@
+"""Dealing rows to steps and ranks: order, batches, reading ahead, streams."""

@@ -1,0 +1,1 @@
+"""Tokenizing all rows once, in several processes, into files that the ranks map."""
