@@ -18,7 +18,7 @@ import numpy as np
 
 from fsdpq.data.dealing.loader import split_rows
 from fsdpq.data.inspection.advice import advise, find_errors
-from fsdpq.data.inspection.facts import RowExaminer, cut_row
+from fsdpq.data.inspection.facts import RowExaminer, kept_row
 from fsdpq.data.inspection.lengths import describe_lengths
 from fsdpq.data.inspection.packing import describe_packing
 from fsdpq.data.inspection.reading import PlacedRow, choose_epoch, read_batches
@@ -212,7 +212,7 @@ class Inspection:
         tokens = self._tokenize(row)
         if isinstance(tokens, TemplateError):
             raise RuntimeError(f"a row was rendered once and is refused now: {tokens}")
-        kept = cut_row(tokens, self.options)
+        kept = kept_row(tokens, self.options)
         return {
             "place": vars(row.place),
             "num_tokens": len(tokens.input_ids),

@@ -18,7 +18,7 @@ from fsdpq.data.inspection.content import (
 )
 from fsdpq.data.inspection.samples import special_tokens
 from fsdpq.data.templates.jinja_text import TemplateError
-from fsdpq.data.text.tokenize import Row, RowTokenizer
+from fsdpq.data.text.tokenize import Row, RowTokenizer, cut_row
 from fsdpq.recipe.sections.data import DataOptions
 
 
@@ -107,7 +107,7 @@ class RowExaminer:
         return RowFacts(
             tokens=len(done.input_ids),
             trained=done.num_trained,
-            trained_kept=cut_row(done, self._options).num_trained,
+            trained_kept=kept_row(done, self._options).num_trained,
             unknown=0 if unknown is None else int(np.count_nonzero(done.input_ids == unknown)),
             **found,
         )
@@ -117,14 +117,10 @@ class RowExaminer:
         return marks is not None and any(marks.search(text) for text in texts_of(row))
 
 
-def cut_row(row: Row, options: DataOptions) -> Row:
+def kept_row(row: Row, options: DataOptions) -> Row:
     """Returns what ``data.truncation`` leaves of a row: no token where it leaves the row out."""
     if len(row.input_ids) <= options.seq_len:
         return row
     if options.truncation in ("drop", "error"):
         return Row(row.input_ids[:0], row.loss_mask[:0])
-    from_start = options.truncation == "truncate_start"
-    kept = slice(-options.seq_len, None) if from_start else slice(options.seq_len)
-    mask = row.loss_mask[kept].copy()
-    mask[0] = 0
-    return Row(row.input_ids[kept], mask)
+    return cut_row(row, options.seq_len, from_start=options.truncation == "truncate_start")

@@ -14,7 +14,7 @@ import numpy as np
 
 from fsdpq.data.preparing.prepared import Documents, join_documents
 from fsdpq.data.templates.jinja_text import TemplateError
-from fsdpq.data.text.tokenize import TEMPLATE_HINT, Row, RowTokenizer
+from fsdpq.data.text.tokenize import TEMPLATE_HINT, Row, RowTokenizer, cut_row
 from fsdpq.errors import Location, Problem
 from fsdpq.recipe.sections.data import DataOptions
 from fsdpq.rows.read import NumberedRow, read_rows
@@ -153,14 +153,7 @@ class ChunkTokenizer:
             found.num_too_long += 1
             return None
         found.num_cut += 1
-        return _cut(row, options.seq_len, from_start=options.truncation == "truncate_start")
-
-
-def _cut(row: Row, seq_len: int, *, from_start: bool) -> Row:
-    kept = slice(-seq_len, None) if from_start else slice(seq_len)
-    mask = row.loss_mask[kept].copy()
-    mask[0] = 0
-    return Row(row.input_ids[kept], mask)
+        return cut_row(row, options.seq_len, from_start=options.truncation == "truncate_start")
 
 
 def count_characters(value: Any) -> int:

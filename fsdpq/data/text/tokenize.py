@@ -1,9 +1,9 @@
 """Tokenizes rendered rows, with loss masks that are exact.
 
 The mask comes from character positions: `fsdpq.data.text.render` says which characters carry loss,
-the tokenizer's offsets say which tokens lie wholly inside. Nothing is tokenized twice, so a token that
-merges across a boundary cannot shift the mask; it begins in the prompt and carries no loss. No mask
-is made from token ids: an end-of-text token inside a row carries loss like any other.
+the tokenizer's offsets say which tokens lie wholly inside. Nothing is tokenized twice, so a token
+that merges across a boundary cannot shift the mask; it begins in the prompt and carries no loss. No
+mask is made from token ids: an end-of-text token inside a row carries loss like any other.
 """
 
 from __future__ import annotations
@@ -66,6 +66,14 @@ class Row:
     def num_trained(self) -> int:
         """Tokens that carry loss."""
         return int(np.count_nonzero(self.loss_mask))
+
+
+def cut_row(row: Row, seq_len: int, *, from_start: bool) -> Row:
+    """Returns the first ``seq_len`` tokens of one document, or the last ones (``from_start``)."""
+    kept = slice(-seq_len, None) if from_start else slice(seq_len)
+    mask = row.loss_mask[kept].copy()
+    mask[0] = 0
+    return Row(row.input_ids[kept], mask)
 
 
 class RowTokenizer:
