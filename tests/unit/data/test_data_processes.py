@@ -18,6 +18,14 @@ from fsdpq.errors import LaunchError, Problem, RecipeError
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks are used on Linux only")
 
 
+@pytest.fixture(autouse=True)
+def nothing_is_left() -> Iterator[None]:
+    """No process outlives a test; those that other tests share may be there."""
+    before = set(psutil.Process().children())
+    yield
+    assert set(psutil.Process().children()) <= before
+
+
 def square_slowly(number: int) -> tuple[int, int]:
     time.sleep(0.02 if number % 3 == 0 else 0)
     return number * number, os.getpid()
@@ -30,7 +38,6 @@ def test_results_come_in_order(num_processes: int) -> None:
     pids = {pid for _, pid in results}
     assert (os.getpid() in pids) == (num_processes == 1)
     assert num_processes == 1 or len(pids) > 1
-    assert not psutil.Process().children()
 
 
 def test_one_item_starts_no_process() -> None:
@@ -52,7 +59,6 @@ def test_items_are_read_as_results_are_taken() -> None:
         assert next(results)[0] == number * number
         assert num_read <= number + 2 + 2 * MAX_EARLY_RESULTS
     results.close()  # pyright: ignore[reportAttributeAccessIssue]
-    assert not psutil.Process().children()
 
 
 def test_large_items_and_results_do_not_block_each_other() -> None:
@@ -74,7 +80,6 @@ def test_errors_arrive_as_they_were_raised() -> None:
     assert [problem.message for problem in caught.value.problems] == ["row 3 is bad"]
     with pytest.raises(RuntimeError, match=r"(?s)fail_at_three.*ValueError: unexpected"):
         list(map_in_order(fail_at_three, range(4, 9), num_processes=2))
-    assert not psutil.Process().children()
 
 
 def die_at_four(number: int) -> int:
@@ -87,7 +92,6 @@ def test_killed_process_is_explained() -> None:
     with pytest.raises(LaunchError, match=r"was killed \(SIGKILL\).*memory runs out") as caught:
         list(map_in_order(die_at_four, range(20), num_processes=2))
     assert "--processes 1" in caught.value.hint
-    assert not psutil.Process().children()
 
 
 IN_A_PROCESS = """
