@@ -46,6 +46,7 @@ def _serve(rank: int, connection: Connection) -> None:
         try:
             file_store = dist.FileStore(store, world_size)
             dist.init_process_group("gloo", store=file_store, rank=rank, world_size=world_size)
+            dist.barrier()  # a rank that has nothing to do must not leave before all are there
             answer = (True, function(*arguments))
         except BaseException:
             answer = (False, traceback.format_exc())
