@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import tempfile
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,13 +15,12 @@ from fsdpq.fetch.tokenizer import fetch_tokenizer
 from fsdpq.launch.devices import count_cores
 from fsdpq.launch.processes import TRUST_FLAG
 from fsdpq.launch.screen import Screen
-from fsdpq.launch.single_worker import WorkerFiles, run_single_worker
+from fsdpq.launch.single_worker import RowProgress, WorkerFiles, run_single_worker
 from fsdpq.recipe.load import LoadedRecipe, dump_recipe, load_recipe
 from fsdpq.rows.source import DataSources
 from fsdpq.run_files import RunFiles
 
 INSPECTOR = ("-m", "fsdpq.worker", "inspect")
-PROGRESS_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -83,23 +81,8 @@ def inspect_data(
             *([TRUST_FLAG] if trust_remote_code else []),
         ]  # fmt: skip
         logs = WorkerFiles(files.logs / "out", files.rank_log(0), files.rank_error(0))
-        run_single_worker(arguments, logs, on_line=_Progress(screen).take)
+        run_single_worker(arguments, logs, on_line=RowProgress(screen.report, "looked at").take)
         return json.loads(output.read_text(encoding="utf-8"))
-
-
-class _Progress:
-    """Says now and then how many rows were looked at."""
-
-    def __init__(self, screen: Screen) -> None:
-        self._screen = screen
-        self._last = time.monotonic()
-
-    def take(self, line: str) -> None:
-        """Takes a line of the worker: JSON with ``done_rows``."""
-        now = time.monotonic()
-        if now - self._last >= PROGRESS_S:
-            self._last = now
-            self._screen.report(f"looked at {json.loads(line)['done_rows']:,} rows")
 
 
 def find_wanted_row(data: DataSources, wanted: str) -> tuple[str, int]:
@@ -113,8 +96,7 @@ def find_wanted_row(data: DataSources, wanted: str) -> tuple[str, int]:
     name, _, number = wanted.rpartition(":")
     if not number.isdecimal() or int(number) < 1:
         raise UsageError(f"`--row {wanted}` is no row", "give its number, from 1, or `FILE:NUMBER`")
-    sources = [*data.train, *([data.eval] if data.eval else [])]
-    paths = list(dict.fromkeys(str(file.path) for source in sources for file in source.files))
+    paths = list(dict.fromkeys(str(file.path) for source in data.every for file in source.files))
     found = [path for path in paths if not name or _ends_in(Path(path), Path(name))]
     if len(found) == 1:
         return found[0], int(number)

@@ -30,7 +30,7 @@ from fsdpq.launch.devices import count_cores
 from fsdpq.launch.prepare_key import Key, key_differences, key_digest, prepare_key, shares_files
 from fsdpq.launch.processes import TRUST_FLAG
 from fsdpq.launch.screen import Screen
-from fsdpq.launch.single_worker import WorkerFiles, run_single_worker
+from fsdpq.launch.single_worker import RowProgress, WorkerFiles, run_single_worker
 from fsdpq.recipe.load import load_recipe
 from fsdpq.recipe.root import Recipe
 from fsdpq.rows.prepared_files import (
@@ -45,7 +45,6 @@ from fsdpq.rows.source import DataSources
 
 PREPARER = ("-m", "fsdpq.worker", "prepare")
 CONVERTER = "fsdpq prepare"
-PROGRESS_S = 5.0
 MEMORY_HINT = "use fewer processes: `fsdpq prepare RECIPE --processes 1`; training then uses it"
 
 
@@ -211,7 +210,7 @@ def _open_entry(job: PrepareJob, key: Key, final: Path, *, screen: Screen) -> Fo
         _run_preparer(job, key, draft, screen=screen)
 
     num_bytes = sum(
-        file.path.stat().st_size for source in _all(job.sources) for file in source.files
+        file.path.stat().st_size for source in job.sources.every for file in source.files
     )
     if is_new:
         _make_room(num_bytes, final, screen=screen)
@@ -248,7 +247,7 @@ def _run_preparer(job: PrepareJob, key: Key, draft: Path, *, screen: Screen) -> 
         f"--error={files.error}", f"--processes={num_processes}",
         *([TRUST_FLAG] if job.trust_remote_code else []),
     ]  # fmt: skip
-    progress = _Progress(screen)
+    progress = RowProgress(screen.report, "tokenized")
     try:
         run_single_worker(arguments, files, on_line=progress.take, memory_hint=MEMORY_HINT)
     except FsdpqError as error:
@@ -256,23 +255,6 @@ def _run_preparer(job: PrepareJob, key: Key, draft: Path, *, screen: Screen) -> 
             shutil.rmtree(work, ignore_errors=True)
         raise
     shutil.rmtree(work, ignore_errors=True)
-
-
-class _Progress:
-    """Says now and then how many rows are tokenized."""
-
-    def __init__(self, screen: Screen) -> None:
-        self._screen = screen
-        self._last = time.monotonic()
-
-    def take(self, line: str) -> None:
-        """Takes a line of the worker: JSON with ``done_rows`` and ``total_rows``."""
-        now = time.monotonic()
-        row: dict[str, int] = json.loads(line)
-        if now - self._last < PROGRESS_S or row["done_rows"] >= row["total_rows"]:
-            return
-        self._last = now
-        self._screen.report(f"tokenized {row['done_rows']:,} of {row['total_rows']:,} rows")
 
 
 def _find_damage(found: FoundData) -> str:
@@ -320,10 +302,6 @@ def _why_missing(key: Key) -> str:
         if differences and (nearest is None or len(differences) < len(nearest)):
             nearest = differences
     return "; ".join(nearest) if nearest else "the cache has none of these rows"
-
-
-def _all(sources: DataSources) -> list[Any]:
-    return [*sources.train, *([sources.eval] if sources.eval is not None else [])]
 
 
 def _place(sources: DataSources, key: Key) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -23,6 +24,7 @@ GROUP_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PO
 """A job's own process group is none of the worker's."""
 
 MAX_LINE_BYTES = 4096
+PROGRESS_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,30 @@ class WorkerFiles:
     output: Path
     log: Path
     error: Path
+
+
+class RowProgress:
+    """Says now and then how many rows a worker has done; give `take` as ``on_line``.
+
+    Args:
+        report: told one short line.
+        verb: what is done to them, ``tokenized``.
+    """
+
+    def __init__(self, report: Callable[[str], None], verb: str) -> None:
+        self._report, self._verb = report, verb
+        self._last = time.monotonic()
+
+    def take(self, line: str) -> None:
+        """Takes a line of JSON: ``done_rows``, ``total_rows`` (0 where that is not known)."""
+        now = time.monotonic()
+        row: dict[str, int] = json.loads(line)
+        done, total = row["done_rows"], row["total_rows"]
+        if now - self._last < PROGRESS_S or (total and done >= total):
+            return
+        self._last = now
+        of = f" of {total:,}" if total else ""
+        self._report(f"{self._verb} {done:,}{of} rows")
 
 
 def run_single_worker(

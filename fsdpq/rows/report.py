@@ -40,6 +40,17 @@ class SourceCounts:
     num_held_out: int = 0
     num_used: int = 0
 
+    def sentences(self, seq_len: int, *, of: str = "") -> list[str]:
+        """Returns what was done to rows, one sentence each; ``of`` says of which (`` of X``)."""
+        longer = f"longer than {seq_len} tokens"
+        done = [
+            (self.num_cut, f"are {longer}: cut"),
+            (self.num_too_long, f"are {longer}: left out"),
+            (self.num_untrained, "have no token that carries loss: left out"),
+            (self.num_bad, "are bad: left out"),
+        ]
+        return [f"{count} rows{of} {what}" for count, what in done if count]
+
     @property
     def num_kept(self) -> int:
         """Rows that can be trained on."""

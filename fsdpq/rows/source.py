@@ -75,6 +75,11 @@ class DataSources:
     chat_template: str | None = None
 
     @property
+    def every(self) -> tuple[RowSource, ...]:
+        """The sources of training, then that of evaluation."""
+        return self.train if self.eval is None else (*self.train, self.eval)
+
+    @property
     def num_rows(self) -> int:
         """Rows to train on before any is held out."""
         return sum(source.num_rows for source in self.train)

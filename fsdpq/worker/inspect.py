@@ -123,7 +123,7 @@ class Inspection:
         self.template = choose_template(
             self.tokenizer, self.options.chat_template, self.data.chat_template
         )
-        self.sources = all_sources(inputs.data)
+        self.sources = inputs.data.every
         self.row_tokenizers = [
             RowTokenizer(self.tokenizer, self.options, source.format, template=self.template)
             for source in self.sources
@@ -247,11 +247,6 @@ class Inspection:
                 "tokens": token_table(tokens, self.tokenizer),
             }
         return shown
-
-
-def all_sources(data: DataSources) -> list[RowSource]:
-    """Returns the sources of training, then that of evaluation."""
-    return [*data.train, *([data.eval] if data.eval is not None else [])]
 
 
 def _settings(recipe: Recipe) -> dict[str, Any]:

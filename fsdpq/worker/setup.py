@@ -104,17 +104,10 @@ def _make_up_rows(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Data:
 def list_notices(report: DataReport) -> list[str]:
     """Returns what was done to rows, one sentence each."""
     sources = [*report.sources, *([report.eval] if report.eval is not None else [])]
-    longer = f"longer than {report.seq_len} tokens"
     notices: list[str] = []
     for source in sources:
         of = f" of {source.name}" if len(sources) > 1 else ""
-        counts = [
-            (source.num_cut, f"are {longer}: cut"),
-            (source.num_too_long, f"are {longer}: left out"),
-            (source.num_untrained, "have no token that carries loss: left out"),
-            (source.num_bad, "are bad: left out"),
-        ]
-        notices += [f"{count} rows{of} {what}" for count, what in counts if count]
+        notices += source.sentences(report.seq_len, of=of)
     if report.fill is not None:
         notices.append(
             f"packed {report.num_train_rows} training rows into {report.num_sequences} sequences "

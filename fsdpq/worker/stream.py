@@ -13,6 +13,7 @@ from fsdpq.errors import Problem, RecipeError
 from fsdpq.protocols import MetricSink
 from fsdpq.recipe.root import Recipe
 from fsdpq.recipe.sections.data import DataOptions
+from fsdpq.rows.report import SourceCounts
 from fsdpq.rows.source import DataSources
 
 
@@ -70,11 +71,11 @@ def report_stream(stream: RowStream, options: DataOptions, events: MetricSink) -
 
 def list_counts(counts: StreamCounts, seq_len: int, *, of: str) -> list[str]:
     """Returns what was done to rows, one sentence each."""
-    longer = f"longer than {seq_len} tokens"
-    done = [
-        (counts.cut, f"are {longer}: cut"),
-        (counts.too_long, f"are {longer}: left out"),
-        (counts.untrained, "have no token that carries loss: left out"),
-        (counts.bad_rows, "are bad: left out"),
-    ]
-    return [f"{count} rows{of} {what}" for count, what in done if count]
+    found = SourceCounts(
+        "",
+        num_bad=counts.bad_rows,
+        num_cut=counts.cut,
+        num_too_long=counts.too_long,
+        num_untrained=counts.untrained,
+    )
+    return found.sentences(seq_len, of=of)

@@ -33,10 +33,9 @@ from fsdpq.data.dealing.prefetch import Prefetch
 from fsdpq.data.pack import pack_lengths
 from fsdpq.data.preparing.prepared import PreparedRows, RowIndex, join_documents
 from fsdpq.data.preparing.row_chunks import (
-    CHUNK_CHARACTERS,
     CHUNK_ROWS,
     ChunkTokenizer,
-    count_characters,
+    bounded_chunks,
 )
 from fsdpq.data.templates.choose import choose_template
 from fsdpq.data.text.tokenize import Row, RowTokenizer
@@ -202,7 +201,7 @@ class RowStream:
         while True:
             window = itertools.islice(mixed, min(size, left))
             left -= min(size, left)
-            for rows, ends_window in _chunked(window):
+            for rows, ends_window in bounded_chunks(window, lambda mixed: mixed.row.content):
                 yield self._tokenize_chunk(rows, _Place(epoch, number, ends_window, left == 0))
             number += 1
             if left == 0:
@@ -283,19 +282,6 @@ class _Window:
     is_last: bool
     rows: PreparedRows
     counts: StreamCounts = field(default_factory=StreamCounts)
-
-
-def _chunked(rows: Iterator[MixedRow]) -> Iterator[tuple[list[MixedRow], bool]]:
-    """Yields the rows of a window in chunks that are bounded, and whether each is the last."""
-    chunk: list[MixedRow] = []
-    num_characters = 0
-    for row in rows:
-        if len(chunk) == CHUNK_ROWS or num_characters >= CHUNK_CHARACTERS:
-            yield chunk, False
-            chunk, num_characters = [], 0
-        chunk.append(row)
-        num_characters += count_characters(row.row.content)
-    yield chunk, True
 
 
 def _join_windows(chunks: Iterator[_Chunk], options: DataOptions) -> Iterator[_Window]:

@@ -37,7 +37,7 @@ from fsdpq.data.text.tokenize import RowTokenizer
 from fsdpq.errors import Location, Problem, RecipeError
 from fsdpq.recipe.sections.data import DataOptions
 from fsdpq.rows.report import DataReport, SourceCounts
-from fsdpq.rows.source import DataSources, RowSource
+from fsdpq.rows.source import DataSources
 
 MAX_PROBLEMS = 20
 """Rows that are reported when they cannot be used; tokenizing stops there."""
@@ -67,12 +67,6 @@ class Preparation:
     num_processes: int = 1
     on_progress: Callable[[int, int], None] = lambda _done, _total: None
 
-    @property
-    def all_sources(self) -> tuple[RowSource, ...]:
-        """Those of training, then that of evaluation."""
-        extra = (self.sources.eval,) if self.sources.eval is not None else ()
-        return (*self.sources.train, *extra)
-
     def row_tokenizers(self) -> list[RowTokenizer]:
         """Returns what tokenizes the rows of each source."""
         template = choose_template(
@@ -80,7 +74,7 @@ class Preparation:
         )
         return [
             RowTokenizer(self.tokenizer, self.options, source.format, template=template)
-            for source in self.all_sources
+            for source in self.sources.every
         ]
 
 
@@ -153,8 +147,8 @@ class _Counts:
 
 def _tokenize_all(job: Preparation, writer: PreparedWriter) -> list[_Counts]:
     """Writes the documents of all sources, in order, and returns what became of the rows."""
-    counts = [_Counts(num_bad=source.num_bad_rows) for source in job.all_sources]
-    total = sum(source.num_rows for source in job.all_sources)
+    counts = [_Counts(num_bad=source.num_bad_rows) for source in job.sources.every]
+    total = sum(source.num_rows for source in job.sources.every)
     skips = job.options.on_bad_row == "skip"
     function = ChunkTokenizer(job.row_tokenizers(), job.options)
     taken: deque[RowChunk] = deque()
@@ -183,7 +177,7 @@ def _tokenize_all(job: Preparation, writer: PreparedWriter) -> list[_Counts]:
 def _all_chunks(job: Preparation) -> Iterator[RowChunk]:
     return itertools.chain.from_iterable(
         read_chunks(source, number, on_bad_row=job.options.on_bad_row)
-        for number, source in enumerate(job.all_sources)
+        for number, source in enumerate(job.sources.every)
     )
 
 
@@ -275,7 +269,7 @@ def _report_sources(
     """Returns what became of the rows of every source, that of evaluation last."""
     stops = np.cumsum([count.num_kept for count in counts]).tolist()
     sources: list[SourceCounts] = []
-    for source, count, stop in zip(job.all_sources, counts, stops, strict=True):
+    for source, count, stop in zip(job.sources.every, counts, stops, strict=True):
         own = slice(stop - count.num_kept, stop)
         sources.append(
             SourceCounts(
@@ -322,7 +316,7 @@ def _count_between(documents: Int64, own: slice) -> int:
 
 def _check_unchanged(job: Preparation) -> None:
     """Raises `RecipeError` where a file is not what the launcher found: the key would be wrong."""
-    for source in job.all_sources:
+    for source in job.sources.every:
         for file in source.files:
             with file.path.open("rb") as opened:
                 digest = hashlib.sha256()

@@ -6,9 +6,9 @@ are. Where a chunk ends depends on the rows only.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -19,6 +19,8 @@ from fsdpq.errors import Location, Problem
 from fsdpq.recipe.sections.data import DataOptions
 from fsdpq.rows.read import NumberedRow, read_rows
 from fsdpq.rows.source import RowSource
+
+Item = TypeVar("Item")
 
 CHUNK_ROWS = 500
 CHUNK_CHARACTERS = 2_000_000
@@ -99,16 +101,28 @@ def read_chunks(
     Raises:
         RecipeError: rows are not of their format, or a file cannot be read.
     """
-    rows: list[NumberedRow] = []
-    characters = 0
-    for row in read_rows(source, on_bad_row=on_bad_row):
-        rows.append(row)
-        characters += count_characters(row.content)
-        if len(rows) == CHUNK_ROWS or characters >= CHUNK_CHARACTERS:
-            yield RowChunk(number, rows)
-            rows, characters = [], 0
-    if rows:
-        yield RowChunk(number, rows)
+    rows = read_rows(source, on_bad_row=on_bad_row)
+    for chunk, _ in bounded_chunks(rows, lambda row: row.content):
+        if chunk:
+            yield RowChunk(number, chunk)
+
+
+def bounded_chunks(
+    rows: Iterable[Item], content_of: Callable[[Item], Mapping[str, Any]]
+) -> Iterator[tuple[list[Item], bool]]:
+    """Yields all rows in chunks that are bounded, and whether each is the last.
+
+    The last one is empty where there are no rows, and only there.
+    """
+    chunk: list[Item] = []
+    num_characters = 0
+    for row in rows:
+        if len(chunk) == CHUNK_ROWS or num_characters >= CHUNK_CHARACTERS:
+            yield chunk, False
+            chunk, num_characters = [], 0
+        chunk.append(row)
+        num_characters += count_characters(content_of(row))
+    yield chunk, True
 
 
 class ChunkTokenizer:
