@@ -9,6 +9,7 @@
     |   `-- FetchError               4    a download that is whole and right
     |-- LaunchError                  1    ranks that start and stay alive
     |-- RunStoppedError            130    a run that nobody stopped
+    |   `-- RunSavedError           75    the same, but for what a checkpoint keeps
     |-- TrainingError                1    a loss that stays finite
     |-- CheckpointError              1    a checkpoint or base that can be read
     |   `-- DamagedBaseError         1    a quantized base that is what was written
@@ -34,6 +35,8 @@ class ExitCode(IntEnum):
     RECIPE = 2
     DOES_NOT_FIT = 3
     ENVIRONMENT = 4
+    SAVED = 75
+    """The run was stopped and saved: ``fsdpq resume`` goes on. sysexits.h calls it EX_TEMPFAIL."""
     INTERRUPTED = 130
 
 
@@ -142,6 +145,12 @@ class RunStoppedError(FsdpqError):
     """A run that was stopped from outside, by Ctrl-C or SIGTERM."""
 
     exit_code = ExitCode.INTERRUPTED
+
+
+class RunSavedError(RunStoppedError):
+    """A run that was stopped from outside after it had saved a checkpoint to go on from."""
+
+    exit_code = ExitCode.SAVED
 
 
 class TrainingError(FsdpqError):

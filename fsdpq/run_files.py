@@ -21,6 +21,11 @@ events.jsonl, field ``event`` is one of:
     ``notice``  message, time
     ``stream``  epoch, window, rows, bad_rows, cut, too_long, untrained, documents, sequences,
                 tokens, trained_tokens, fill where rows are packed, time (`data.streaming`)
+    ``resume``  step, directory (of the checkpoint), world_size (that saved it), time: the ranks go
+                on from there; rows of later steps that stand before it are void
+    ``checkpoint``  step, directory, num_bytes, seconds, eval_loss, time: it is whole and on disk
+    ``stop``    signal, time: the ranks were asked to save and end, and will after this step
+    ``stopped``  step, directory (null where nothing could be saved), time: they have
     ``done``    the fields of `RunSummary`, time
 
 The worker's ``quantize RUN_DIR --out DIR`` reads the same recipe and lock (``inputs.data`` may be
@@ -126,6 +131,20 @@ class RunFiles:
         """What the run leaves behind, by ``export.format``."""
         names = {"peft": self.adapter, "transformers": self.model, "delta": self.delta}
         return names[export_format]
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of the checkpoints, ``step-00000100`` and so on (`tensor_files`)."""
+        return self.root / "checkpoints"
+
+    @property
+    def stop_request(self) -> Path:
+        """Exists while the launcher wants the ranks to save and end; holds the signal's name."""
+        return self.root / "stop"
+
+    def heartbeat(self, rank: int) -> Path:
+        """When and where rank ``rank`` was last alive."""
+        return self.logs / f"rank-{rank}.heartbeat"
 
     @property
     def tensorboard(self) -> Path:

@@ -33,7 +33,7 @@ def prepare_command(
     model's weights are not needed. The directory is printed on stdout.
     """
     from fsdpq.cli.screen import open_screen
-    from fsdpq.launch.prepare import prepare
+    from fsdpq.launch.inputs.prepare import prepare
 
     warn_of_code(trust_remote_code)
     found = prepare(

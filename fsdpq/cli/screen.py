@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, TextIO
 import click
 
 from fsdpq.cli.render import clean, render_table, wants_color
-from fsdpq.launch.torchrun import Row
+from fsdpq.launch.ranks.torchrun import Row
 from fsdpq.run_files import RunFiles
 
 if TYPE_CHECKING:

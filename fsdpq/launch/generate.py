@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fsdpq.errors import UsageError
-from fsdpq.launch.devices import list_gpus
-from fsdpq.launch.processes import TRUST_FLAG
-from fsdpq.launch.single_worker import WorkerFiles, run_single_worker
+from fsdpq.launch.machine.devices import list_gpus
+from fsdpq.launch.ranks.processes import TRUST_FLAG
+from fsdpq.launch.ranks.single_worker import WorkerFiles, run_single_worker
 from fsdpq.recipe.load import load_resolved
 from fsdpq.run_files import RunFiles
 

@@ -12,10 +12,10 @@ from typing import Any
 from fsdpq.errors import UsageError
 from fsdpq.fetch.data import fetch_data
 from fsdpq.fetch.tokenizer import fetch_tokenizer
-from fsdpq.launch.devices import count_cores
-from fsdpq.launch.processes import TRUST_FLAG
+from fsdpq.launch.machine.devices import count_cores
+from fsdpq.launch.ranks.processes import TRUST_FLAG
+from fsdpq.launch.ranks.single_worker import RowProgress, WorkerFiles, run_single_worker
 from fsdpq.launch.screen import Screen
-from fsdpq.launch.single_worker import RowProgress, WorkerFiles, run_single_worker
 from fsdpq.recipe.load import LoadedRecipe, dump_recipe, load_recipe
 from fsdpq.rows.source import DataSources
 from fsdpq.run_files import RunFiles

@@ -17,15 +17,15 @@ from typing import Any
 from fsdpq.errors import EnvironmentProblemError, LaunchError, RunStoppedError, UsageError
 from fsdpq.fetch.drafts import draft_of, remove_drafts
 from fsdpq.fetch.local import copy_model_files
-from fsdpq.launch.devices import check_bf16, list_gpus
-from fsdpq.launch.failure import count_oom_kills, explain_failure
-from fsdpq.launch.inputs import fetch_base_model
+from fsdpq.launch.inputs.fetched import fetch_base_model
 from fsdpq.launch.lock_file import describe_run
-from fsdpq.launch.processes import TRUST_FLAG
-from fsdpq.launch.resolve import resolve_launch
+from fsdpq.launch.machine.devices import check_bf16, list_gpus
+from fsdpq.launch.machine.resolve import resolve_launch
+from fsdpq.launch.ranks.failure import count_oom_kills, explain_failure
+from fsdpq.launch.ranks.processes import TRUST_FLAG
+from fsdpq.launch.ranks.torchrun import check_endpoint, run_torchrun
 from fsdpq.launch.run_dir import create_run_dir
 from fsdpq.launch.screen import Screen
-from fsdpq.launch.torchrun import check_endpoint, run_torchrun
 from fsdpq.recipe.checks.facts import told_dtype
 from fsdpq.recipe.load import LoadedRecipe, load_recipe
 from fsdpq.recipe.root import Recipe
@@ -54,7 +54,7 @@ class QuantizeJob:
         loaded: the recipe as given.
         recipe: the same, resolved.
         gpus: the GPUs that the ranks may use.
-        model: the base model as `fsdpq.launch.inputs` describes it.
+        model: the base model as `fsdpq.launch.inputs.fetched` describes it.
         trust_remote_code: let the ranks run Python code that the model brings.
         worker: arguments of torchrun that name the worker.
         output: one of `FORMATS`.

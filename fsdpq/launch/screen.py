@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from fsdpq.launch.torchrun import Row
+from fsdpq.launch.ranks.torchrun import Row
 from fsdpq.run_files import RunFiles
 
 

@@ -16,9 +16,9 @@ from fsdpq.errors import (
     RunStoppedError,
     UsageError,
 )
-from fsdpq.launch.devices import list_gpus
-from fsdpq.launch.failure import count_oom_kills, explain_failure
-from fsdpq.launch.torchrun import Row, run_torchrun
+from fsdpq.launch.machine.devices import list_gpus
+from fsdpq.launch.ranks.failure import count_oom_kills, explain_failure
+from fsdpq.launch.ranks.torchrun import Row, run_torchrun
 from fsdpq.recipe.sections.launch import LaunchOptions
 from fsdpq.run_files import CheckResult, RunFiles
 

@@ -7,19 +7,19 @@ from pathlib import Path
 from typing import Any
 
 from fsdpq.errors import LaunchError, RunStoppedError
-from fsdpq.launch.base_cache import find_base, held_inputs, remove_damaged_base
-from fsdpq.launch.devices import check_bf16, list_gpus
-from fsdpq.launch.failure import count_oom_kills, explain_failure
-from fsdpq.launch.inputs import fetch_inputs, make_inputs, shrink
-from fsdpq.launch.kernels import check_kernels
+from fsdpq.launch.inputs.base_cache import find_base, held_inputs, remove_damaged_base
+from fsdpq.launch.inputs.fetched import fetch_inputs, make_inputs, shrink
+from fsdpq.launch.inputs.prepare import prepare_inputs
 from fsdpq.launch.lock_file import describe_run
-from fsdpq.launch.prepare import prepare_inputs
-from fsdpq.launch.processes import TRUST_FLAG
+from fsdpq.launch.machine.devices import check_bf16, list_gpus
+from fsdpq.launch.machine.kernels import check_kernels
+from fsdpq.launch.machine.resolve import explain_dtype, resolve_launch
 from fsdpq.launch.quantize import QUANTIZER, QuantizeJob
-from fsdpq.launch.resolve import explain_dtype, resolve_launch
+from fsdpq.launch.ranks.failure import count_oom_kills, explain_failure
+from fsdpq.launch.ranks.processes import TRUST_FLAG
+from fsdpq.launch.ranks.torchrun import WORKER, Row, check_endpoint, run_torchrun
 from fsdpq.launch.run_dir import check_run_dir, create_run_dir
 from fsdpq.launch.screen import Screen
-from fsdpq.launch.torchrun import WORKER, Row, check_endpoint, run_torchrun
 from fsdpq.recipe.checks.facts import told_dtype
 from fsdpq.recipe.load import load_recipe
 from fsdpq.recipe.root import Recipe

@@ -34,7 +34,7 @@ NOT_FINITE_HINT = (
 
 @dataclass
 class Progress:
-    """Totals over the steps done so far."""
+    """Totals over the steps done so far, those before a resume included."""
 
     steps: int = 0
     tokens: int = 0
@@ -65,6 +65,21 @@ class LogWindow:
         self.tokens += step.num_tokens
 
 
+@dataclass
+class LoopState:
+    """Where the loop is between two steps: with weights, optimizer and rows, all that it knows.
+
+    Attributes:
+        progress: totals.
+        window: steps that no log line has yet.
+        eval_losses: held-out losses by the step after which they were computed.
+    """
+
+    progress: Progress = field(default_factory=Progress)
+    window: LogWindow = field(default_factory=LogWindow)
+    eval_losses: dict[int, float] = field(default_factory=dict)
+
+
 @dataclass(frozen=True)
 class Trainer:
     """All that the loop needs, built by the worker.
@@ -87,6 +102,8 @@ class Trainer:
         router_aux_loss_coef: factor on the load-balancing loss of a mixture, 0 without it.
         check_base: raises where the base that is trained over has changed; called before every log
             line.
+        after_step: called after every step, its log line and its evaluation, on all ranks; ends the
+            loop where it returns True, on all of them.
     """
 
     model: nn.Module
@@ -105,37 +122,48 @@ class Trainer:
     log_memory: bool = False
     router_aux_loss_coef: float = 0.0
     check_base: Callable[[], None] = lambda: None
+    after_step: Callable[[LoopState], bool] = lambda _state: False
 
-    def run(self, steps: Iterator[Step]) -> Progress:
+    def run(self, steps: Iterator[Step], state: LoopState | None = None) -> Progress:
         """Trains; returns the totals.
 
         Ranks: all (collective).
+
+        Args:
+            steps: from the first one that is to be done.
+            state: where to go on; it is changed in place. None starts at the first step.
 
         Raises:
             TrainingError: a loss is not finite.
         """
         self.model.train()
         peak = [group["lr"] for group in self.optimizer.param_groups]
-        progress, window = Progress(), LogWindow()
-        for index in range(self.total_steps):
-            step = window.take(steps)
+        state = state or LoopState()
+        progress, first = state.progress, state.progress.steps
+        for index in range(first, self.total_steps):
+            step = state.window.take(steps)
             for group, lr in zip(self.optimizer.param_groups, peak, strict=True):
                 group["lr"] = lr * self.schedule(index)
             with self.profiler.tracing(index + 1) if self.profiler else nullcontext():
-                result = self._step(step, first=index == 0)
-            window.add(result, step)
+                result = self._step(step, first=index == first)
+            state.window.add(result, step)
             progress.steps += 1
             progress.tokens += step.num_tokens
             progress.trained_tokens += step.num_trained
             last = progress.steps == self.total_steps
             if last or progress.steps % self.log_interval == 0:
-                self._log(window, progress)
-                window = LogWindow()
+                self._log(state.window, progress)
+                state.window = LogWindow()
             interval = self.options.eval_interval
+            before = time.monotonic()
             if interval and progress.steps % interval == 0 and not last:
-                before = time.monotonic()
-                self.log_evaluation(progress.steps)
-                window.started += time.monotonic() - before
+                loss = self.log_evaluation(progress.steps)
+                if loss is not None:
+                    state.eval_losses[progress.steps] = loss
+            ends = self.after_step(state)
+            state.window.started += time.monotonic() - before
+            if ends:
+                break
         if self.profiler:
             self.profiler.finish()
         return progress

@@ -14,7 +14,7 @@ from fsdpq.worker.assemble import (
     stop_ids,
     without_gpu_kernels,
 )
-from fsdpq.worker.export import FORMATS
+from fsdpq.worker.export.formats import FORMATS
 from fsdpq.worker.tokenizer import load_tokenizer
 
 

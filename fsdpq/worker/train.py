@@ -27,7 +27,7 @@ from fsdpq.worker.assemble import (
     read_inputs,
     stop_ids,
 )
-from fsdpq.worker.export import FORMATS, save_template
+from fsdpq.worker.export.formats import FORMATS, save_template
 from fsdpq.worker.from_disk import reading_notices
 from fsdpq.worker.outputs import open_metrics, open_rows
 from fsdpq.worker.setup import Data, build_trainer, load_data

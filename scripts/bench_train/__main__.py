@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from fsdpq.launch.cpu_rates import find_cpu_dtype
+from fsdpq.launch.machine.cpu_rates import find_cpu_dtype
 from scripts.bench_train.contenders import CONTENDERS, Options, write_checkpoint
 from scripts.bench_train.processes import RATE, Found, Limits, measure_together
 from scripts.bench_train.shapes import SHAPES, Batch, Shape, step_flops, with_layers

@@ -216,7 +216,7 @@ ANSWER = "import sys; print('Paris is', sys.argv[2:]); print('noise', file=sys.s
 
 
 def finished_run(tmp_path: Path) -> Path:
-    from fsdpq.launch.resolve import resolve_launch
+    from fsdpq.launch.machine.resolve import resolve_launch
     from fsdpq.launch.run_dir import create_run_dir
     from fsdpq.recipe.load import load_recipe
 

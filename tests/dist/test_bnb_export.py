@@ -12,7 +12,7 @@ from fsdpq.errors import ExportError, FsdpqError
 from fsdpq.model.meta import build_meta_model
 from fsdpq.quantization.bnb import BnbQuantizer
 from fsdpq.recipe.sections.quantization import BnbOptions
-from fsdpq.worker.bnb_export import save_bnb_checkpoint, write_recipe_bnb
+from fsdpq.worker.export.bnb import save_bnb_checkpoint, write_recipe_bnb
 from support import reference
 from support.bnb_repository import EXPERTS, load_stock, save_quantized, stored_tensors
 from support.ranks import RankPool

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from fsdpq.dist import gather_whole
 from fsdpq.errors import RecipeError
 from fsdpq.worker.assemble import Assembled, Inputs
-from fsdpq.worker.export import FORMATS
+from fsdpq.worker.export.formats import FORMATS
 from support import reference
 from support.ranks import RankPool
 from support.sharded import assemble, train

@@ -20,7 +20,7 @@ from transformers.cache_utils import DynamicCache
 from fsdpq.checkpoint import whole_model
 from fsdpq.run_files import RunFiles, read_json_lines
 from fsdpq.worker.assemble import Inputs
-from fsdpq.worker.export import FORMATS
+from fsdpq.worker.export.formats import FORMATS
 
 PROMPT = [5, 17, 230, 44, 9, 101, 77, 300]
 DORA = {"adapter": {"kind": "dora", "rank": 4, "alpha": 16.0}}

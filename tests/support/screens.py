@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fsdpq.launch.torchrun import Row
+from fsdpq.launch.ranks.torchrun import Row
 from fsdpq.run_files import RunFiles
 
 

@@ -5,7 +5,7 @@ changes the weights of a running model. The checksums were compared at the start
 and time of change are looked at, and only where they differ the rows are compared once more: a file
 that was merely touched stops nothing. A file whose name is gone lives on until it is closed. What
 no check can come before is a page that is read after the file was cut: the system ends the process
-with SIGBUS then, and the launcher explains it (`fsdpq.launch.failure`).
+with SIGBUS then, and the launcher explains it (`fsdpq.launch.ranks.failure`).
 
 FSDP2 pads a copy of a local shard that is smaller than those of other ranks. What is put in front
 of it here is as large as theirs: this rank's rows and whatever follows them in the file, which is

@@ -8,7 +8,7 @@ import pytest
 from fsdpq.cli import screen as module
 from fsdpq.cli.render import clean, wants_color
 from fsdpq.cli.screen import LiveScreen, PlainScreen, format_bytes, format_seconds, open_screen
-from fsdpq.launch.torchrun import Row
+from fsdpq.launch.ranks.torchrun import Row
 from fsdpq.run_files import RunFiles
 
 

@@ -14,10 +14,11 @@ from support.screens import Lines
 
 from fsdpq.errors import FetchError, FsdpqError, LaunchError, UsageError
 from fsdpq.fetch import cache
-from fsdpq.launch import base_cache, quantize
-from fsdpq.launch.base_cache import find_base, remove_damaged_base
+from fsdpq.launch import quantize
+from fsdpq.launch.inputs import base_cache
+from fsdpq.launch.inputs.base_cache import find_base, remove_damaged_base
+from fsdpq.launch.machine.resolve import resolve_launch
 from fsdpq.launch.quantize import QuantizeJob
-from fsdpq.launch.resolve import resolve_launch
 from fsdpq.recipe.load import load_recipe
 from fsdpq.run_files import RunFiles
 from fsdpq.tensor_files.base_manifest import (

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from fsdpq.launch import cpu_rates
-from fsdpq.launch.cpu_rates import CpuRates, find_cpu_dtype, machine_key, read_or_measure
-from fsdpq.launch.resolve import explain_dtype, resolve_launch
+from fsdpq.launch.machine import cpu_rates
+from fsdpq.launch.machine.cpu_rates import CpuRates, find_cpu_dtype, machine_key, read_or_measure
+from fsdpq.launch.machine.resolve import explain_dtype, resolve_launch
 from fsdpq.recipe.load import load_recipe
 
 QUICKSTART = Path(__file__).parents[3] / "recipes" / "quickstart.yaml"

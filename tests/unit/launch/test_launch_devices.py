@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from fsdpq.errors import EnvironmentProblemError
-from fsdpq.launch.devices import check_bf16, count_cores, cpu_has_bf16, list_gpus
-from fsdpq.launch.resolve import resolve_launch
+from fsdpq.launch.machine.devices import check_bf16, count_cores, cpu_has_bf16, list_gpus
+from fsdpq.launch.machine.resolve import resolve_launch
 from fsdpq.recipe.load import load_recipe
 from fsdpq.recipe.root import Recipe
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from fsdpq.errors import ExitCode, FsdpqError
-from fsdpq.launch import failure
-from fsdpq.launch.failure import explain_failure, read_rank_errors, read_torchrun_failures
+from fsdpq.launch.ranks import failure
+from fsdpq.launch.ranks.failure import explain_failure, read_rank_errors, read_torchrun_failures
 from fsdpq.run_files import RunFiles
 
 NOW = 1764000000.0

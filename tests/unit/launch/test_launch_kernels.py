@@ -9,8 +9,8 @@ import pytest
 from support.tiny import tiny_recipe
 
 from fsdpq.errors import EnvironmentProblemError, ExitCode
-from fsdpq.launch.kernels import check_kernels
-from fsdpq.launch.shrink import shrink_recipe
+from fsdpq.launch.inputs.shrink import shrink_recipe
+from fsdpq.launch.machine.kernels import check_kernels
 
 CPU = {"device": "cpu"}
 GPU = {"device": "cuda"}

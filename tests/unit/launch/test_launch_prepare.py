@@ -26,8 +26,8 @@ from fsdpq.errors import (
 )
 from fsdpq.fetch.cache_entries import list_entries
 from fsdpq.fetch.holds import hold
-from fsdpq.launch import prepare as launch_prepare
-from fsdpq.launch.prepare import FoundData, prepare
+from fsdpq.launch.inputs import prepare as launch_prepare
+from fsdpq.launch.inputs.prepare import FoundData, prepare
 
 ROOT = Path(__file__).parents[3]
 WORKER = (str(Path(__file__).with_name("fake_preparer.py")),)
@@ -41,7 +41,7 @@ data: {path: rows.jsonl, format: qna_no_ctx, seq_len: 64}
 IN_A_PROCESS = f"""
 import sys
 from fsdpq.cli.main import main
-from fsdpq.launch import prepare
+from fsdpq.launch.inputs import prepare
 prepare.PREPARER = {WORKER}
 main(["prepare", "recipe.yaml"])
 """

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from support.screens import Lines
 
-from fsdpq.launch import prepare
+from fsdpq.launch.inputs import prepare
 from fsdpq.launch.train import train
 
 TOKEN = "hf_secretSecretSecretSecretSecretSecret"

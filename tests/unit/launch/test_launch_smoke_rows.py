@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fsdpq.launch.smoke_rows import make_smoke_rows
+from fsdpq.launch.inputs.smoke_rows import make_smoke_rows
 from fsdpq.recipe.sections.data import DataOptions
 from fsdpq.rows.read import read_rows
 

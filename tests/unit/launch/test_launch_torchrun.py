@@ -14,9 +14,9 @@ import psutil
 import pytest
 
 from fsdpq.errors import EnvironmentProblemError, FsdpqError
-from fsdpq.launch import processes
-from fsdpq.launch.failure import count_oom_kills, explain_failure
-from fsdpq.launch.torchrun import JsonLinesTail, check_endpoint, run_torchrun
+from fsdpq.launch.ranks import processes
+from fsdpq.launch.ranks.failure import count_oom_kills, explain_failure
+from fsdpq.launch.ranks.torchrun import JsonLinesTail, check_endpoint, run_torchrun
 from fsdpq.recipe.sections.launch import LaunchOptions
 from fsdpq.run_files import RunFiles
 from fsdpq.tensor_files.base_manifest import WEIGHTS_NAME, BaseManifest, write_manifest

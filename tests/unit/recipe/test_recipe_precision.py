@@ -6,7 +6,7 @@ from typing import Any, get_args
 
 import pytest
 
-from fsdpq.launch.resolve import resolve_launch
+from fsdpq.launch.machine.resolve import resolve_launch
 from fsdpq.recipe.load import dump_recipe, load_resolved
 from fsdpq.recipe.precision import PRESETS, Precision, compute_dtype, precision_of
 from fsdpq.recipe.root import Recipe

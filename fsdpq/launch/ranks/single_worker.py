@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fsdpq.errors import LaunchError, RunStoppedError
-from fsdpq.launch.failure import (
+from fsdpq.launch.ranks.failure import (
     MEMORY_HINT,
     count_new_oom_kills,
     count_oom_kills,
@@ -18,7 +18,7 @@ from fsdpq.launch.failure import (
     explain_signal,
     read_rank_error,
 )
-from fsdpq.launch.processes import ProcessTree, catch_stop_signals, worker_environment
+from fsdpq.launch.ranks.processes import ProcessTree, catch_stop_signals, worker_environment
 
 GROUP_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 """A job's own process group is none of the worker's."""

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from fsdpq.fetch.cache import cached_directory
 from fsdpq.fetch.template_file import read_template_file
-from fsdpq.launch.shrink import NUM_ROWS
+from fsdpq.launch.inputs.shrink import NUM_ROWS
 from fsdpq.recipe.sections.data import DataOptions
 from fsdpq.recipe.sections.source import MixturePart, SourceOptions
 from fsdpq.rows.examples import made_up_rows

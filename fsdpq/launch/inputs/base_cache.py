@@ -20,9 +20,9 @@ from fsdpq.fetch.cache import cache_root, cached_directory, format_bytes
 from fsdpq.fetch.cache_entries import BASES, make_room
 from fsdpq.fetch.drafts import remove_whole
 from fsdpq.fetch.holds import hold
-from fsdpq.launch.base_size import estimate_base_bytes
-from fsdpq.launch.failure import read_rank_errors
+from fsdpq.launch.inputs.base_size import estimate_base_bytes
 from fsdpq.launch.quantize import QuantizeJob, run_quantizer
+from fsdpq.launch.ranks.failure import read_rank_errors
 from fsdpq.launch.screen import Screen
 from fsdpq.recipe.root import Recipe
 from fsdpq.recipe.stored_quantization import read_stored_quantization

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from fsdpq.fetch.cache import cache_root
-from fsdpq.launch.devices import cpu_has_bf16
+from fsdpq.launch.machine.devices import cpu_has_bf16
 from fsdpq.run_files import write_whole
 
 FILE_NAME = "cpu-rates.json"

@@ -19,8 +19,8 @@ from fsdpq.cards.chat_templates import BUILT_IN_TEMPLATES
 from fsdpq.errors import UsageError
 from fsdpq.fetch.cache import cached_directory
 from fsdpq.fetch.resolve import FetchedModel
-from fsdpq.launch.shrink import NUM_LAYERS
-from fsdpq.launch.single_worker import WorkerFiles, run_single_worker
+from fsdpq.launch.inputs.shrink import NUM_LAYERS
+from fsdpq.launch.ranks.single_worker import WorkerFiles, run_single_worker
 from fsdpq.recipe.checks.facts import card_of
 from fsdpq.recipe.root import Recipe
 from fsdpq.recipe.sections.data import DataOptions

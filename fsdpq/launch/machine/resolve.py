@@ -6,7 +6,7 @@ import os
 from typing import Any, Literal
 
 from fsdpq.errors import EnvironmentProblemError
-from fsdpq.launch.cpu_rates import find_cpu_dtype
+from fsdpq.launch.machine.cpu_rates import find_cpu_dtype
 from fsdpq.recipe.precision import base_dtype
 from fsdpq.recipe.root import Recipe
 

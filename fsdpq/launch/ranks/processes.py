@@ -19,7 +19,7 @@ from types import FrameType
 import psutil
 
 from fsdpq.errors import LaunchError
-from fsdpq.launch.devices import count_cores
+from fsdpq.launch.machine.devices import count_cores
 
 GRACE_S = 10.0
 """Time that a stopped run gets to end by itself."""

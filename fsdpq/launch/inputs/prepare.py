@@ -26,11 +26,17 @@ from fsdpq.fetch.drafts import remove_whole
 from fsdpq.fetch.hashes import hash_local_files, hash_of_hashes
 from fsdpq.fetch.holds import claim
 from fsdpq.fetch.tokenizer import fetch_tokenizer, hash_tokenizer
-from fsdpq.launch.devices import count_cores
-from fsdpq.launch.prepare_key import Key, key_differences, key_digest, prepare_key, shares_files
-from fsdpq.launch.processes import TRUST_FLAG
+from fsdpq.launch.inputs.prepare_key import (
+    Key,
+    key_differences,
+    key_digest,
+    prepare_key,
+    shares_files,
+)
+from fsdpq.launch.machine.devices import count_cores
+from fsdpq.launch.ranks.processes import TRUST_FLAG
+from fsdpq.launch.ranks.single_worker import RowProgress, WorkerFiles, run_single_worker
 from fsdpq.launch.screen import Screen
-from fsdpq.launch.single_worker import RowProgress, WorkerFiles, run_single_worker
 from fsdpq.recipe.load import load_recipe
 from fsdpq.recipe.root import Recipe
 from fsdpq.rows.prepared_files import (

@@ -6,8 +6,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from fsdpq.launch.inputs.shrink import shrink_recipe
 from fsdpq.launch.screen import Screen
-from fsdpq.launch.shrink import shrink_recipe
 from fsdpq.recipe.load import LoadedRecipe
 from fsdpq.recipe.root import Recipe
 
@@ -66,8 +66,8 @@ def make_inputs(loaded: LoadedRecipe, *, screen: Screen) -> dict[str, Any]:
     Raises:
         UsageError: the architecture of the recipe's model is not known.
     """
-    from fsdpq.launch.smoke import make_smoke_model
-    from fsdpq.launch.smoke_rows import make_smoke_rows
+    from fsdpq.launch.inputs.smoke import make_smoke_model
+    from fsdpq.launch.inputs.smoke_rows import make_smoke_rows
 
     model = make_smoke_model(loaded.recipe, base_dir=loaded.base_dir, report=screen.report)
     options = loaded.recipe.data

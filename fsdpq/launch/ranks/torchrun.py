@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from fsdpq.errors import EnvironmentProblemError
-from fsdpq.launch.processes import ProcessTree, catch_stop_signals, worker_environment
+from fsdpq.launch.ranks.processes import ProcessTree, catch_stop_signals, worker_environment
 from fsdpq.recipe.sections.launch import LaunchOptions
 from fsdpq.run_files import RunFiles
 

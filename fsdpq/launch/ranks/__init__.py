@@ -1,0 +1,1 @@
+"""Processes of ours: ranks under torchrun, single workers, and why they ended."""

@@ -1,0 +1,61 @@
+"""Verbs that run as ranks under torchrun: train, write a quantized base, test the machine."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from fsdpq.run_files import RunFiles
+from fsdpq.worker.guard import recorded_errors, redirect_output
+
+
+def add_rank_verbs(verbs: Any) -> None:
+    """Adds ``train``, ``quantize`` and ``self-test``."""
+    train = verbs.add_parser("train")
+    train.add_argument("run_dir", type=Path)
+    train.add_argument("--trust-remote-code", action="store_true")
+    train.set_defaults(run=_train)
+    quantize = verbs.add_parser("quantize")
+    quantize.add_argument("run_dir", type=Path)
+    quantize.add_argument("--out", type=Path, required=True)
+    quantize.add_argument("--format", choices=("fsdpq", "bnb"), default="fsdpq")
+    quantize.add_argument("--trust-remote-code", action="store_true")
+    quantize.set_defaults(run=_quantize)
+    self_test = verbs.add_parser("self-test")
+    self_test.add_argument("run_dir", type=Path)
+    self_test.add_argument("--device", choices=("cuda", "cpu"), required=True)
+    self_test.set_defaults(run=_self_test)
+
+
+def _train(parsed: argparse.Namespace, rank: int) -> None:
+    files = RunFiles(parsed.run_dir)
+    with recorded_errors(files.rank_error(rank), rank):
+        redirect_output(files.rank_log(rank))
+        from fsdpq.worker.train import train
+
+        train(files, trust_remote_code=parsed.trust_remote_code)
+
+
+def _quantize(parsed: argparse.Namespace, rank: int) -> None:
+    files = RunFiles(parsed.run_dir)
+    with recorded_errors(files.rank_error(rank), rank):
+        redirect_output(files.rank_log(rank))
+        trust = parsed.trust_remote_code
+        if parsed.format == "bnb":
+            from fsdpq.worker.export.bnb import export_bnb
+
+            export_bnb(files, parsed.out, trust_remote_code=trust)
+        else:
+            from fsdpq.worker.quantize import quantize
+
+            quantize(files, parsed.out, trust_remote_code=trust)
+
+
+def _self_test(parsed: argparse.Namespace, rank: int) -> None:
+    files = RunFiles(parsed.run_dir)
+    with recorded_errors(files.rank_error(rank), rank):
+        redirect_output(files.rank_log(rank))
+        from fsdpq.worker.self_test.run import run_self_test
+
+        run_self_test(files.events, parsed.device)
