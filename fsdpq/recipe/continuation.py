@@ -9,15 +9,18 @@ path are the same rows.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from enum import Enum
+from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from fsdpq.errors import CheckpointError
 from fsdpq.recipe.difference import Difference, compare
+from fsdpq.recipe.marks import Marks
 from fsdpq.recipe.root import Recipe
 from fsdpq.recipe.view import View
 
@@ -99,6 +102,14 @@ def class_of(key: str) -> Class:
         if known in CLASSES:
             return CLASSES[known]
     return CLASSES[f"{parts[0]}.*"]
+
+
+def hash_run(recipe: Recipe) -> str:
+    """Returns a hash, in hex, of all that makes a resolved recipe another run."""
+    values = View(Path(), Path(), recipe, Marks({}, {})).values()
+    dotted = {".".join(str(part) for part in path): value for path, value in values.items()}
+    kept = {key: value for key, value in dotted.items() if class_of(key) is not Class.FREE}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
 
 def read_saved_recipe(saved: Mapping[str, Any], source: str) -> Recipe:
