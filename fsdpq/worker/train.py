@@ -29,7 +29,8 @@ from fsdpq.worker.assemble import (
 )
 from fsdpq.worker.export.formats import FORMATS, save_template
 from fsdpq.worker.from_disk import reading_notices
-from fsdpq.worker.outputs import open_metrics, open_rows
+from fsdpq.worker.keeping.watch import RankWatch, group_timeout
+from fsdpq.worker.outputs import WatchedEvents, open_metrics, open_rows
 from fsdpq.worker.setup import Data, build_trainer, load_data
 from fsdpq.worker.steps import open_loader
 from fsdpq.worker.stream import report_stream
@@ -45,9 +46,10 @@ def train(files: RunFiles, *, trust_remote_code: bool = False) -> None:
     """
     recipe = load_resolved(files.resolved)
     inputs = read_inputs(files, trust_remote_code=trust_remote_code)
-    device = dist.start_process_group(recipe.launch.device)
+    watch = RankWatch.open(files)
+    device = dist.start_process_group(recipe.launch.device, timeout=group_timeout(recipe))
     dist.seed_everything(recipe.training.seed)
-    events = open_rows(files.events)
+    events = WatchedEvents(open_rows(files.events), watch.heartbeat)
     enter(events, "data")
     tokenizer = load_tokenizer(inputs.model_dir, trust_remote_code=trust_remote_code)
     data = load_data(recipe, inputs, tokenizer, events)
@@ -65,9 +67,13 @@ def train(files: RunFiles, *, trust_remote_code: bool = False) -> None:
     )
     for notice in (*assembled.notices, *reading_notices(recipe, assembled.mapped_base)):
         events.write({"event": "notice", "message": notice})
-    trainer = build_trainer(recipe, assembled, data, metrics, events, files=files, device=device)
-    summary = summarize_setup(recipe, assembled, data, trainer, device)
-    events.write({"event": "setup", **dataclasses.asdict(summary)})
+    trainer = build_trainer(
+        recipe, assembled, data, metrics, events, files=files, device=device,
+        breaks_off=watch.breaks_off,
+    )  # fmt: skip
+    trainer = watch.attach(trainer)
+    summary = dataclasses.asdict(summarize_setup(recipe, assembled, data, trainer, device))
+    events.write({"event": "setup", **summary})
     answerer = Answerer(
         assembled,
         tokenizer,
