@@ -145,6 +145,7 @@ class Trainer:
         peak = [group["lr"] for group in self.optimizer.param_groups]
         state = state or LoopState()
         progress, first = state.progress, state.progress.steps
+        self._evaluate_if_due(state)  # it was broken off where the run was stopped
         for index in range(first, self.total_steps):
             self.on_part("data", index + 1)
             step = state.window.take(steps)
@@ -160,12 +161,8 @@ class Trainer:
             if last or progress.steps % self.log_interval == 0:
                 self._log(state.window, progress)
                 state.window = LogWindow()
-            interval = self.options.eval_interval
             before = time.monotonic()
-            if interval and progress.steps % interval == 0 and not last:
-                loss = self.log_evaluation(progress.steps)
-                if loss is not None:
-                    state.eval_losses[progress.steps] = loss
+            self._evaluate_if_due(state)
             self.on_part("agree", progress.steps)
             ends = self.after_step(state)
             state.window.started += time.monotonic() - before
@@ -174,6 +171,16 @@ class Trainer:
         if self.profiler:
             self.profiler.finish()
         return progress
+
+    def _evaluate_if_due(self, state: LoopState) -> None:
+        """Evaluates where the interval says so and it was not done; the end is not the loop's."""
+        steps, interval = state.progress.steps, self.options.eval_interval
+        if not interval or not steps or steps % interval or steps == self.total_steps:
+            return
+        if steps not in state.eval_losses:
+            loss = self.log_evaluation(steps)
+            if loss is not None:
+                state.eval_losses[steps] = loss
 
     def _step(self, step: Step, number: int, *, first: bool) -> StepResult:
         """Does one optimizer step."""

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import datetime
 from dataclasses import dataclass
 
 from fsdpq.dist import TIMEOUT, WATCHED_TIMEOUT, launched_rank
 from fsdpq.recipe.root import Recipe
 from fsdpq.run_files import RunFiles
-from fsdpq.training.loop import Trainer
 from fsdpq.worker.keeping.heartbeat import Heartbeat
 from fsdpq.worker.keeping.stopping import StopWatch
 
@@ -38,14 +36,6 @@ class RankWatch:
         """
         self.heartbeat.beat_again()
         return bool(self.stop.ask().stop)
-
-    def attach(self, trainer: Trainer) -> Trainer:
-        """Returns the same trainer, watched."""
-        return dataclasses.replace(
-            trainer,
-            on_part=self.heartbeat.beat,
-            after_step=lambda _state: bool(self.stop.ask().stop),
-        )
 
 
 def group_timeout(recipe: Recipe) -> datetime.timedelta:
