@@ -50,7 +50,7 @@ import json
 import os
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -197,6 +197,7 @@ class RankError:
         exit_code: what the run should exit with.
         time: seconds since the epoch; the smallest of all ranks is the root cause.
         problems: those of a `fsdpq.errors.RecipeError`, as plain data, else none.
+        details: more lines for the user, of an `FsdpqError`.
     """
 
     rank: int
@@ -207,6 +208,7 @@ class RankError:
     exit_code: int
     time: float
     problems: list[dict[str, Any]] = dataclasses.field(default_factory=list[dict[str, Any]])
+    details: str = ""
 
 
 @dataclass(frozen=True)
@@ -358,10 +360,17 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def append_json_line(path: Path, row: dict[str, Any]) -> None:
-    """Appends ``row`` to ``path`` as one line of JSON, in a single write."""
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(row, ensure_ascii=False, allow_nan=True) + "\n")
+def append_json_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Appends ``rows`` to ``path`` as lines of JSON: all of them, or none where the disk refuses."""
+    lines = "".join(json.dumps(row, ensure_ascii=False, allow_nan=True) + "\n" for row in rows)
+    with path.open("ab", buffering=0) as file:
+        before, content = file.tell(), memoryview(lines.encode())
+        try:
+            while content:
+                content = content[file.write(content) :]
+        except OSError:
+            file.truncate(before)
+            raise
 
 
 def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
