@@ -360,6 +360,11 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def append_json_line(path: Path, row: dict[str, Any]) -> None:
+    """Appends ``row`` to ``path`` as one line of JSON."""
+    append_json_lines(path, [row])
+
+
 def append_json_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     """Appends ``rows`` to ``path`` as lines of JSON: all of them, or none where the disk refuses."""
     lines = "".join(json.dumps(row, ensure_ascii=False, allow_nan=True) + "\n" for row in rows)
@@ -371,6 +376,15 @@ def append_json_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
         except OSError:
             file.truncate(before)
             raise
+
+
+def drop_torn_line(path: Path) -> None:
+    """Cuts off what a killed process left of a last line, so that others can be appended."""
+    if not path.exists():
+        return
+    with path.open("rb+") as file:
+        content = file.read()
+        file.truncate(content.rfind(b"\n") + 1)
 
 
 def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:

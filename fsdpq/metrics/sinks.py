@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from fsdpq.recipe.sections.output import WandbOptions
-from fsdpq.run_files import append_json_lines
+from fsdpq.run_files import append_json_lines, drop_torn_line
 
 
 MAX_WAITING = 10_000
@@ -35,6 +35,7 @@ class JsonlSink:
         self._waiting: collections.deque[dict[str, Any]] = collections.deque(maxlen=MAX_WAITING)
         self._is_told = False
         self._lock = threading.Lock()  # a checkpoint's thread writes events too
+        drop_torn_line(path)
 
     def write(self, row: Mapping[str, Any]) -> None:
         """Appends one row, after those that wait."""

@@ -75,8 +75,9 @@ def end_process(code: int) -> None:
     keeps gloo's threads from meeting a dying interpreter, which now and then ends a finished rank
     with SIGABRT (https://github.com/pytorch/pytorch/pull/179291, open in torch 2.13).
     """
-    sys.stdout.flush()
-    sys.stderr.flush()
+    with contextlib.suppress(OSError):  # a disk that is full must not change how this ends
+        sys.stdout.flush()
+        sys.stderr.flush()
     os._exit(code)
 
 
@@ -92,8 +93,12 @@ def _record(path: Path, rank: int, error: Exception, text: str) -> None:
         problems=_problems(error),
         details=error.details if isinstance(error, FsdpqError) else "",
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, json.dumps(dataclasses.asdict(record)).encode())
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, json.dumps(dataclasses.asdict(record)).encode())
+    except OSError as problem:
+        with contextlib.suppress(OSError):
+            sys.stderr.write(f"{path} cannot be written: {problem}\n{record.message}\n")
 
 
 def _message(error: Exception) -> str:
