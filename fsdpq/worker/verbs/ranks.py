@@ -17,6 +17,7 @@ def add_rank_verbs(verbs: Any) -> None:
     train.add_argument("run_dir", type=Path)
     train.add_argument("--trust-remote-code", action="store_true")
     train.add_argument("--resume", action="store_true")
+    train.add_argument("--forced", action="store_true")
     train.set_defaults(run=_train)
     quantize = verbs.add_parser("quantize")
     quantize.add_argument("run_dir", type=Path)
@@ -37,7 +38,12 @@ def _train(parsed: argparse.Namespace, rank: int) -> None:
         redirect_output(files.rank_log(rank))
         from fsdpq.worker.train import train
 
-        train(files, trust_remote_code=parsed.trust_remote_code, resume=parsed.resume)
+        train(
+            files,
+            trust_remote_code=parsed.trust_remote_code,
+            resume=parsed.resume,
+            forced=parsed.forced,
+        )
 
 
 def _quantize(parsed: argparse.Namespace, rank: int) -> None:
