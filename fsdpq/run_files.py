@@ -36,6 +36,7 @@ and at the end one row of its own to events.jsonl:
 run.lock.json, ``inputs.base``, where the ranks are to load from such a base:
     directory   of the base
     key         of its manifest (`fsdpq.tensor_files.base_manifest`): another base is not used
+    digest      hash of its checksums, the same for the same content
 
 events.jsonl of ``fsdpq doctor --self-test`` has two of its own:
     ``checks``  names (pairs of group and name, in order), time

@@ -89,7 +89,8 @@ def train_loaded(
     """
     for notice in loaded.notices:
         screen.report(f"note: {notice}")
-    goes_on = loaded.recipe.checkpoint.resume == "auto" and not smoke
+    # What is reproduced begins anew, also where the recipe would find the run itself.
+    goes_on = loaded.recipe.checkpoint.resume == "auto" and not smoke and check_inputs is None
     if run_dir is not None and not goes_on:
         check_run_dir(run_dir)
     settled = settle(loaded, screen=screen, smoke=smoke, trust_remote_code=trust_remote_code)

@@ -164,7 +164,8 @@ def _data(environment: Row) -> Row | None:
 
 
 def _without_prepared(environment: Row) -> Row:
-    """Returns the lock without what the page shows in a table, and without the cache's key."""
+    """Returns the lock without what the page shows by itself, and without the cache's key."""
+    environment = {name: value for name, value in environment.items() if name != "resolved"}
     inputs = environment.get("inputs")
     if not isinstance(inputs, dict) or not isinstance(inputs.get("prepared"), dict):
         return environment
