@@ -51,6 +51,12 @@ class ManySinks:
         for sink in self.sinks:
             sink.finish()
 
+    def go_on_after(self, step: int) -> None:
+        """Voids rows of later steps where a sink can: a resumed run writes them again."""
+        for sink in self.sinks:
+            if isinstance(sink, TensorboardSink):
+                sink.go_on_after(step)
+
     def write(self, row: Mapping[str, Any]) -> None:
         """Gives one row to each."""
         for sink in self.sinks:
@@ -67,7 +73,14 @@ class TensorboardSink:
     def __init__(self, directory: Path) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
+        self._directory = directory
+        self._open = SummaryWriter
         self._writer = SummaryWriter(str(directory))
+
+    def go_on_after(self, step: int) -> None:
+        """Hides what another run of the same directory wrote after ``step``."""
+        self._writer.close()
+        self._writer = self._open(str(self._directory), purge_step=step + 1)
 
     def write(self, row: Mapping[str, Any]) -> None:
         """Writes one row, at once."""
@@ -89,6 +102,7 @@ class WandbSink:
         options: project and so on.
         directory: where wandb keeps its files.
         name: of the run, where the options give none.
+        run_id: by which a resumed run goes on where the first was.
         settings: the recipe, as plain values.
         notify: told once when wandb fails; the sink drops rows from then on.
     """
@@ -99,6 +113,7 @@ class WandbSink:
         directory: Path,
         *,
         name: str,
+        run_id: str,
         settings: Mapping[str, Any],
         notify: Callable[[str], Any],
     ) -> None:
@@ -114,6 +129,8 @@ class WandbSink:
                 mode=options.mode,
                 dir=str(directory),
                 config=dict(settings),
+                id=run_id,
+                resume="allow",
             )
         )
 

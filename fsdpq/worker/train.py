@@ -15,6 +15,7 @@ from fsdpq import dist
 from fsdpq.data.dealing.loader import Loader
 from fsdpq.metrics.memory import MemoryLog, peak_bytes
 from fsdpq.metrics.report import write_report
+from fsdpq.metrics.sinks import ManySinks
 from fsdpq.protocols import MetricSink
 from fsdpq.recipe.load import load_resolved
 from fsdpq.recipe.precision import precision_of
@@ -93,10 +94,7 @@ def train(files: RunFiles, *, trust_remote_code: bool = False, resume: bool = Fa
     )
     look = Look(trainer, answerer, recipe.metrics, events)
     checkpoints = open_checkpoints(recipe, files, assembled, trainer, loader, events)
-    state = checkpoints.restore() if resume or goes_on(recipe) else None
-    if state is None:
-        loss_before = look("before", 0)
-        state = LoopState(eval_losses={} if loss_before is None else {0: loss_before})
+    state = first_state(checkpoints, metrics, look, resume=resume or goes_on(recipe))
     keeping = Keeping(watch, checkpoints, events)
     trainer = dataclasses.replace(
         trainer, after_step=keeping.after_step, on_part=watch.heartbeat.beat
@@ -159,6 +157,25 @@ def goes_on(recipe: Recipe) -> bool:
     """Whether a run looks for checkpoints unasked: the recipe says so, or torchrun restarted it."""
     restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
     return restarts > 0 or recipe.checkpoint.resume == "auto"
+
+
+def first_state(
+    checkpoints: Checkpoints,
+    metrics: ManySinks,
+    look: Callable[[str, int], float | None],
+    *,
+    resume: bool,
+) -> LoopState:
+    """Returns where training begins: at the newest whole checkpoint, or before the first step.
+
+    Ranks: all (collective).
+    """
+    state = checkpoints.restore() if resume else None
+    if state is not None:
+        metrics.go_on_after(state.progress.steps)
+        return state
+    loss_before = look("before", 0)
+    return LoopState(eval_losses={} if loss_before is None else {0: loss_before})
 
 
 def open_checkpoints(
