@@ -100,6 +100,18 @@ class RunFiles:
         """What torchrun itself printed."""
         return self.logs / "torchrun.log"
 
+    @property
+    def launcher(self) -> Path:
+        """Process and machine of the launcher that has, or had, this run, as JSON."""
+        return self.logs / "launcher.json"
+
+    def attempt(self, number: int) -> Path:
+        """What start ``number`` of the ranks, counted from 1, left in `logs` when it ended early.
+
+        Its errors and torchrun's log; the ranks' own logs go on.
+        """
+        return self.logs / f"attempt-{number}"
+
     def rank_log(self, rank: int) -> Path:
         """Everything that rank ``rank`` printed."""
         return self.logs / f"rank-{rank}.log"

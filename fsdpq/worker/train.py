@@ -43,7 +43,13 @@ from fsdpq.worker.tokenizer import load_tokenizer
 LOAD_REPORT_S = 0.2
 
 
-def train(files: RunFiles, *, trust_remote_code: bool = False, resume: bool = False) -> None:
+def train(
+    files: RunFiles,
+    *,
+    trust_remote_code: bool = False,
+    resume: bool = False,
+    forced: bool = False,
+) -> None:
     """Runs the recipe of a run directory; code that the model brings only where it is trusted.
 
     Ranks: all (collective).
@@ -52,6 +58,7 @@ def train(files: RunFiles, *, trust_remote_code: bool = False, resume: bool = Fa
         files: the run directory.
         trust_remote_code: run Python code that the model brings.
         resume: go on from the newest whole checkpoint, where there is one.
+        forced: also where the rows are others.
     """
     recipe = load_resolved(files.resolved)
     inputs = read_inputs(files, trust_remote_code=trust_remote_code)
@@ -94,10 +101,8 @@ def train(files: RunFiles, *, trust_remote_code: bool = False, resume: bool = Fa
         return loss
 
     checkpoints = open_checkpoints(recipe, files, assembled, trainer, loader, events)
-    state = checkpoints.restore() if resume or goes_on(recipe) else None
-    if state is None:
-        loss_before = look("before", 0)
-        state = LoopState(eval_losses={} if loss_before is None else {0: loss_before})
+    restored = checkpoints.restore(forced=forced) if resume or goes_on(recipe) else None
+    state = restored or first_state(look("before", 0))
     progress, train_s = run_steps(trainer, loader, events, checkpoints, state)
     report_stream(data.stream, recipe.data, events)
     loss_after = look("after", progress.steps)
@@ -119,6 +124,11 @@ def report(files: RunFiles, events: MetricSink) -> None:
     if dist.rank() == 0:
         write_report(files)
     dist.wait_for_all()
+
+
+def first_state(held_out_loss: float | None) -> LoopState:
+    """Returns where a run begins, given the held-out loss of the base."""
+    return LoopState(eval_losses={} if held_out_loss is None else {0: held_out_loss})
 
 
 def goes_on(recipe: Recipe) -> bool:

@@ -104,10 +104,13 @@ class Checkpoints:
         """Starts the clocks: training begins now."""
         self._began = self._last_time = time.monotonic()
 
-    def restore(self) -> LoopState | None:
+    def restore(self, *, forced: bool = False) -> LoopState | None:
         """Puts the newest whole checkpoint in place; returns its state, None where there is none.
 
         Ranks: all (collective).
+
+        Args:
+            forced: go on although the rows, or their order, are others: from the first of them.
 
         Raises:
             CheckpointError: there are checkpoints and none of them is whole, or the newest whole
@@ -121,9 +124,13 @@ class Checkpoints:
         kinds = saved.recipe["optimizer"]["kind"], self._recipe.optimizer.kind
         if kinds[0] != kinds[1]:
             self._notice(f"the checkpoint has states of {kinds[0]}: {kinds[1]} starts anew")
+        other_rows = forced and not self._run.loader.fits(facts["loader"])
+        if other_rows:
+            self._notice("the rows or their order are others: training goes on at the first row")
         state = self._run.restore(
             CheckpointReader(directory, saved), facts, self._group,
             world_size=saved.world_size, with_optimizer=kinds[0] == kinds[1],
+            other_rows=other_rows,
         )  # fmt: skip
         self._seconds_before = facts["train_s"]
         self._last_step = saved.step
