@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -159,7 +160,7 @@ class _Watch:
         return max((row["step"] for row in rows if row.get("event") == "step"), default=0)
 
 
-def _rows(path: Path, start: int) -> Iterator[dict[str, object]]:
+def _rows(path: Path, start: int) -> Iterator[dict[str, Any]]:
     """Yields the whole rows of a file from byte ``start`` on; a row that it cuts is left out."""
     if not path.exists():
         return

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -83,7 +84,13 @@ def run_undisturbed(ground: Ground, configuration: Configuration) -> RunFiles:
 
 
 def run_disturbed(
-    ground: Ground, configuration: Configuration, blows: list[Blow], *, name: str, seed: int = 0
+    ground: Ground,
+    configuration: Configuration,
+    blows: list[Blow],
+    *,
+    name: str,
+    seed: int = 0,
+    before_last: Callable[[RunFiles], object] = lambda _files: None,
 ) -> Disturbed:
     """Runs a configuration under blows, one a command at most, to its end.
 
@@ -93,6 +100,7 @@ def run_disturbed(
         blows: in order; a command after the last one is left in peace.
         name: of the run directory.
         seed: of small choices: how to go on, and when.
+        before_last: called before the command that is left in peace.
     """
     rng = random.Random(seed)
     recipe = write_recipe(ground.project, configuration)
@@ -100,6 +108,8 @@ def run_disturbed(
     log = ground.runs / f"{name}.log"
     waiting = list(blows)
     while True:
+        if not waiting:
+            before_last(run.files)
         command = _command(run, recipe, rng)
         newest = _newest(run.files)
         launcher = ground.start(log, *command)
