@@ -169,7 +169,7 @@ class PlainScreen:
             self._print(checkpoint_text(row))
 
     def _show_stop(self, row: Row) -> None:
-        self._print(f"{row['signal']}: saving after this step; Ctrl-C again ends at once")
+        self._print(f"{row['signal']}: the ranks save after this step and end")
 
     def _show_stopped(self, row: Row) -> None:
         self._print(stopped_text(row))

@@ -20,7 +20,7 @@ from fsdpq.launch.lock_file import as_list
 from fsdpq.launch.machine.devices import list_gpus
 from fsdpq.launch.ownership import owned
 from fsdpq.launch.quantize import QUANTIZER
-from fsdpq.launch.ranks.processes import FORCED_FLAG, TRUST_FLAG
+from fsdpq.launch.ranks.processes import TRUST_FLAG
 from fsdpq.launch.ranks.torchrun import WORKER
 from fsdpq.launch.ready import Settled, gather_inputs, settle
 from fsdpq.launch.recorded import RecordedRun, open_recorded
@@ -183,8 +183,6 @@ def go_on(
         for change in changes:
             screen.report(f"note: going on as another run: {change.text}")
         _write(run, settled, inputs, wanted, changes)
-        if changes:
-            worker = (*worker, FORCED_FLAG)
         with held_inputs(inputs):
             run_ranks(
                 files, settled.recipe, inputs=inputs, screen=screen, worker=worker, resumes=True

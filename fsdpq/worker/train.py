@@ -19,6 +19,7 @@ from fsdpq.protocols import MetricSink
 from fsdpq.recipe.load import load_resolved
 from fsdpq.recipe.precision import precision_of
 from fsdpq.recipe.root import Recipe
+from fsdpq.recipe.sections.output import MetricsOptions
 from fsdpq.run_files import RunFiles, RunSummary, SetupSummary
 from fsdpq.tensor_files.checkpoint_manifest import base_identity
 from fsdpq.training.loop import LoopState, Progress, Trainer
@@ -33,8 +34,10 @@ from fsdpq.worker.assemble import (
 from fsdpq.worker.export.formats import FORMATS, save_template
 from fsdpq.worker.from_disk import reading_notices
 from fsdpq.worker.keeping.checkpoints import Checkpoints
+from fsdpq.worker.keeping.ending import Keeping
 from fsdpq.worker.keeping.run_state import RunState
-from fsdpq.worker.outputs import open_metrics, open_rows
+from fsdpq.worker.keeping.watch import RankWatch, group_timeout
+from fsdpq.worker.outputs import WatchedEvents, open_metrics, open_rows
 from fsdpq.worker.setup import Data, build_trainer, load_data
 from fsdpq.worker.steps import open_loader
 from fsdpq.worker.stream import report_stream
@@ -43,13 +46,7 @@ from fsdpq.worker.tokenizer import load_tokenizer
 LOAD_REPORT_S = 0.2
 
 
-def train(
-    files: RunFiles,
-    *,
-    trust_remote_code: bool = False,
-    resume: bool = False,
-    forced: bool = False,
-) -> None:
+def train(files: RunFiles, *, trust_remote_code: bool = False, resume: bool = False) -> None:
     """Runs the recipe of a run directory; code that the model brings only where it is trusted.
 
     Ranks: all (collective).
@@ -58,13 +55,13 @@ def train(
         files: the run directory.
         trust_remote_code: run Python code that the model brings.
         resume: go on from the newest whole checkpoint, where there is one.
-        forced: also where the rows are others.
     """
     recipe = load_resolved(files.resolved)
     inputs = read_inputs(files, trust_remote_code=trust_remote_code)
-    device = dist.start_process_group(recipe.launch.device)
+    watch = RankWatch.open(files)
+    device = dist.start_process_group(recipe.launch.device, timeout=group_timeout(recipe))
     dist.seed_everything(recipe.training.seed)
-    events = open_rows(files.events)
+    events = WatchedEvents(open_rows(files.events), watch.heartbeat)
     enter(events, "data")
     tokenizer = load_tokenizer(inputs.model_dir, trust_remote_code=trust_remote_code)
     data = load_data(recipe, inputs, tokenizer, events)
@@ -81,7 +78,10 @@ def train(
         on_phase=MemoryLog(metrics, device, recipe.metrics.log_memory),
     )
     notify(events, *assembled.notices, *reading_notices(recipe, assembled.mapped_base))
-    trainer = build_trainer(recipe, assembled, data, metrics, events, files=files, device=device)
+    trainer = build_trainer(
+        recipe, assembled, data, metrics, events, files=files, device=device,
+        breaks_off=watch.breaks_off,
+    )  # fmt: skip
     summary = summarize_setup(recipe, assembled, data, trainer, device)
     events.write({"event": "setup", **dataclasses.asdict(summary)})
     answerer = Answerer(
@@ -91,28 +91,55 @@ def train(
         stop_ids=stop_ids(inputs.model_dir, tokenizer),
         device=device,
     )
-
-    def look(when: str, step: int) -> float | None:
-        """Evaluates and answers the recipe's prompts; returns the held-out loss, if any."""
-        if trainer.evaluate is not None or recipe.metrics.sample_prompts:
-            enter(events, "eval")
-        loss = trainer.log_evaluation(step)
-        answerer.write_samples(recipe.metrics, when, events)
-        return loss
-
+    look = Look(trainer, answerer, recipe.metrics, events)
     checkpoints = open_checkpoints(recipe, files, assembled, trainer, loader, events)
-    restored = checkpoints.restore(forced=forced) if resume or goes_on(recipe) else None
+    restored = checkpoints.restore() if resume or goes_on(recipe) else None
     state = restored or first_state(look("before", 0))
+    keeping = Keeping(watch, checkpoints, events)
+    trainer = dataclasses.replace(
+        trainer, after_step=keeping.after_step, on_part=watch.heartbeat.beat
+    )
     progress, train_s = run_steps(trainer, loader, events, checkpoints, state)
     report_stream(data.stream, recipe.data, events)
-    loss_after = look("after", progress.steps)
+    loss_after = None if keeping.has_ended else look("after", progress.steps)
     metrics.finish()
+    if keeping.end(state):
+        dist.wait_for_all()
+        return
     exported = export(recipe, inputs, assembled, files, events)
     save_template(recipe, tokenizer, answerer.asks, exported)
     losses = (state.eval_losses.get(0), loss_after)
     done = summarize_run(progress, train_s, losses, device, exported)
     events.write({"event": "done", **dataclasses.asdict(done)})
     report(files, events)
+
+
+@dataclasses.dataclass(frozen=True)
+class Look:
+    """Evaluates, and answers the recipe's prompts.
+
+    Attributes:
+        trainer: evaluates.
+        answerer: answers.
+        options: the recipe's ``metrics`` section.
+        events: takes the answers.
+    """
+
+    trainer: Trainer
+    answerer: Answerer
+    options: MetricsOptions
+    events: MetricSink
+
+    def __call__(self, when: str, step: int) -> float | None:
+        """Looks ``before`` or ``after`` training; returns the held-out loss, if any.
+
+        Ranks: all (collective).
+        """
+        if self.trainer.evaluate is not None or self.options.sample_prompts:
+            enter(self.events, "eval")
+        loss = self.trainer.log_evaluation(step)
+        self.answerer.write_samples(self.options, when, self.events)
+        return loss
 
 
 def report(files: RunFiles, events: MetricSink) -> None:
@@ -151,8 +178,9 @@ def open_checkpoints(
     """
     lock = json.loads(files.lock.read_text(encoding="utf-8"))
     run = RunState(assembled, trainer, loader, recipe.training.seed)
+    forced = bool((lock.get("resumes") or [{}])[-1].get("forced"))
     base = base_identity(lock)
-    return Checkpoints(recipe, files.checkpoints, run, base=base, events=events)
+    return Checkpoints(recipe, files.checkpoints, run, base=base, events=events, forced=forced)
 
 
 def run_steps(
@@ -168,7 +196,6 @@ def run_steps(
     """
     enter(events, "train")
     checkpoints.begin()
-    trainer = dataclasses.replace(trainer, after_step=checkpoints.after_step)
     with loader:
         progress = trainer.run(loader, state)
     train_s = checkpoints.train_s

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from fsdpq.errors import CheckpointError, ExitCode, FsdpqError, RecipeError, RunStoppedError
 from fsdpq.launch.ranks.failure import read_rank_errors
+from fsdpq.launch.ranks.keeper import resume_hint
 from fsdpq.run_files import RunFiles
 from fsdpq.tensor_files.checkpoint_manifest import list_checkpoints, read_checkpoint
 
@@ -57,7 +58,6 @@ def clear_for_start(files: RunFiles) -> None:
         files.attempt(number).mkdir()
         for path in left:
             path.replace(files.attempt(number) / path.name)
-    files.stop_request.unlink(missing_ok=True)
     for rows in (files.metrics, files.events):
         cut_half_line(rows)
 
@@ -96,10 +96,9 @@ def restart_text(files: RunFiles, error: FsdpqError, *, number: int, limit: int)
 
 def name_way_back(files: RunFiles, error: FsdpqError) -> None:
     """Adds to the hint of ``error`` how to go on, where there is a checkpoint to go on from."""
-    step = newest_step(files)
-    if step is None or isinstance(error, RecipeError):
-        return
-    way = f"go on with `fsdpq resume {files.root}` (from step {step})"
+    way = resume_hint(files)
+    if not way or isinstance(error, RecipeError | RunStoppedError):
+        return  # the one for a run that was stopped says it already
     if way not in error.hint:
         error.hint = f"{error.hint}; {way}" if error.hint else way
 

@@ -68,6 +68,7 @@ class Checkpoints:
         run: what is saved.
         base: what identifies the base (`fsdpq.tensor_files.checkpoint_manifest.base_identity`).
         events: takes rows of ``events.jsonl``.
+        forced: go on although the rows, or their order, are others: from the first of them.
     """
 
     def __init__(
@@ -78,8 +79,10 @@ class Checkpoints:
         *,
         base: Mapping[str, Any],
         events: MetricSink,
+        forced: bool = False,
     ) -> None:
         self._recipe = recipe
+        self._forced = forced
         self._options = recipe.checkpoint
         self._folder = folder
         self._run = run
@@ -104,13 +107,10 @@ class Checkpoints:
         """Starts the clocks: training begins now."""
         self._began = self._last_time = time.monotonic()
 
-    def restore(self, *, forced: bool = False) -> LoopState | None:
+    def restore(self) -> LoopState | None:
         """Puts the newest whole checkpoint in place; returns its state, None where there is none.
 
         Ranks: all (collective).
-
-        Args:
-            forced: go on although the rows, or their order, are others: from the first of them.
 
         Raises:
             CheckpointError: there are checkpoints and none of them is whole, or the newest whole
@@ -124,7 +124,7 @@ class Checkpoints:
         kinds = saved.recipe["optimizer"]["kind"], self._recipe.optimizer.kind
         if kinds[0] != kinds[1]:
             self._notice(f"the checkpoint has states of {kinds[0]}: {kinds[1]} starts anew")
-        other_rows = forced and not self._run.loader.fits(facts["loader"])
+        other_rows = self._forced and not self._run.loader.fits(facts["loader"])
         if other_rows:
             self._notice("the rows or their order are others: training goes on at the first row")
         state = self._run.restore(
@@ -145,14 +145,30 @@ class Checkpoints:
         )
         return state
 
-    def after_step(self, state: LoopState) -> bool:
-        """Saves where that is due, in the background; never ends the loop.
+    def minutes_passed(self) -> bool:
+        """Whether the minutes between two checkpoints are over; rank 0's clock decides for all."""
+        minutes = self._options.interval_minutes
+        if minutes is None or dist.rank() != 0:
+            return False
+        return (time.monotonic() - self._last_time) / 60 >= minutes
 
-        Ranks: all (collective).
+    def is_due(self, state: LoopState, *, minutes_passed: bool) -> bool:
+        """Whether to save after this step.
+
+        Args:
+            state: after the step.
+            minutes_passed: what `minutes_passed` says on rank 0.
         """
-        if self._is_due(state):
-            self._start(state)
-        return False
+        steps, options = state.progress.steps, self._options
+        if steps == self._last_step:
+            return False
+        is_last = steps == self._run.trainer.total_steps
+        if (options.interval and steps % options.interval == 0) or (is_last and self._saves):
+            return True
+        later = [loss for step, loss in state.eval_losses.items() if step]
+        if options.keep_best and state.eval_losses.get(steps) == min(later, default=None):
+            return steps in state.eval_losses
+        return minutes_passed and not is_last
 
     def save(self, state: LoopState) -> Path | None:
         """Saves now and waits for it; returns the checkpoint, None where it failed.
@@ -165,7 +181,7 @@ class Checkpoints:
         directory = step_directory(self._folder, state.progress.steps)
         if self._last_step == state.progress.steps:
             return directory
-        self._start(state)
+        self.start(state)
         self._wait()
         return directory if self._last_step == state.progress.steps else None
 
@@ -176,23 +192,11 @@ class Checkpoints:
         """
         self._wait()
 
-    def _is_due(self, state: LoopState) -> bool:
-        steps, options = state.progress.steps, self._options
-        if steps == self._last_step:
-            return False
-        is_last = steps == self._run.trainer.total_steps
-        if (options.interval and steps % options.interval == 0) or (is_last and self._saves):
-            return True
-        later = [loss for step, loss in state.eval_losses.items() if step]
-        if options.keep_best and state.eval_losses.get(steps) == min(later, default=None):
-            return steps in state.eval_losses
-        if options.interval_minutes is None or is_last:
-            return False
-        minutes = (time.monotonic() - self._last_time) / 60
-        return dist.as_rank_0_says(minutes >= options.interval_minutes)
+    def start(self, state: LoopState) -> None:
+        """Copies the state and starts to write the copy, in the background.
 
-    def _start(self, state: LoopState) -> None:
-        """Copies the state and starts to write the copy."""
+        Ranks: all (collective).
+        """
         self._wait()
         started = self._last_time = time.monotonic()
         step = state.progress.steps
