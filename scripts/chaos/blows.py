@@ -20,7 +20,7 @@ from fsdpq.run_files import RunFiles
 POLL_S = 0.002
 """Writing a small checkpoint takes some tens of milliseconds."""
 
-MOMENTS = ("write", "write", "steps", "steps", "time", "load", "eval", "export")
+MOMENTS = ("write",) * 3 + ("steps",) * 2 + ("time",) * 3 + ("load", "eval", "export")
 """Drawn from, with these weights."""
 
 VICTIMS = ("rank 0", "rank 1", "torchrun", "launcher", "everything", "launcher and rank 0")

@@ -149,7 +149,7 @@ def _judge(run: Disturbed, code: int, struck: Struck | None, log: Path) -> None:
     expected = {0}
     if struck is not None and struck.fell:
         if struck.blow.number in SAVING:
-            expected |= {ExitCode.SAVED, ExitCode.INTERRUPTED, ExitCode.RUN_FAILED}
+            expected |= {ExitCode.SAVED, ExitCode.INTERRUPTED}
         elif "launcher" in struck.blow.victim or struck.blow.victim == "everything":
             expected |= {-signal.SIGKILL}
         else:
