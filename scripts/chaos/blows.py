@@ -91,7 +91,7 @@ def strike(launcher: subprocess.Popen[bytes], files: RunFiles, blow: Blow) -> St
         "write": lambda: watch.writes >= blow.count,
         "steps": lambda: watch.new_steps >= blow.count,
         "time": lambda: True,
-    }.get(blow.moment, lambda: watch.phase == blow.moment)
+    }.get(blow.moment, lambda: blow.moment in watch.phases)
     if not watch.until(reached) or not _sleep(launcher, blow.delay_s):
         return watch.struck(blow, fell=False)
     targets = list(_targets(launcher, blow.victim))
@@ -119,7 +119,7 @@ class _Watch:
         self._next_look = 0.0
         self.writes = 0
         self.new_steps = 0
-        self.phase = "start"
+        self.phases = ["start"]
 
     def until(self, reached: Callable[[], bool]) -> bool:
         """Waits; returns False where the launcher ends before."""
@@ -134,7 +134,7 @@ class _Watch:
         """Returns the blow with what the run was at."""
         self._next_look = 0.0
         self._look()
-        return Struck(blow, self.phase, self._last_step(), self._has_draft(), fell)
+        return Struck(blow, self.phases[-1], self._last_step(), self._has_draft(), fell)
 
     def _look(self) -> None:
         has_draft = self._has_draft()
@@ -144,9 +144,8 @@ class _Watch:
             return
         self._next_look = time.monotonic() + 0.02
         self.new_steps = self._last_step() - self._first_step
-        for row in _rows(self._files.events, self._first_event):
-            if row.get("event") == "phase":
-                self.phase = row["name"]
+        rows = _rows(self._files.events, self._first_event)
+        self.phases = ["start", *(row["name"] for row in rows if row.get("event") == "phase")]
 
     def _has_draft(self) -> bool:
         with contextlib.suppress(OSError):
