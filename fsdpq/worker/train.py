@@ -93,8 +93,10 @@ def train(files: RunFiles, *, trust_remote_code: bool = False, resume: bool = Fa
     )
     look = Look(trainer, answerer, recipe.metrics, events)
     checkpoints = open_checkpoints(recipe, files, assembled, trainer, loader, events)
-    restored = checkpoints.restore() if resume or goes_on(recipe) else None
-    state = restored or first_state(look("before", 0))
+    state = checkpoints.restore() if resume or goes_on(recipe) else None
+    if state is None:
+        loss_before = look("before", 0)
+        state = LoopState(eval_losses={} if loss_before is None else {0: loss_before})
     keeping = Keeping(watch, checkpoints, events)
     trainer = dataclasses.replace(
         trainer, after_step=keeping.after_step, on_part=watch.heartbeat.beat
@@ -151,11 +153,6 @@ def report(files: RunFiles, events: MetricSink) -> None:
     if dist.rank() == 0:
         write_report(files)
     dist.wait_for_all()
-
-
-def first_state(held_out_loss: float | None) -> LoopState:
-    """Returns where a run begins, given the held-out loss of the base."""
-    return LoopState(eval_losses={} if held_out_loss is None else {0: held_out_loss})
 
 
 def goes_on(recipe: Recipe) -> bool:
