@@ -129,7 +129,8 @@ def write_manifest(directory: Path, saved: SavedCheckpoint) -> None:
         OSError: the disk refuses.
     """
     content = {"format": FORMAT, **dataclasses.asdict(saved)}
-    write_whole(directory / MANIFEST_NAME, _text({**content, "sha256": _digest(content)}))
+    document = {**content, "sha256": _digest(content)}
+    write_whole(directory / MANIFEST_NAME, _encode(document))
     sync(directory)
 
 
@@ -140,12 +141,12 @@ def read_checkpoint(directory: Path) -> SavedCheckpoint:
         CheckpointError: it is missing or damaged, or of another version; names the file.
     """
     raw = _read_bytes(directory, MANIFEST_NAME)
-    document = _parse_document(directory, MANIFEST_NAME, raw)
+    document = _decode(directory, MANIFEST_NAME, raw)
     try:
-        is_ours = raw == _text(document)
+        is_whole = raw == _encode(document)  # blanks and the order of keys included
         sha256 = document.pop("sha256")
         found = document["format"]
-        is_whole = is_ours and sha256 == _digest(document)
+        is_whole = is_whole and sha256 == _digest(document)
         if is_whole and found == FORMAT:
             return _parse(directory, document)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -179,7 +180,7 @@ def read_document(directory: Path, name: str) -> dict[str, Any]:
     Raises:
         CheckpointError: it cannot be read or is no JSON object.
     """
-    return _parse_document(directory, name, _read_bytes(directory, name))
+    return _decode(directory, name, _read_bytes(directory, name))
 
 
 def damaged(directory: Path, what: str) -> CheckpointError:
@@ -228,7 +229,7 @@ def _read_bytes(directory: Path, name: str) -> bytes:
         raise damaged(directory, f"{name} cannot be read: {error.strerror or error}") from error
 
 
-def _parse_document(directory: Path, name: str, raw: bytes) -> dict[str, Any]:
+def _decode(directory: Path, name: str, raw: bytes) -> dict[str, Any]:
     try:
         document = json.loads(raw)
     except (ValueError, RecursionError) as error:
@@ -238,8 +239,7 @@ def _parse_document(directory: Path, name: str, raw: bytes) -> dict[str, Any]:
     return cast("dict[str, Any]", document)
 
 
-def _text(document: Mapping[str, Any]) -> bytes:
-    """Returns the one form in which a manifest is written: a byte of white space less is seen."""
+def _encode(document: Mapping[str, Any]) -> bytes:
     return (json.dumps(document, indent=1) + "\n").encode()
 
 

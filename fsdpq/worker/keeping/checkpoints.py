@@ -33,7 +33,7 @@ from fsdpq.tensor_files.checkpoint_manifest import (
     read_document,
     step_directory,
 )
-from fsdpq.training.loop import LoopState
+from fsdpq.training.loop import LoopState, read_window
 from fsdpq.worker.keeping.run_state import RunState, copy_to_host
 
 
@@ -117,7 +117,7 @@ class Checkpoints:
             CheckpointError: there are checkpoints and none of them is whole, or the newest whole
                 one does not fit this run.
         """
-        directory = self._newest_whole()
+        directory = self.newest_whole()
         if directory is None:
             return None
         saved = read_checkpoint(directory)
@@ -196,7 +196,13 @@ class Checkpoints:
         """Copies the state and starts to write the copy, in the background.
 
         Ranks: all (collective).
+
+        Raises:
+            TrainingError: a loss that no log line has yet is not finite: such a state must not
+                take the place of a good one.
         """
+        if state.window.results:
+            read_window(state.window, last_step=state.progress.steps)
         self._wait()
         started = self._last_time = time.monotonic()
         step = state.progress.steps
@@ -272,8 +278,16 @@ class Checkpoints:
             }
         )
 
-    def _newest_whole(self) -> Path | None:
-        """Returns the newest checkpoint of which every byte is right; names those that are not."""
+    def newest_whole(self) -> Path | None:
+        """Returns the newest checkpoint of which every byte is right, None where there is none.
+
+        Those that are newer and damaged are named in notices.
+
+        Ranks: all (collective); each reads its share of the files.
+
+        Raises:
+            CheckpointError: there are checkpoints and none of them is whole.
+        """
         found = list_checkpoints(self._folder)
         names = dist.gather_texts(" ".join(path.name for path in found))[0].split()
         problems: list[str] = []
