@@ -47,8 +47,8 @@ from fsdpq.worker.tokenizer import load_tokenizer
 LOAD_REPORT_S = 0.2
 
 
-def train(files: RunFiles, *, trust_remote_code: bool = False, resume: bool = False) -> None:
-    """Runs the recipe of a run directory; code that the model brings only where it is trusted.
+def run_rank(files: RunFiles, *, trust_remote_code: bool = False, resume: bool = False) -> None:
+    """Trains as one rank of a run that is watched.
 
     Ranks: all (collective).
 
@@ -56,10 +56,28 @@ def train(files: RunFiles, *, trust_remote_code: bool = False, resume: bool = Fa
         files: the run directory.
         trust_remote_code: run Python code that the model brings.
         resume: go on from the newest whole checkpoint, where there is one.
+
+    Raises:
+        PlanError: this rank ran out of memory; says what it held.
+    """
+    watch = RankWatch.open(files)
+    with watch.post_mortem.explained():
+        train(files, watch, trust_remote_code=trust_remote_code, resume=resume)
+
+
+def train(files: RunFiles, watch: RankWatch, *, trust_remote_code: bool, resume: bool) -> None:
+    """Runs the recipe of a run directory; code that the model brings only where it is trusted.
+
+    Ranks: all (collective).
+
+    Args:
+        files: the run directory.
+        watch: of this rank.
+        trust_remote_code: run Python code that the model brings.
+        resume: go on from the newest whole checkpoint, where there is one.
     """
     recipe = load_resolved(files.resolved)
     inputs = read_inputs(files, trust_remote_code=trust_remote_code)
-    watch = RankWatch.open(files)
     device = dist.start_process_group(recipe.launch.device, timeout=group_timeout(recipe))
     dist.seed_everything(recipe.training.seed)
     events = WatchedEvents(open_rows(files.events), watch.heartbeat)
@@ -85,6 +103,7 @@ def train(files: RunFiles, *, trust_remote_code: bool = False, resume: bool = Fa
     )  # fmt: skip
     summary = summarize_setup(recipe, assembled, data, trainer, device)
     events.write({"event": "setup", **dataclasses.asdict(summary)})
+    watch.post_mortem.learn(recipe, assembled, trainer)
     answerer = Answerer(
         assembled,
         tokenizer,
@@ -192,8 +211,9 @@ def open_checkpoints(
     """
     lock = json.loads(files.lock.read_text(encoding="utf-8"))
     run = RunState(assembled, trainer, loader, recipe.training.seed)
+    forced = bool((lock.get("resumes") or [{}])[-1].get("forced"))
     base = base_identity(lock)
-    return Checkpoints(recipe, files.checkpoints, run, base=base, events=events)
+    return Checkpoints(recipe, files.checkpoints, run, base=base, events=events, forced=forced)
 
 
 def run_steps(

@@ -69,6 +69,7 @@ class Checkpoints:
         run: what is saved.
         base: what identifies the base (`fsdpq.tensor_files.checkpoint_manifest.base_identity`).
         events: takes rows of ``events.jsonl``.
+        forced: go on although the rows, or their order, are others: from the first of them.
     """
 
     def __init__(
@@ -79,8 +80,10 @@ class Checkpoints:
         *,
         base: Mapping[str, Any],
         events: MetricSink,
+        forced: bool = False,
     ) -> None:
         self._recipe = recipe
+        self._forced = forced
         self._options = recipe.checkpoint
         self._folder = folder
         self._run = run
@@ -122,9 +125,13 @@ class Checkpoints:
         kinds = saved.recipe["optimizer"]["kind"], self._recipe.optimizer.kind
         if kinds[0] != kinds[1]:
             self._notice(f"the checkpoint has states of {kinds[0]}: {kinds[1]} starts anew")
+        other_rows = self._forced and not self._run.loader.fits(facts["loader"])
+        if other_rows:
+            self._notice("the rows or their order are others: training goes on at the first row")
         state = self._run.restore(
             CheckpointReader(directory, saved), facts, self._group,
             world_size=saved.world_size, with_optimizer=kinds[0] == kinds[1],
+            other_rows=other_rows,
         )  # fmt: skip
         self._seconds_before = facts["train_s"]
         self._last_step = saved.step
