@@ -13,6 +13,7 @@ import hashlib
 import os
 import random
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -59,6 +60,38 @@ def _own_device(device_type: str) -> torch.device:
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     torch.cuda.set_device(device)
     return device
+
+
+def new_host_group() -> dist.ProcessGroup:
+    """Returns a group of all ranks over gloo, for a thread whose collectives are its own.
+
+    Ranks: all (collective).
+    """
+    return cast("dist.ProcessGroup", dist.new_group(backend="gloo", timeout=TIMEOUT))
+
+
+def as_rank_0_says(wanted: bool) -> bool:
+    """Returns what rank 0 says.
+
+    Ranks: all (collective).
+    """
+    if world_size() == 1:
+        return wanted
+    said = torch.tensor([wanted], dtype=torch.uint8)
+    dist.broadcast(said, src=0)
+    return bool(said.item())
+
+
+def gather_texts(text: str) -> list[str]:
+    """Returns ``text`` of every rank, in order of ranks.
+
+    Ranks: all (collective).
+    """
+    texts: list[Any] = [text]
+    if world_size() > 1:
+        texts = [""] * world_size()
+        dist.all_gather_object(texts, text)
+    return texts
 
 
 def wait_for_all() -> None:

@@ -36,6 +36,7 @@ and at the end one row of its own to events.jsonl:
 run.lock.json, ``inputs.base``, where the ranks are to load from such a base:
     directory   of the base
     key         of its manifest (`fsdpq.tensor_files.base_manifest`): another base is not used
+    digest      hash of its checksums, the same for the same content
 
 events.jsonl of ``fsdpq doctor --self-test`` has two of its own:
     ``checks``  names (pairs of group and name, in order), time
@@ -98,6 +99,18 @@ class RunFiles:
     def torchrun_log(self) -> Path:
         """What torchrun itself printed."""
         return self.logs / "torchrun.log"
+
+    @property
+    def launcher(self) -> Path:
+        """Process and machine of the launcher that has, or had, this run, as JSON."""
+        return self.logs / "launcher.json"
+
+    def attempt(self, number: int) -> Path:
+        """What start ``number`` of the ranks, counted from 1, left in `logs` when it ended early.
+
+        Its errors and torchrun's log; the ranks' own logs go on.
+        """
+        return self.logs / f"attempt-{number}"
 
     def rank_log(self, rank: int) -> Path:
         """Everything that rank ``rank`` printed."""

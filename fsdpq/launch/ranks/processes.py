@@ -30,6 +30,12 @@ LAUNCHER_PID = "FSDPQ_LAUNCHER_PID"
 TRUST_FLAG = "--trust-remote-code"
 """Argument of the worker that lets it run Python code that the model brings."""
 
+RESUME_FLAG = "--resume"
+"""Argument of the worker that lets it go on from the newest whole checkpoint of its run."""
+
+OTHER_ROWS_FLAG = "--other-rows"
+"""Argument of the worker that goes on over rows that are others than those of the checkpoint."""
+
 HUB_TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_TOKEN_PATH")
 """Environment variables that a rank has no use for: it never asks the hub."""
 

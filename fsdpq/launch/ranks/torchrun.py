@@ -27,11 +27,14 @@ Row = dict[str, Any]
 
 
 class JsonLinesTail:
-    """Reads what is appended to a file of JSON lines; a line counts once its newline is there."""
+    """Reads what is appended to a file of JSON lines; a line counts once its newline is there.
+
+    What is in the file already belongs to an earlier start of the ranks, and is left out.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._position = 0
+        self._position = path.stat().st_size if path.exists() else 0
 
     def read_new(self) -> Iterator[Row]:
         """Yields the rows that were completed since the last call."""
