@@ -16,6 +16,10 @@ TAB = "    "
 _LOADING = (
     click.option("--base", is_flag=True, help="Answer as the model did before training."),
     click.option(
+        "--checkpoint", metavar="STEP|newest|best",
+        help="Answer with a checkpoint of the run, finished or not, instead of what it exported.",
+    ),
+    click.option(
         "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True,
         help="auto is the GPU where the run had one and there still is one.",
     ),

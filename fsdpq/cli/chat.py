@@ -24,6 +24,7 @@ from fsdpq.errors import FsdpqError, UsageError
 if TYPE_CHECKING:
     from fsdpq.launch.answers import AnswerSession, Choosing, Ready
     from fsdpq.launch.chat import Conversation
+    from fsdpq.run_files import RunFiles
 
 HELP = {
     "/help": "this list",
@@ -74,13 +75,12 @@ def chat_command(run: Path, *, system: str | None, **options: Any) -> None:
     loading, choosing = split_options(
         options, Loading(verb="chat", needs_turns=True, compares=not options["base"]), Choosing()
     )
-    files = open_run(run)
-    _greet(files.root)
+    _greet(open_run(run, needs_export=False))
     line = LoadLine(sys.stderr)
     line.start()
     with stop_signals_raised():
         try:
-            with AnswerSession(run, loading) as session:
+            with AnswerSession(run, loading, on_notice=_notice) as session:
                 ready = session.wait_ready(line.take)
                 line.clear()
                 talk = Chat(session, ready, Conversation(system), choosing, base=loading.base)
@@ -89,12 +89,15 @@ def chat_command(run: Path, *, system: str | None, **options: Any) -> None:
             line.clear()
 
 
-def _greet(root: Path) -> None:
-    from fsdpq.launch.answers import open_run
+def _notice(text: str) -> None:
+    say(render_notice(text))
+
+
+def _greet(files: RunFiles) -> None:
     from fsdpq.recipe.load import load_resolved
 
-    recipe = load_resolved(open_run(root).resolved)
-    say(f"{root.name}: {recipe.adapter.kind} on {recipe.model.name_or_path}")
+    recipe = load_resolved(files.resolved)
+    say(f"{files.root.name}: {recipe.adapter.kind} on {recipe.model.name_or_path}")
     if sys.stdin.isatty():
         say("Ctrl-C stops an answer, Ctrl-D ends the chat, /help lists the commands")
 
@@ -154,11 +157,11 @@ class Chat:
         kept = f", {ready.kept:.0%} of the packed weights unpacked" if ready.kept else ""
         say(f"{ready.device}, {ready.dtype}{context}{kept}")
         for notice in ready.notices:
-            say(render_notice(notice))
+            _notice(notice)
         if ready.asks == "single":
             self._conversation.single = True
             note = f"rows of the format `{ready.format}` have no turns: each message is asked by "
-            say(render_notice(f"{note}itself, and the model sees none of the others"))
+            _notice(f"{note}itself, and the model sees none of the others")
             if self._conversation.system is not None:
                 raise UsageError(
                     f"rows of the format `{ready.format}` have no place for a system prompt",

@@ -20,12 +20,14 @@ from types import FrameType
 from typing import Any
 
 from fsdpq.errors import LaunchError, RunStoppedError, UsageError
+from fsdpq.launch.checkpoint_choice import choose_checkpoint
 from fsdpq.launch.machine.devices import list_gpus
 from fsdpq.launch.ranks.failure import count_oom_kills
 from fsdpq.launch.ranks.processes import TRUST_FLAG, ProcessTree
 from fsdpq.launch.ranks.single_worker import WorkerFiles, explain_end, worker_alone_environment
 from fsdpq.recipe.load import load_resolved
 from fsdpq.run_files import RunFiles
+from fsdpq.tensor_files.checkpoint_manifest import list_checkpoints
 
 ANSWERER = ("-m", "fsdpq.worker", "answer")
 
@@ -47,6 +49,7 @@ class Loading:
     Attributes:
         verb: names its log in the run directory: ``generate`` or ``chat``.
         base: the model as it was before training.
+        checkpoint: a step, ``newest`` or ``best``; None is what the run exported.
         compares: keep both, to switch between them.
         needs_turns: refuse a run that can only go on with a text.
         device: ``auto``, ``cuda`` or ``cpu``; ``auto`` is the GPU where the run had one and there
@@ -58,6 +61,7 @@ class Loading:
 
     verb: str = "generate"
     base: bool = False
+    checkpoint: str | None = None
     compares: bool = False
     needs_turns: bool = False
     device: str = "auto"
@@ -113,8 +117,12 @@ class Ready:
     notices: list[str] = field(default_factory=list[str])
 
 
-def open_run(run_dir: Path) -> RunFiles:
+def open_run(run_dir: Path, *, needs_export: bool = True) -> RunFiles:
     """Returns the paths of a run that has something to answer with.
+
+    Args:
+        run_dir: of the run.
+        needs_export: False takes one that has not finished.
 
     Raises:
         UsageError: it is none, has not finished, or its base model is gone.
@@ -123,9 +131,12 @@ def open_run(run_dir: Path) -> RunFiles:
     if not files.resolved.is_file() or not files.lock.is_file():
         hint = "name a directory that `fsdpq train` made, such as `runs/quickstart-1a2b3c4d`"
         raise UsageError(f"`{run_dir}` is no run directory", hint=hint)
-    if not any(path.is_dir() for path in (files.adapter, files.model, files.delta)):
+    exported = any(path.is_dir() for path in (files.adapter, files.model, files.delta))
+    if needs_export and not exported:
         message = f"the run `{run_dir}` has exported nothing: it did not finish"
-        hint = "train it to the end with `fsdpq train`; `logs/` tells why it ended"
+        hint = "train it to the end with `fsdpq resume`; `logs/` tells why it ended"
+        if list_checkpoints(files.checkpoints):
+            hint = "`--checkpoint newest` answers with what it saved last"
         raise UsageError(message, hint=hint)
     base = Path(json.loads(files.lock.read_text(encoding="utf-8"))["inputs"]["model"]["directory"])
     if not base.is_dir():
@@ -155,22 +166,34 @@ class AnswerSession:
     Args:
         run_dir: of a finished run.
         loading: what the worker loads.
+        on_notice: told what the user should know before it is loaded.
         worker: arguments of Python that start it.
 
     Raises:
         UsageError: there is nothing to load.
+        CheckpointError: no checkpoint that was asked for is whole.
     """
 
     def __init__(
-        self, run_dir: Path, loading: Loading, *, worker: Sequence[str] = ANSWERER
+        self,
+        run_dir: Path,
+        loading: Loading,
+        *,
+        on_notice: Callable[[str], None],
+        worker: Sequence[str] = ANSWERER,
     ) -> None:
-        files = open_run(run_dir)
+        files = open_run(run_dir, needs_export=not loading.base and loading.checkpoint is None)
+        checkpoint: list[str] = []
+        if loading.checkpoint is not None:
+            chosen, saved = choose_checkpoint(files, loading.checkpoint, on_notice=on_notice)
+            on_notice(f"answers come from the checkpoint of step {saved.step}")
+            checkpoint = [f"--checkpoint={chosen}"]
         device = choose_device(files, loading.device)
         self._files = _worker_files(files, loading.verb)
         self._oom_kills = count_oom_kills()
         arguments = [
             *worker, str(files.root), f"--error={self._files.error}", f"--device={device}",
-            f"--dequantize={loading.dequantize}",
+            f"--dequantize={loading.dequantize}", *checkpoint,
             *(["--base"] if loading.base else []),
             *(["--compare"] if loading.compares else []),
             *(["--turns"] if loading.needs_turns else []),

@@ -121,9 +121,12 @@ def generate(
         FsdpqError: whatever the worker reports.
     """
     if choosing.seed is None:
-        seed = load_resolved(open_run(run_dir).resolved).training.seed
+        seed = load_resolved(open_run(run_dir, needs_export=False).resolved).training.seed
         choosing = dataclasses.replace(choosing, seed=seed)
-    with stop_signals_raised(), AnswerSession(run_dir, loading, worker=worker) as session:
+    with (
+        stop_signals_raised(),
+        AnswerSession(run_dir, loading, on_notice=on_notice, worker=worker) as session,
+    ):
         for notice in session.wait_ready(on_load).notices:
             on_notice(notice)
         for question in questions:

@@ -212,7 +212,6 @@ class ChatAnswerer(Answerer):
                     break
         on_text(texts.finish())
         seconds, prompt_s = time.monotonic() - started, first_at - started
-        rest = len(chosen) - 1
         return Answer(
             answer=texts.text,
             stop=stop or ("length" if max_new_tokens <= room else "context"),
@@ -221,5 +220,11 @@ class ChatAnswerer(Answerer):
             num_cached_tokens=num_cached,
             prompt_s=prompt_s,
             seconds=seconds,
-            tokens_per_s=rest / (seconds - prompt_s) if rest else len(chosen) / seconds,
+            tokens_per_s=_speed(len(chosen), seconds, prompt_s),
         )
+
+
+def _speed(num_tokens: int, seconds: float, prompt_s: float) -> float:
+    if num_tokens > 1:
+        return (num_tokens - 1) / (seconds - prompt_s)
+    return num_tokens / seconds

@@ -30,6 +30,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TextIO
 
 import torch
@@ -55,6 +56,7 @@ from fsdpq.worker.answering_model import (
 )
 from fsdpq.worker.assemble import Inputs, read_inputs, stop_ids
 from fsdpq.worker.export.formats import FORMATS
+from fsdpq.worker.keeping.saved_weights import load_saved_weights
 from fsdpq.worker.tokenizer import load_tokenizer
 
 Request = dict[str, Any]
@@ -68,6 +70,7 @@ class Wanted:
     Attributes:
         device_type: ``cuda`` or ``cpu``.
         trained: False leaves the model as it was before training, and never loads more.
+        checkpoint: directory of a checkpoint; None is what the run exported.
         needs_turns: ask in turns, also where rows were plain texts.
         compares: keep the initial values of what was trained too, for requests without it.
         dequantize: ``auto``, ``always`` or ``never``; see `keep_matrices`.
@@ -76,6 +79,7 @@ class Wanted:
 
     device_type: str
     trained: bool = True
+    checkpoint: Path | None = None
     needs_turns: bool = False
     compares: bool = False
     dequantize: str = "auto"
@@ -109,7 +113,9 @@ def serve_answers(files: RunFiles, wanted: Wanted) -> None:
         report_load=lambda done, total: tell({"event": "load", "done": done, "total": total}),
     )
     switch = TrainedSwitch(assembled, device) if wanted.trained and wanted.compares else None
-    if wanted.trained:
+    if wanted.trained and wanted.checkpoint is not None:
+        load_saved_weights(assembled, wanted.checkpoint)
+    elif wanted.trained:
         exported = files.exported(recipe.export.format)
         FORMATS[recipe.export.format].load(assembled, exported)
     cast_trained(assembled, recipe)

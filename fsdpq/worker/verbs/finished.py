@@ -17,6 +17,7 @@ def add_finished_verbs(verbs: Any) -> None:
     answer.add_argument("--error", type=Path, required=True)
     answer.add_argument("--device", choices=("cuda", "cpu"), required=True)
     answer.add_argument("--dequantize", choices=("auto", "always", "never"), required=True)
+    answer.add_argument("--checkpoint", type=Path)
     answer.add_argument("--base", action="store_true")
     answer.add_argument("--compare", action="store_true")
     answer.add_argument("--turns", action="store_true")
@@ -31,6 +32,7 @@ def _answer(parsed: argparse.Namespace, rank: int) -> None:
         wanted = Wanted(
             device_type=parsed.device,
             trained=not parsed.base,
+            checkpoint=parsed.checkpoint,
             needs_turns=parsed.turns,
             compares=parsed.compare,
             dequantize=parsed.dequantize,
