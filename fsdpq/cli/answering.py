@@ -71,7 +71,7 @@ class LoadLine:
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
         self._is_terminal = stream.isatty()
-        self._width = 0
+        self._text = ""
 
     def start(self) -> None:
         """Says that something happens, before anything is known."""
@@ -84,10 +84,9 @@ class LoadLine:
     def clear(self) -> None:
         """Takes the line away."""
         self._write("")
-        self._width = 0
 
     def _write(self, text: str) -> None:
-        if self._is_terminal:
-            self._stream.write("\r" + text.ljust(self._width) + ("" if text else "\r"))
+        if self._is_terminal and text != self._text:
+            self._stream.write("\r" + text.ljust(len(self._text)) + ("" if text else "\r"))
             self._stream.flush()
-            self._width = max(self._width, len(text))
+            self._text = text

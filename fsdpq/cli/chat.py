@@ -286,8 +286,8 @@ class Chat:
             return
         self._note(
             f"{last['num_prompt_tokens']} tokens before it, {last['num_cached_tokens']} of them "
-            f"known already; {last['num_tokens']} tokens in {last['seconds']:.1f} s, "
-            f"the first after {last['prompt_s']:.1f} s, then {last['tokens_per_s']:.1f} tokens/s"
+            f"known already; then {last['num_tokens']} in {last['seconds']:.1f} s, "
+            f"the first after {last['prompt_s']:.1f} s, {last['tokens_per_s']:.1f} tokens/s"
         )
 
 

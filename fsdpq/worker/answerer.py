@@ -187,8 +187,7 @@ class ChatAnswerer(Answerer):
     ) -> Answer:
         """Returns the answer to ``ids``, of `fit` and fewer than the context has.
 
-        Tells ``on_text`` what comes with every token, maybe an empty text, and asks ``is_stopped``
-        after it.
+        Tells ``on_text`` what comes with a token, maybe an empty text; asks ``is_stopped`` then.
         """
         room = max_new_tokens if self.context is None else self.context - len(ids)
         num_cached = self.prefix.begin(ids)
@@ -203,24 +202,22 @@ class ChatAnswerer(Answerer):
             for token in tokens:
                 first_at = first_at if chosen else time.monotonic()
                 chosen.append(token)
-                if token in self.stop_ids:
-                    stop = "end"
-                    break
-                on_text(texts.add(token))
-                if is_stopped():
-                    stop = "stopped"
+                if token not in self.stop_ids:
+                    on_text(texts.add(token))
+                stop = "end" if token in self.stop_ids else "stopped" if is_stopped() else ""
+                if stop:
                     break
         on_text(texts.finish())
-        seconds, prompt_s = time.monotonic() - started, first_at - started
+        seconds = time.monotonic() - started
         return Answer(
             answer=texts.text,
             stop=stop or ("length" if max_new_tokens <= room else "context"),
             num_tokens=len(chosen),
             num_prompt_tokens=len(ids),
             num_cached_tokens=num_cached,
-            prompt_s=prompt_s,
+            prompt_s=first_at - started,
             seconds=seconds,
-            tokens_per_s=_speed(len(chosen), seconds, prompt_s),
+            tokens_per_s=_speed(len(chosen), seconds, first_at - started),
         )
 
 
