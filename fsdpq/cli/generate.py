@@ -100,7 +100,7 @@ def _print_answer(events: Events, line: LoadLine, *, as_json: bool) -> None:
             if as_json:
                 echo_json({name: event[name] for name in _FIELDS})
             else:
-                click.echo(_text(event["answer"]))
+                _write(event["answer"] + "\n")
         else:
             _check(event)
 
@@ -109,7 +109,7 @@ def _print_pieces(events: Events, line: LoadLine) -> None:
     for _, event in events:
         line.clear()
         _check(event)
-        click.echo(_text(event["text"]) if event["event"] == "text" else "\n", nl=False)
+        _write(event["text"] if event["event"] == "text" else "\n")
 
 
 def _print_rows(events: Events, line: LoadLine) -> None:
@@ -130,9 +130,10 @@ def _print_rows(events: Events, line: LoadLine) -> None:
         sys.exit(ExitCode.RUN_FAILED)
 
 
-def _text(text: str) -> str:
-    """Returns an answer as it is for a program, and harmless for a terminal."""
-    return shown(text, sys.stdout) if sys.stdout.isatty() else text
+def _write(text: str) -> None:
+    """Prints an answer: as it is for a program, harmless for a terminal."""
+    sys.stdout.write(shown(text, sys.stdout) if sys.stdout.isatty() else text)
+    sys.stdout.flush()
 
 
 def _check(event: dict[str, Any]) -> None:

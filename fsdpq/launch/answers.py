@@ -204,7 +204,8 @@ class AnswerSession:
             environment=worker_alone_environment(), stdout=None, stderr=self._files.log,
         )  # fmt: skip
         self._events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
-        threading.Thread(target=self._read, daemon=True, name="answers").start()
+        self._reader = threading.Thread(target=self._read, daemon=True, name="answers")
+        self._reader.start()
         self._number = 0
 
     def __enter__(self) -> AnswerSession:
@@ -262,6 +263,9 @@ class AnswerSession:
             if self._tree.input is not None:
                 self._tree.input.close()
         self._tree.kill()
+        self._reader.join()
+        if self._tree.output is not None:
+            self._tree.output.close()
         self._files.error.unlink(missing_ok=True)
 
     def _send(self, request: Event) -> None:
@@ -275,7 +279,8 @@ class AnswerSession:
 
     def _read(self) -> None:
         for line in self._tree.output or ():
-            self._events.put(json.loads(line))
+            if line.endswith(b"\n"):  # a worker that is killed may leave half of one
+                self._events.put(json.loads(line))
         self._events.put(None)
 
     def _next(self) -> Event:

@@ -15,7 +15,6 @@ from fsdpq.launch.answers import (
     Choosing,
     Event,
     Loading,
-    open_run,
     stop_signals_raised,
 )
 from fsdpq.recipe.load import load_resolved
@@ -23,6 +22,7 @@ from fsdpq.rows.files.kinds import read_file
 from fsdpq.rows.files.row import FileError, FileRow
 from fsdpq.rows.messages import read_conversation
 from fsdpq.rows.values import MistakeError
+from fsdpq.run_files import RunFiles
 
 MAX_PROBLEMS = 20
 
@@ -120,13 +120,13 @@ def generate(
         UsageError: there is nothing to answer with.
         FsdpqError: whatever the worker reports.
     """
-    if choosing.seed is None:
-        seed = load_resolved(open_run(run_dir, needs_export=False).resolved).training.seed
-        choosing = dataclasses.replace(choosing, seed=seed)
     with (
         stop_signals_raised(),
         AnswerSession(run_dir, loading, on_notice=on_notice, worker=worker) as session,
     ):
+        if choosing.seed is None:
+            seed = load_resolved(RunFiles(run_dir).resolved).training.seed
+            choosing = dataclasses.replace(choosing, seed=seed)
         for notice in session.wait_ready(on_load).notices:
             on_notice(notice)
         for question in questions:

@@ -24,7 +24,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import queue
 import sys
 import threading
@@ -86,13 +85,13 @@ class Wanted:
     trust_remote_code: bool = False
 
 
-def serve_answers(files: RunFiles, wanted: Wanted) -> None:
-    """Loads what a run trained and answers until standard input ends.
+def serve_answers(files: RunFiles, wanted: Wanted, output: TextIO) -> None:
+    """Loads what a run trained and answers until standard input ends; events go to ``output``.
 
     Raises:
         FsdpqError: the model cannot be loaded.
     """
-    tell = event_writer()
+    tell = event_writer(output)
     recipe = answering_recipe(load_resolved(files.resolved), wanted.device_type)
     inputs = read_inputs(files, trust_remote_code=wanted.trust_remote_code)
     device = dist.start_process_group(wanted.device_type)
@@ -131,15 +130,12 @@ def serve_answers(files: RunFiles, wanted: Wanted) -> None:
     AnswerServer(answerer, switch if compares else None, tell).serve(sys.stdin)
 
 
-def event_writer() -> Tell:
-    """Takes standard output for events and returns what writes one; prints go to standard error."""
-    sys.stdout.flush()
-    events = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
+def event_writer(output: TextIO) -> Tell:
+    """Returns what writes an event to ``output``, at once."""
 
     def tell(event: Request) -> None:
-        events.write(json.dumps(event, ensure_ascii=False) + "\n")
-        events.flush()
+        output.write(json.dumps(event, ensure_ascii=False) + "\n")
+        output.flush()
 
     return tell
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fsdpq.run_files import RunFiles
-from fsdpq.worker.guard import recorded_errors
+from fsdpq.worker.guard import recorded_errors, take_output
 
 
 def add_finished_verbs(verbs: Any) -> None:
@@ -27,6 +27,7 @@ def add_finished_verbs(verbs: Any) -> None:
 
 def _answer(parsed: argparse.Namespace, rank: int) -> None:
     with recorded_errors(parsed.error, rank):
+        output = take_output()  # before anything is imported that might print
         from fsdpq.worker.answers import Wanted, serve_answers
 
         wanted = Wanted(
@@ -38,4 +39,4 @@ def _answer(parsed: argparse.Namespace, rank: int) -> None:
             dequantize=parsed.dequantize,
             trust_remote_code=parsed.trust_remote_code,
         )
-        serve_answers(RunFiles(parsed.run_dir), wanted)
+        serve_answers(RunFiles(parsed.run_dir), wanted, output)

@@ -58,9 +58,7 @@ def train_a_bit(assembled: Assembled) -> None:
 def make_answerer(assembled: Assembled, *, template: str | None = "chatml") -> ChatAnswerer:
     tokenizer = build_tokenizer()
     own = choose_template(tokenizer, None)
-    asks = RowTokenizer(
-        tokenizer, DataOptions(), "messages", template=own if template else None
-    )
+    asks = RowTokenizer(tokenizer, DataOptions(), "messages", template=own if template else None)
     answerer = ChatAnswerer(assembled, tokenizer, asks=asks, stop_ids=set(), device=CPU)
     answerer.stop_ids = set()
     return answerer
@@ -138,9 +136,7 @@ def test_turns_are_answered_as_transformers_and_peft_do_and_computed_once(
 
 
 def logits(model: Any, ids: tuple[int, ...] = (5, 17, 230, 44, 9)) -> Tensor:
-    return model.eval().next_token_logits(
-        torch.tensor([ids]), DynamicCache(config=model.hf.config)
-    )
+    return model.eval().next_token_logits(torch.tensor([ids]), DynamicCache(config=model.hf.config))
 
 
 @pytest.mark.parametrize(
@@ -180,9 +176,7 @@ def test_only_what_fits_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize("adapter", [{}, {"kind": "none"}])
-def test_what_was_trained_goes_out_and_comes_back(
-    tmp_path: Path, adapter: dict[str, Any]
-) -> None:
+def test_what_was_trained_goes_out_and_comes_back(tmp_path: Path, adapter: dict[str, Any]) -> None:
     directory = save_tiny_llama(tmp_path)
     sections = {"adapter": adapter, "quantization": NONE, "model": {"dtype": "bf16"}}
     base = logits(reference_like(directory, sections).model)
