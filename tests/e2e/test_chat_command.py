@@ -37,7 +37,9 @@ def trained(project: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFiles
     return files
 
 
-def test_generate_answers_as_the_run_did(fsdpq: Run, trained: RunFiles, tmp_path: Path) -> None:
+def test_both_answer_as_the_run_did(
+    fsdpq: Run, project: Path, environment: dict[str, str], trained: RunFiles, tmp_path: Path
+) -> None:
     rows = tmp_path / "prompts.jsonl"
     rows.write_text('{"prompt": "What is one?"}\n{"prompt": "What is two?", "system": "x"}\n')
     done = fsdpq("generate", str(trained.root), "--file", str(rows), "--max-new-tokens", "8")
@@ -48,17 +50,20 @@ def test_generate_answers_as_the_run_did(fsdpq: Run, trained: RunFiles, tmp_path
     assert answers["after"] != answers["before"]
     # Unsharded and dequantized once, and yet the same as in the run.
     assert first["answer"] == answers["after"]
-    assert second["num_tokens"] == 8
+    assert second["num_tokens"] <= 8
 
-    for arguments, expected in (
-        (("--checkpoint", "newest", "--dequantize", "never"), answers["after"]),
-        (("--base",), answers["before"]),
-    ):
-        done = fsdpq(
-            "generate", str(trained.root), "--prompt=What is one?", "--max-new-tokens=8", *arguments
-        )
-        assert done.returncode == 0, done.stderr
-        assert done.stdout == expected + "\n"
+    # The last checkpoint is what was exported; without it the model is as it was before.
+    talk = subprocess.run(
+        [
+            sys.executable, "-m", "fsdpq", "chat", str(trained.root), "--checkpoint=newest",
+            "--dequantize=never", "--temperature=0", "--max-new-tokens=8",
+        ],
+        cwd=project, env=environment, input="What is one?\n/base\n/retry\n", text=True,
+        capture_output=True, timeout=240, check=False,
+    )  # fmt: skip
+    assert talk.returncode == 0, talk.stderr
+    assert talk.stdout == f"{answers['after']}\n{answers['before']}\n"
+    assert "note: answers come from the checkpoint of step 24" in talk.stderr
 
 
 class Screen:
@@ -143,17 +148,7 @@ def test_a_talk_in_a_terminal(
     screen.wait("before training(?s:.*)base> ")
     screen.send("unsent\x03")
     screen.wait("ends the chat(?s:.*)base> ")
-    worker = screen.worker()
-    screen.send("\x04")
-    assert screen.end() == 0
-    assert not worker.is_running()
-
-
-def test_a_worker_that_is_killed_leaves_a_message_and_a_working_terminal(
-    project: Path, environment: dict[str, str], trained: RunFiles
-) -> None:
-    screen = Screen(["chat", str(trained.root)], project, environment)
-    screen.wait(r"context of 256 tokens.*\n(?s:.*)> ")
+    # A worker that is killed leaves a message, and the terminal as it was.
     os.kill(screen.worker().pid, signal.SIGKILL)
     screen.send("hello\n")
     screen.wait(r"error: the worker was killed \(SIGKILL\)")
