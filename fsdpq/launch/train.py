@@ -16,8 +16,10 @@ from fsdpq.launch.machine.kernels import check_kernels
 from fsdpq.launch.machine.resolve import explain_dtype, resolve_launch
 from fsdpq.launch.quantize import QUANTIZER, QuantizeJob
 from fsdpq.launch.ranks.failure import count_oom_kills, explain_failure
+from fsdpq.launch.ranks.keeper import RunKeeper, resume_hint
 from fsdpq.launch.ranks.processes import TRUST_FLAG
 from fsdpq.launch.ranks.torchrun import WORKER, Row, check_endpoint, run_torchrun
+from fsdpq.launch.ranks.watch import HangWatch
 from fsdpq.launch.run_dir import check_run_dir, create_run_dir
 from fsdpq.launch.screen import Screen
 from fsdpq.recipe.checks.facts import told_dtype
@@ -162,14 +164,20 @@ def run_ranks(
         FsdpqError: what the first of them to fail reports.
     """
     screen.open_run(files)
-    progress = _Progress(screen)
+    num_ranks, limit_s = int(recipe.launch.nproc_per_node), recipe.launch.hang_timeout_s
+    keeper = RunKeeper(files, HangWatch(files, num_ranks, limit_s), screen.report)
+    progress = _Progress(screen, keeper)
     oom_kills = count_oom_kills()
     try:
-        code, stopped_by = run_torchrun(files, recipe.launch, on_row=progress.take, worker=worker)
+        code, stopped_by = run_torchrun(
+            files, recipe.launch, on_row=progress.take, worker=worker, keeper=keeper
+        )
     finally:
         screen.close()
     if stopped_by:
         raise progress.stopped(stopped_by, files)
+    if code == 0 and (stopped := keeper.stopped(progress.total_steps)) is not None:
+        raise stopped
     if code != 0:
         is_mapped = recipe.fsdp.offload == "disk" and "base" in inputs
         error = explain_failure(
@@ -188,21 +196,26 @@ def run_ranks(
 class _Progress:
     """Passes rows on to the screen and remembers how far the run came."""
 
-    def __init__(self, screen: Screen) -> None:
+    def __init__(self, screen: Screen, keeper: RunKeeper) -> None:
         self._screen = screen
+        self._keeper = keeper
         self._step = 0
-        self._total_steps: int | None = None
+        self.total_steps: int | None = None
         self.done = False
 
     def take(self, row: Row) -> None:
         """Takes one row of metrics or events."""
         if row.get("event") == "step":
-            self._step, self._total_steps = row["step"], row.get("total_steps")
+            self._step, self.total_steps = row["step"], row.get("total_steps")
+        if row.get("event") == "setup":
+            self.total_steps = row["total_steps"]
         self.done = self.done or row.get("event") == "done"
+        self._keeper.take(row)
         self._screen.show_row(row)
 
     def stopped(self, signal_name: str, files: RunFiles) -> RunStoppedError:
         """Returns the one line for a run that was stopped."""
-        after = f"after step {self._step} of {self._total_steps}" if self._step else "before step 1"
+        after = f"after step {self._step} of {self.total_steps}" if self._step else "before step 1"
         message = f"stopped by {signal_name} {after}; its metrics and logs are in `{files.root}`"
-        return RunStoppedError(message)
+        go_on = resume_hint(files)
+        return RunStoppedError(f"{message}; {go_on}" if go_on else message)

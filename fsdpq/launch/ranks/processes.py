@@ -41,12 +41,41 @@ HUB_TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_TOKEN_PATH")
 
 _NOTE_INTERVAL_S = 0.5
 
+REPEAT_S = 0.3
+"""A signal this soon after another one is no second wish."""
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
+"""What asks for an end. Slurm sends SIGUSR1 before a job's time is over, where it is told to."""
+
+BLOCKED_IN_RANKS = frozenset({signal.SIGINT, signal.SIGTERM, signal.SIGUSR1})
+"""Slurm sends these to every process of a job: torchrun must not die of them, nor end its ranks. A
+blocked signal stays blocked in whatever a process starts; a rank picks its own up by itself
+(`fsdpq.worker.keeping.signals`). torchrun's handler of SIGHUP stays."""
+
 
 @dataclass
 class StopSignals:
     """The signals that asked for an end, in order."""
 
     received: list[int] = field(default_factory=list[int])
+    times: list[float] = field(default_factory=list[float])
+
+    def note(self, number: int) -> None:
+        """Takes one signal."""
+        self.received.append(number)
+        self.times.append(time.monotonic())
+
+    @property
+    def insists(self) -> bool:
+        """Whether somebody asked again: Ctrl-C, or the first signal once more.
+
+        What comes at the same moment is the same wish, on another way; and Slurm sends SIGTERM some
+        time after SIGUSR1, to a job that may be saving still.
+        """
+        return any(
+            time_s - self.times[0] > REPEAT_S and number in (signal.SIGINT, self.received[0])
+            for number, time_s in zip(self.received, self.times, strict=True)
+        )
 
     @property
     def name(self) -> str:
@@ -56,14 +85,17 @@ class StopSignals:
 
 @contextmanager
 def catch_stop_signals() -> Generator[StopSignals, None, None]:
-    """Notes SIGINT, SIGTERM and SIGHUP instead of dying of them, until the block ends."""
+    """Notes `STOP_SIGNALS` instead of dying of them, until the block ends.
+
+    One that is ignored stays so: ``nohup`` ignores SIGHUP.
+    """
     stop = StopSignals()
 
     def note(number: int, _frame: FrameType | None) -> None:
-        stop.received.append(number)
+        stop.note(number)
 
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    previous = {number: signal.signal(number, note) for number in numbers}
+    heeded = [each for each in STOP_SIGNALS if signal.getsignal(each) != signal.SIG_IGN]
+    previous = {number: signal.signal(number, note) for number in heeded}
     try:
         yield stop
     finally:
@@ -80,6 +112,7 @@ class ProcessTree:
         stdout: file that its standard output goes to; its standard error too without ``stderr``.
             None makes pipes of its standard input and output.
         stderr: file that its standard error goes to.
+        blocked: signals that it and what it starts never receive, unless they wait for them.
 
     Attributes:
         input: what the process reads, where it has pipes.
@@ -93,6 +126,7 @@ class ProcessTree:
         environment: dict[str, str],
         stdout: Path | None,
         stderr: Path | None = None,
+        blocked: frozenset[signal.Signals] = frozenset(),
     ) -> None:
         self._seen: dict[tuple[int, float], psutil.Process] = {}
         self._next_note = 0.0
@@ -100,6 +134,8 @@ class ProcessTree:
             out = subprocess.PIPE if stdout is None else files.enter_context(stdout.open("wb"))
             errors = stderr or stdout
             err = None if errors is None else files.enter_context(errors.open("ab"))
+            # A child has the mask of its parent. What arrives here meanwhile is delivered after.
+            mask = signal.pthread_sigmask(signal.SIG_BLOCK, blocked)
             try:
                 self._process = subprocess.Popen(
                     command, env=environment, stdout=out, stderr=err, start_new_session=True,
@@ -109,6 +145,8 @@ class ProcessTree:
             except OSError as error:
                 message = f"`{command[0]}` cannot be started: {error.strerror}"
                 raise LaunchError(message, hint="check the Python installation") from None
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         self.input, self.output = self._process.stdin, self._process.stdout
 
     def poll(self) -> int | None:

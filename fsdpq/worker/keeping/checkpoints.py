@@ -7,6 +7,7 @@ waits for it. A save that fails ends nothing: the run says why, and the next one
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -138,14 +139,29 @@ class Checkpoints:
         )
         return state
 
-    def after_step(self, state: LoopState) -> bool:
-        """Saves where that is due, in the background; never ends the loop.
+    def minutes_passed(self) -> bool:
+        """Whether the minutes between two checkpoints are over; rank 0's clock decides for all."""
+        minutes = self._options.interval_minutes
+        if minutes is None or dist.rank() != 0:
+            return False
+        return (time.monotonic() - self._last_time) / 60 >= minutes
 
-        Ranks: all (collective).
+    def is_due(self, state: LoopState, *, minutes_passed: bool) -> bool:
+        """Whether to save after this step.
+
+        Args:
+            state: after the step.
+            minutes_passed: what `minutes_passed` says on rank 0.
         """
-        if self._is_due(state):
-            self._start(state)
-        return False
+        steps, options = state.progress.steps, self._options
+        if steps == self._last_step:
+            return False
+        is_last = steps == self._run.trainer.total_steps
+        if (options.interval and steps % options.interval == 0) or (is_last and self._saves):
+            return True
+        if options.keep_best and _is_best(state):
+            return True
+        return minutes_passed and not is_last
 
     def save(self, state: LoopState) -> Path | None:
         """Saves now and waits for it; returns the checkpoint, None where it failed.
@@ -158,7 +174,7 @@ class Checkpoints:
         directory = step_directory(self._folder, state.progress.steps)
         if self._last_step == state.progress.steps:
             return directory
-        self._start(state)
+        self.start(state)
         self._wait()
         return directory if self._last_step == state.progress.steps else None
 
@@ -169,29 +185,18 @@ class Checkpoints:
         """
         self._wait()
 
-    def _is_due(self, state: LoopState) -> bool:
-        steps, options = state.progress.steps, self._options
-        if steps == self._last_step:
-            return False
-        is_last = steps == self._run.trainer.total_steps
-        if (options.interval and steps % options.interval == 0) or (is_last and self._saves):
-            return True
-        later = [loss for step, loss in state.eval_losses.items() if step]
-        if options.keep_best and state.eval_losses.get(steps) == min(later, default=None):
-            return steps in state.eval_losses
-        if options.interval_minutes is None or is_last:
-            return False
-        minutes = (time.monotonic() - self._last_time) / 60
-        return dist.as_rank_0_says(minutes >= options.interval_minutes)
+    def start(self, state: LoopState) -> None:
+        """Copies the state and starts to write the copy, in the background.
 
-    def _start(self, state: LoopState) -> None:
-        """Copies the state and starts to write the copy."""
+        Ranks: all (collective).
+        """
         self._wait()
         started = self._last_time = time.monotonic()
         step = state.progress.steps
         directory = step_directory(self._folder, step)
         facts = self._run.facts(state) | {"train_s": self.train_s}
-        writer = CheckpointWriter(directory, facts, self._describe(state, facts))
+        text = json.dumps(facts).encode()  # now: the loop goes on with the lists in it
+        writer = CheckpointWriter(directory, text, self._describe(state, facts))
         self._job = _Job(writer, directory, copy_to_host(self._run.pieces(state)), started)
         self._saves = True
         self._thread = Thread(target=self._write, args=(self._job,), name="fsdpq-checkpoint")
@@ -313,3 +318,9 @@ class Checkpoints:
 
     def _notice(self, text: str) -> None:
         self._events.write({"event": "notice", "message": text})
+
+
+def _is_best(state: LoopState) -> bool:
+    """Whether the last step's held-out loss is the lowest that was computed while training."""
+    losses = {step: loss for step, loss in state.eval_losses.items() if step}
+    return state.progress.steps in losses and losses[state.progress.steps] == min(losses.values())

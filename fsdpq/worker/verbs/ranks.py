@@ -9,6 +9,7 @@ from typing import Any
 from fsdpq.run_files import RunFiles
 from fsdpq.worker.guard import recorded_errors, redirect_output
 from fsdpq.worker.keeping.presence import show_presence
+from fsdpq.worker.keeping.signals import tell_stack_on_request
 
 
 def add_rank_verbs(verbs: Any) -> None:
@@ -35,9 +36,10 @@ def _train(parsed: argparse.Namespace, rank: int) -> None:
     with recorded_errors(files.rank_error(rank), rank):
         show_presence(files)
         redirect_output(files.rank_log(rank))
-        from fsdpq.worker.train import train
+        tell_stack_on_request(files.rank_stack(rank))
+        from fsdpq.worker.train import run_rank
 
-        train(files, trust_remote_code=parsed.trust_remote_code, resume=parsed.resume)
+        run_rank(files, trust_remote_code=parsed.trust_remote_code, resume=parsed.resume)
 
 
 def _quantize(parsed: argparse.Namespace, rank: int) -> None:
