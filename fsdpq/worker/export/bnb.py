@@ -23,8 +23,7 @@ from fsdpq.checkpoint.bnb_format import (
 from fsdpq.dist import Shard, all_gather_rows, rank, shard_range, world_size
 from fsdpq.errors import CheckpointError, ExportError, UsageError
 from fsdpq.model.causal_lm import CausalLM
-from fsdpq.model.loading.checkpoint_names import ModelTensors
-from fsdpq.model.loading.source import open_checkpoint, row_reader
+from fsdpq.model.loading.source import TensorRows, open_checkpoint, row_reader
 from fsdpq.model.loading.targets import (
     checkpoint_name,
     full_shape,
@@ -40,6 +39,9 @@ from fsdpq.run_files import RunFiles
 from fsdpq.worker.assemble import resolve_dtype
 from fsdpq.worker.quantize import build_frozen_model, start_job
 from fsdpq.worker.train import load_reporter
+
+OnPacked = Callable[[str, Mapping[str, Tensor]], Any]
+"""Told of a matrix by name, and of its whole packed tensors, on the host."""
 
 
 def export_bnb(files: RunFiles, out: Path, *, trust_remote_code: bool = False) -> None:
@@ -106,6 +108,8 @@ def save_bnb_checkpoint(
     device: torch.device,
     max_file_bytes: int = MAX_FILE_BYTES,
     report: Callable[[int, int], Any] = lambda _done, _total: None,
+    tensors: TensorRows | None = None,
+    on_packed: OnPacked = lambda _name, _packed: None,
 ) -> None:
     """Writes a model directory that ``AutoModelForCausalLM.from_pretrained`` reads.
 
@@ -124,6 +128,8 @@ def save_bnb_checkpoint(
         device: this rank's; rows are quantized there.
         max_file_bytes: a file is full at this size.
         report: told ``(done_bytes, total_bytes)`` of what is written, after each target.
+        tensors: the weights to quantize; None takes those of ``directory``.
+        on_packed: told on rank 0 of the whole packed tensors of each matrix.
 
     Raises:
         CheckpointError: the checkpoint does not fit the model, or is damaged.
@@ -139,9 +145,9 @@ def save_bnb_checkpoint(
             hint="add `experts` to `quantization.modules_to_not_convert`, or write fsdpq's own "
             "format",
         )
-    tensors = open_checkpoint(model, directory)
+    tensors = open_checkpoint(model, directory) if tensors is None else tensors
     groups = [
-        _packed_group(name, target, tensors, quantizer, dtype=dtype, device=device)
+        _packed_group(name, target, tensors, quantizer, dtype=dtype, device=device, told=on_packed)
         if isinstance(target, PackedMatrix)
         else _plain_group(name, target, tensors)
         for name, target in targets.items()
@@ -172,7 +178,7 @@ def _plain_linears(model: CausalLM) -> Sequence[str]:
     ]
 
 
-def _plain_group(name: str, target: nn.Parameter, tensors: ModelTensors) -> TensorGroup:
+def _plain_group(name: str, target: nn.Parameter, tensors: TensorRows) -> TensorGroup:
     def gather() -> Mapping[str, Tensor]:
         if rank() != 0:
             return {}
@@ -188,11 +194,12 @@ def _plain_group(name: str, target: nn.Parameter, tensors: ModelTensors) -> Tens
 def _packed_group(
     name: str,
     target: PackedMatrix,
-    tensors: ModelTensors,
+    tensors: TensorRows,
     quantizer: BnbQuantizer,
     *,
     dtype: torch.dtype,
     device: torch.device,
+    told: OnPacked,
 ) -> TensorGroup:
     rows, columns = full_shape(target)
     shapes = quantizer.packed_shapes(rows, columns)
@@ -209,6 +216,7 @@ def _packed_group(
         }
         if rank() != 0:
             return {}
+        told(name, whole)
         found = quantizer.library_parts(whole, (rows, columns), dtype)
         return {f"{name}.{part}" if part else name: tensor for part, tensor in found.items()}
 
