@@ -14,6 +14,7 @@ from fsdpq.launch.lock_file import describe_run
 from fsdpq.launch.machine.devices import check_bf16, list_gpus
 from fsdpq.launch.machine.kernels import check_kernels
 from fsdpq.launch.machine.resolve import explain_dtype, resolve_launch
+from fsdpq.launch.merge import merge_trained
 from fsdpq.launch.quantize import QUANTIZER, QuantizeJob
 from fsdpq.launch.ranks.failure import count_oom_kills, explain_failure
 from fsdpq.launch.ranks.processes import TRUST_FLAG
@@ -131,6 +132,8 @@ def run_ranks(
     if not progress.done:
         message = "the ranks ended without a result"
         raise LaunchError(message, hint=f"the logs are in `{files.logs}`")
+    if recipe.export.merge:
+        merge_trained(files, recipe, screen=screen, trust_remote_code=TRUST_FLAG in worker)
 
 
 class _Progress:

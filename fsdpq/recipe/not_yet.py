@@ -17,7 +17,6 @@ IMPLEMENTED: dict[str, tuple[Any, ...]] = {
     "checkpoint.interval_minutes": (None,),
     "checkpoint.keep_best": (False,),
     "checkpoint.resume": ("never",),
-    "export.merge": (False,),
     "launch.nnodes": (1,),
     "launch.max_restarts": (0,),
     "launch.scheduler": ("local",),

@@ -7,6 +7,7 @@ model.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +40,6 @@ from fsdpq.run_files import RunFiles
 from fsdpq.worker.assemble import resolve_dtype
 from fsdpq.worker.quantize import build_frozen_model, start_job
 from fsdpq.worker.train import load_reporter
-
-OnPacked = Callable[[str, Mapping[str, Tensor]], Any]
-"""Told of a matrix by name, and of its whole packed tensors, on the host."""
 
 
 def export_bnb(files: RunFiles, out: Path, *, trust_remote_code: bool = False) -> None:
@@ -98,6 +96,21 @@ def write_recipe_bnb(
     )
 
 
+@dataclass(frozen=True)
+class GivenWeights:
+    """The unquantized weights of a model that is to be written.
+
+    Attributes:
+        tensors: the weights, by the model's names.
+        original: the checkpoint that the tokenizer's files are copied from.
+        on_packed: told on rank 0 of each packed matrix by name, and of its whole tensors.
+    """
+
+    tensors: TensorRows
+    original: Path
+    on_packed: Callable[[str, Mapping[str, Tensor]], Any] = lambda _name, _packed: None
+
+
 def save_bnb_checkpoint(
     model: CausalLM,
     directory: Path,
@@ -108,8 +121,41 @@ def save_bnb_checkpoint(
     device: torch.device,
     max_file_bytes: int = MAX_FILE_BYTES,
     report: Callable[[int, int], Any] = lambda _done, _total: None,
-    tensors: TensorRows | None = None,
-    on_packed: OnPacked = lambda _name, _packed: None,
+) -> None:
+    """Writes a checkpoint as `save_bnb_weights` does.
+
+    Args:
+        model: on meta, neither sharded nor adapted; made with ``quantizer``.
+        directory: its checkpoint, unquantized.
+        out: where to; replaced if it is there.
+        quantizer: of all packed matrices.
+        dtype: of the weights before they are quantized, and of those that stay.
+        device: this rank's; rows are quantized there.
+        max_file_bytes: a file is full at this size.
+        report: told ``(done_bytes, total_bytes)`` of what is written, after each target.
+
+    Raises:
+        CheckpointError: the checkpoint does not fit the model, or is damaged.
+        ExportError: see `save_bnb_weights`.
+    """
+    _check_no_stacks(model)
+    weights = GivenWeights(open_checkpoint(model, directory), directory)
+    save_bnb_weights(
+        model, weights, out, quantizer=quantizer, dtype=dtype, device=device,
+        max_file_bytes=max_file_bytes, report=report,
+    )  # fmt: skip
+
+
+def save_bnb_weights(
+    model: CausalLM,
+    weights: GivenWeights,
+    out: Path,
+    *,
+    quantizer: BnbQuantizer,
+    dtype: torch.dtype,
+    device: torch.device,
+    max_file_bytes: int,
+    report: Callable[[int, int], Any],
 ) -> None:
     """Writes a model directory that ``AutoModelForCausalLM.from_pretrained`` reads.
 
@@ -121,36 +167,24 @@ def save_bnb_checkpoint(
 
     Args:
         model: on meta, neither sharded nor adapted; made with ``quantizer``.
-        directory: its checkpoint, unquantized.
+        weights: of the model.
         out: where to; replaced if it is there.
         quantizer: of all packed matrices.
         dtype: of the weights before they are quantized, and of those that stay.
         device: this rank's; rows are quantized there.
         max_file_bytes: a file is full at this size.
         report: told ``(done_bytes, total_bytes)`` of what is written, after each target.
-        tensors: the weights to quantize; None takes those of ``directory``.
-        on_packed: told on rank 0 of the whole packed tensors of each matrix.
 
     Raises:
-        CheckpointError: the checkpoint does not fit the model, or is damaged.
         ExportError: experts are quantized, which transformers cannot read, or ``out`` cannot be
             written.
     """
-    targets = loading_targets(model)
-    stacks = [name for name, target in targets.items() if isinstance(target, PackedExperts)]
-    if stacks:
-        raise ExportError(
-            f"transformers cannot read quantized experts, and {len(stacks)} stacks of them are "
-            f"(`{stacks[0]}`)",
-            hint="add `experts` to `quantization.modules_to_not_convert`, or write fsdpq's own "
-            "format",
-        )
-    tensors = open_checkpoint(model, directory) if tensors is None else tensors
+    _check_no_stacks(model)
     groups = [
-        _packed_group(name, target, tensors, quantizer, dtype=dtype, device=device, told=on_packed)
+        _packed_group(name, target, weights, quantizer, dtype=dtype, device=device)
         if isinstance(target, PackedMatrix)
-        else _plain_group(name, target, tensors)
-        for name, target in targets.items()
+        else _plain_group(name, target, weights.tensors)
+        for name, target in loading_targets(model).items()
     ]
     config = model.hf.config
     config.dtype = dtype
@@ -161,9 +195,21 @@ def save_bnb_checkpoint(
         unquantized=_plain_linears(model),
     )
     write_bnb_directory(
-        groups, out, config=config, original=directory, max_file_bytes=max_file_bytes,
+        groups, out, config=config, original=weights.original, max_file_bytes=max_file_bytes,
         report=report,
     )  # fmt: skip
+
+
+def _check_no_stacks(model: CausalLM) -> None:
+    targets = loading_targets(model)
+    stacks = [name for name, target in targets.items() if isinstance(target, PackedExperts)]
+    if stacks:
+        raise ExportError(
+            f"transformers cannot read quantized experts, and {len(stacks)} stacks of them are "
+            f"(`{stacks[0]}`)",
+            hint="add `experts` to `quantization.modules_to_not_convert`, or write fsdpq's own "
+            "format",
+        )
 
 
 def _plain_linears(model: CausalLM) -> Sequence[str]:
@@ -194,12 +240,11 @@ def _plain_group(name: str, target: nn.Parameter, tensors: TensorRows) -> Tensor
 def _packed_group(
     name: str,
     target: PackedMatrix,
-    tensors: TensorRows,
+    weights: GivenWeights,
     quantizer: BnbQuantizer,
     *,
     dtype: torch.dtype,
     device: torch.device,
-    told: OnPacked,
 ) -> TensorGroup:
     rows, columns = full_shape(target)
     shapes = quantizer.packed_shapes(rows, columns)
@@ -208,7 +253,7 @@ def _packed_group(
 
     def gather() -> Mapping[str, Tensor]:
         shards = {part: _own_rows(shape, device) for part, shape in shapes.items()}
-        read = row_reader(tensors, name, target, dtype=dtype, device=device)
+        read = row_reader(weights.tensors, name, target, dtype=dtype, device=device)
         quantizer.quantize_shards(read, (rows, columns), shards)
         whole = {
             part: all_gather_rows(shard.rows, shapes[part][0]).cpu()
@@ -216,7 +261,7 @@ def _packed_group(
         }
         if rank() != 0:
             return {}
-        told(name, whole)
+        weights.on_packed(name, whole)
         found = quantizer.library_parts(whole, (rows, columns), dtype)
         return {f"{name}.{part}" if part else name: tensor for part, tensor in found.items()}
 

@@ -28,10 +28,10 @@ def _lines(receipt: Mapping[str, Any]) -> Iterator[str]:
     yield from ("pipeline_tag: text-generation", "---", "")
     yield f"# {Path(receipt['run']).name}, merged"
     yield ""
-    yield f"`{receipt['base_model']}`{revision} with a finetuned change ({receipt['adapter']}) in its"
+    yield f"`{receipt['base_model']}`{revision} with a finetuned change ({receipt['adapter']})"
     how = f", quantized again as {receipt['requantize']}" if receipt["requantize"] else ""
-    yield f"weights, written by fsdpq {receipt['fsdpq']}: merged onto the {receipt['onto']} weights in"
-    yield f"{receipt['dtype']}{how}."
+    yield f"in its weights, written by fsdpq {receipt['fsdpq']}: merged onto the"
+    yield f"{receipt['onto']} weights in {receipt['dtype']}{how}."
     if receipt["requantize"] == "hqq":
         yield ""
         yield "The weights are fsdpq's own quantized base: name this directory in"
@@ -48,8 +48,8 @@ def _lines(receipt: Mapping[str, Any]) -> Iterator[str]:
 
 def _likeness_lines(likeness: Mapping[str, Any]) -> Iterator[str]:
     yield ""
-    yield f"On {likeness['tokens']} tokens of {likeness['text']}, computed in fp32; the divergence is"
-    yield f"{likeness['divergence']}."
+    yield f"On {likeness['tokens']} tokens of {likeness['text']}, computed in fp32."
+    yield f"The divergence is {likeness['divergence']}."
     yield ""
     yield "| model | loss, nats a token | mean divergence | largest divergence |"
     yield "| --- | --- | --- | --- |"

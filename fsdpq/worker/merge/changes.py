@@ -30,6 +30,9 @@ class Change(Protocol):
     names: Set[str]
     """The weights that it changes, by their names in transformers."""
 
+    starts_at_zero: bool
+    """Whether those were zero before training, whatever the base holds in their place."""
+
     def apply(self, name: str, base: Tensor, start: int) -> Tensor:
         """Returns the trained rows of one weight.
 
@@ -42,7 +45,7 @@ class Change(Protocol):
 
 
 class AdapterChange:
-    """An adapter in PEFT's format.
+    """An adapter in PEFT's format; see `Change`.
 
     Args:
         directory: of the adapter.
@@ -52,6 +55,8 @@ class AdapterChange:
     Raises:
         CheckpointError: it is damaged, or does not fit the model; names all that does not.
     """
+
+    starts_at_zero = False
 
     def __init__(
         self,
@@ -110,14 +115,15 @@ class AdapterChange:
     ) -> None:
         wrong: list[str] = []
         for layer in sorted(adapted):
-            shape = shapes.get(f"{layer}.weight", ())
-            a, b = (f"{PREFIX}{layer}.{part}" for part in LOW_RANK[:2])
-            found = [self._files.shape(n) if n in self._files.names else () for n in (a, b)]
-            if len(shape) != 2 or not all(found):
-                wrong.append(f"`{layer}` is no matrix of the model, or lacks A or B")
-            elif (found[1][0], found[0][1]) != shape:
-                wrong.append(f"`{layer}` has A {list(found[0])} and B {list(found[1])}, not for")
-                wrong[-1] += f" a matrix of {list(shape)}"
+            names = [f"{PREFIX}{layer}.{part}" for part in LOW_RANK[:2]]
+            found = [self._files.shape(n) for n in names if n in self._files.names]
+            shape = shapes.get(f"{layer}.weight")
+            product = (found[1][0], found[0][1]) if len(found) == 2 else None
+            if shape is None or product != shape:
+                wrong.append(
+                    f"`{layer}` is {'not of the model' if shape is None else list(shape)}, its A "
+                    f"and B have shapes {[list(each) for each in found]}"
+                )
         for name in sorted(whole):
             found = self._files.shape(f"{PREFIX}{name}")
             if shapes.get(name) != found:
@@ -145,7 +151,9 @@ def _raise_all(directory: Path, wrong: list[str]) -> None:
 
 
 class DeltaChange:
-    """The weights of new layers that ``export.format: delta`` left.
+    """The weights of new layers that ``export.format: delta`` left; see `Change`.
+
+    New layers start as identities: the weights that are trained are zero.
 
     Args:
         directory: of the delta.
@@ -153,6 +161,8 @@ class DeltaChange:
     Raises:
         CheckpointError: it is damaged.
     """
+
+    starts_at_zero = True
 
     def __init__(self, directory: Path) -> None:
         self._files = CheckpointFiles(directory)
@@ -162,14 +172,3 @@ class DeltaChange:
     def apply(self, name: str, base: Tensor, start: int) -> Tensor:
         """Returns the trained rows of one weight; see `Change`."""
         return self._files.read_matrix_rows(name, start, start + base.shape[0]).float()
-
-
-class NoChange:
-    """The base as it was before training."""
-
-    def __init__(self) -> None:
-        self.names: Set[str] = frozenset()
-
-    def apply(self, name: str, base: Tensor, start: int) -> Tensor:  # noqa: ARG002
-        """Returns ``base``."""
-        return base

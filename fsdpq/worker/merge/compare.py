@@ -1,7 +1,7 @@
 """Compares models by what they answer: the divergence of their next tokens, and their loss.
 
-All compute in fp32, over the same tokens, as transformers' own model (`StreamedModel`): what differs
-is what the weights say. Documents of different length stand in one batch, filled up at their ends,
+All compute in fp32, over the same tokens, as transformers' own model (`StreamedModel`): only the
+weights differ. Documents of different length stand in one batch, filled up at their ends,
 which no earlier token sees; so each model is read once.
 """
 
@@ -28,9 +28,9 @@ MAX_DOCUMENTS = 256
 KL_CHUNK_TOKENS = 64
 
 FIXED_TEXT = (
-    "The library opens at nine in the morning. Anyone may read in the hall, and with a card you can "
-    "take up to six books home for four weeks. If a book is lent out, ask at the desk: they write "
-    "you down and call when it is back.\n\n"
+    "The library opens at nine in the morning. Anyone may read in the hall, and with a card you "
+    "can take up to six books home for four weeks. If a book is lent out, ask at the desk: they "
+    "write you down and call when it is back.\n\n"
     "def mean(values):\n    total = sum(values)\n    return total / len(values)\n\n"
     "Water boils at 100 degrees Celsius at sea level, and at about 90 degrees on a mountain of "
     "3,000 metres, because the air presses less. 12 * 12 = 144, and half of that is 72."
@@ -86,9 +86,9 @@ def choose_documents(
     if batch is not None:
         return Documents(*batch, "held-out rows of the run")
     ids = list(tokenizer(FIXED_TEXT)["input_ids"])  # pyright: ignore[reportArgumentType, reportCallIssue]
-    batch = _lay_out([Document(ids, [True] * len(ids))], max(max_tokens, 2))
-    assert batch is not None
-    return Documents(*batch, "a fixed text, as the run held no rows out")
+    cut = torch.tensor([ids[: max(max_tokens, 2)]])
+    counts = torch.ones(1, cut.shape[1] - 1, dtype=torch.bool)
+    return Documents(cut, counts, "a fixed text, as the run held no rows out")
 
 
 def _held_out(inputs: Inputs) -> Iterator[Document]:

@@ -47,7 +47,7 @@ class Survival:
             stored: as they are stored, in any dtype.
         """
         change = rows.trained - rows.base
-        survived = stored.float().sub_(rows.base)
+        survived = stored.float() - rows.base  # never in place: it may be what is written
         self.change += _squares(change)
         self.survived += _squares(survived)
         self.base += _squares(rows.base)

@@ -2,7 +2,8 @@
 
 ``nf4`` is bitsandbytes' 4-bit format, as transformers writes and loads it. hqq has no form that
 others load: transformers 5.23 says ``QuantizationMethod.HQQ is not available yet``, and hqq's own
-files are pickles. So ``hqq`` is a quantized base of fsdpq's own (`fsdpq.tensor_files.base_manifest`).
+files are pickles. So ``hqq`` is a quantized base of fsdpq's own
+(`fsdpq.tensor_files.base_manifest`).
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from fsdpq.recipe.sections.quantization import BnbOptions, HqqOptions
 from fsdpq.registry import resolve_builder
 from fsdpq.tensor_files.base_manifest import Key, base_key
 from fsdpq.worker.assemble import without_gpu_kernels
-from fsdpq.worker.export.bnb import save_bnb_checkpoint
+from fsdpq.worker.export.bnb import GivenWeights, save_bnb_weights
 from fsdpq.worker.merge.bases import StoredRows, TrainedRows, matrix_rows
 from fsdpq.worker.merge.receipt import SurvivalBook
 from fsdpq.worker.merge.sources import FinishedRun
@@ -122,11 +123,12 @@ class Requantized:
             )  # fmt: skip
         else:
             written = directory / "weights"
-            save_bnb_checkpoint(
-                model, self.run.inputs.model_dir, written,
+            given = GivenWeights(weights, self.run.inputs.model_dir, books.add_packed)
+            save_bnb_weights(
+                model, given, written,
                 quantizer=resolve_builder("quantization", self.options)(self.options),
                 dtype=self.dtype, device=self.device, max_file_bytes=max_file_bytes,
-                report=report, tensors=weights, on_packed=books.add_packed,
+                report=report,
             )  # fmt: skip
             for path in written.iterdir():
                 path.rename(directory / path.name)
@@ -134,13 +136,20 @@ class Requantized:
         books.add_plain()
         return books.cast, books.again
 
-    def open(self, directory: Path) -> TrainedRows:
-        """Returns the rows of what `write` wrote, dequantized."""
+    def reader(self, directory: Path) -> Callable[[str], Tensor]:
+        """Returns what reads whole weights of what `write` wrote, dequantized."""
+        rows, shapes = self._open(directory), self.run.shapes
+
+        def read(name: str) -> Tensor:
+            shape = shapes[name]
+            return rows.read(name, 0, matrix_rows(shape)).reshape(shape)
+
+        return read
+
+    def _open(self, directory: Path) -> TrainedRows:
         model, options = self.build_model(directory), self.options
         if isinstance(options, HqqOptions):
-            source = QuantizedBaseSource(
-                model, directory, key=self.key, open_original=_no_original
-            )
+            source = QuantizedBaseSource(model, directory, key=self.key, open_original=_no_original)
             return TrainedRows(model, source, None, dtype=self.dtype, device=self.device)
         files = BnbFiles(directory)
         stored = StoredRows(model, files, open_tensors(model, files))
@@ -189,7 +198,7 @@ class _Books:
 
 
 class _MergedSource:
-    """Merged weights as a `fsdpq.model.loading.source.BaseSource`, quantized while they are read."""
+    """Merged weights as a `fsdpq.model.loading.source.BaseSource`: quantized while read."""
 
     def __init__(
         self, weights: MergedWeights, books: _Books, *, dtype: torch.dtype, device: torch.device

@@ -23,7 +23,6 @@ from fsdpq.run_files import MERGE_RECEIPT, RunFiles, write_whole
 from fsdpq.worker.export.readers import checkpoint_reader
 from fsdpq.worker.merge.bases import BaseRows
 from fsdpq.worker.merge.card import write_card
-from fsdpq.worker.merge.changes import NoChange
 from fsdpq.worker.merge.compare import Documents, choose_documents, compare_models
 from fsdpq.worker.merge.layout import usual_dtype
 from fsdpq.worker.merge.receipt import Likeness, SurvivalBook, verdict
@@ -46,7 +45,7 @@ class MergeOptions:
         requantize: ``nf4`` or ``hqq``, None writes the merged weights themselves.
         dtype: ``bf16``, ``fp16`` or ``fp32``; None is that of the base.
         compare_tokens: tokens that the models are compared on; 0 compares none.
-        device: ``cuda`` or ``cpu``.
+        device: ``cuda`` or ``cpu``: where matrices are quantized and dequantized, and models run.
         trust_remote_code: run code that the model brings.
         max_file_bytes: a file is full at this size.
     """
@@ -62,6 +61,11 @@ class MergeOptions:
 
 
 def merge(files: RunFiles, options: MergeOptions) -> None:
+    """Starts a process group of one rank, then does `merge_run`."""
+    merge_run(files, options, dist.start_process_group(options.device))
+
+
+def merge_run(files: RunFiles, options: MergeOptions, device: torch.device) -> None:
     """Writes the merged model of a finished run; prints how far it is, as lines of JSON.
 
     Ranks: all (collective); there is one.
@@ -71,7 +75,6 @@ def merge(files: RunFiles, options: MergeOptions) -> None:
     Raises:
         FsdpqError: the run left nothing to merge, something is damaged, or the disk is full.
     """
-    device = dist.start_process_group(options.device)
     say = _Progress()
     run = open_finished_run(files, device, trust_remote_code=options.trust_remote_code)
     base = run.base_rows(options.onto)
@@ -82,8 +85,6 @@ def merge(files: RunFiles, options: MergeOptions) -> None:
     if options.requantize is not None:
         again = Requantized(run, options.requantize, dtype, device, options.trust_remote_code)
     with whole_directory(options.out.absolute(), what="the merged model") as partial:
-        copy_companions(run, partial, with_code=options.trust_remote_code)
-        write_config(run, partial, dtype)
         limits: dict[str, Any] = {
             "max_file_bytes": options.max_file_bytes,
             "report": say.reporter("merging"),
@@ -93,6 +94,9 @@ def merge(files: RunFiles, options: MergeOptions) -> None:
             book = write_merged_weights(run, weights, partial, dtype=dtype, **limits)
         else:
             book, quantized_book = again.write(weights, partial, **limits)
+        if options.requantize != "nf4":  # that writer has its own
+            write_config(run, partial, dtype)
+        copy_companions(run, partial, with_code=options.trust_remote_code)
         likeness: dict[str, Likeness] = {}
         if documents is not None:
             models = _models(run, weights, partial, dtype, again)
@@ -135,23 +139,23 @@ def _models(
     What was written is read back from its files.
     """
 
-    def reader(base: BaseRows, *, changed: bool) -> Callable[[str], Tensor]:
-        return MergedWeights(base, run.change if changed else NoChange(), run.shapes).read
+    def reader(base: BaseRows, *, untrained: bool) -> Callable[[str], Tensor]:
+        return MergedWeights(base, run.change, run.shapes, untrained=untrained).read
 
     def cast(name: str) -> Tensor:
         found = weights.read(name)
         return found.to(dtype) if found.is_floating_point() else found
 
     models = {
-        "trained": reader(run.trained_over, changed=True),
-        "base": reader(run.trained_over, changed=False),
+        "trained": reader(run.trained_over, untrained=False),
+        "base": reader(run.trained_over, untrained=True),
     }
     if again is None:
         config = run.model.hf.config
         return models | {"merged": checkpoint_reader(written, config=config)}
     return models | {
         "merged": cast,
-        "requantized": reader(again.open(written), changed=False),
+        "requantized": again.reader(written),
     }
 
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -14,7 +12,7 @@ from fsdpq.errors import UsageError
 from fsdpq.model.causal_lm import CausalLM
 from fsdpq.model.loading.bnb_files import BnbFiles
 from fsdpq.model.loading.checkpoint_files import CheckpointFiles
-from fsdpq.model.loading.source import BaseSource, open_tensors
+from fsdpq.model.loading.source import open_tensors
 from fsdpq.model.loading.targets import loading_targets, tied_names
 from fsdpq.protocols import Adapter
 from fsdpq.recipe.load import load_resolved

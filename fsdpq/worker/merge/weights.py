@@ -32,25 +32,32 @@ class MergedWeights:
         base: what training started from.
         change: what was trained.
         shapes: of all weights, by their names in transformers.
+        untrained: leave the change out: the model as it was before training.
     """
 
     num_read_bytes = 0
     """Of a checkpoint's files; not counted here."""
 
     def __init__(
-        self, base: BaseRows, change: Change, shapes: Mapping[str, tuple[int, ...]]
+        self,
+        base: BaseRows,
+        change: Change,
+        shapes: Mapping[str, tuple[int, ...]],
+        *,
+        untrained: bool = False,
     ) -> None:
         self._base = base
         self._change = change
+        self._untrained = untrained
         self.shapes = shapes
 
     def is_changed(self, name: str) -> bool:
         """Whether training changed the weight."""
-        return name in self._change.names
+        return name in self._change.names and not self._untrained
 
     def read_both(self, name: str, start: int, stop: int) -> Rows:
         """Returns rows of a changed weight, before and after."""
-        base = self._base.read(name, start, stop).float()
+        base = self._read_base(name, start, stop).float()
         return Rows(base, self._change.apply(name, base, start))
 
     def read_matrix_rows(self, name: str, start: int, stop: int) -> Tensor:
@@ -60,7 +67,12 @@ class MergedWeights:
         """
         if self.is_changed(name):
             return self.read_both(name, start, stop).trained
-        return self._base.read(name, start, stop)
+        return self._read_base(name, start, stop)
+
+    def _read_base(self, name: str, start: int, stop: int) -> Tensor:
+        rows = self._base.read(name, start, stop)
+        is_zero = self._change.starts_at_zero and name in self._change.names
+        return torch.zeros_like(rows) if is_zero else rows
 
     def read_rows(self, name: str, start: int, stop: int) -> Tensor:
         """Returns rows ``[start, stop)`` of the first dimension, as `read_matrix_rows` does."""
