@@ -36,6 +36,7 @@ and at the end one row of its own to events.jsonl:
 run.lock.json, ``inputs.base``, where the ranks are to load from such a base:
     directory   of the base
     key         of its manifest (`fsdpq.tensor_files.base_manifest`): another base is not used
+    digest      hash of its checksums, the same for the same content
 
 events.jsonl of ``fsdpq doctor --self-test`` has two of its own:
     ``checks``  names (pairs of group and name, in order), time
@@ -47,8 +48,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -102,6 +104,18 @@ class RunFiles:
     def torchrun_log(self) -> Path:
         """What torchrun itself printed."""
         return self.logs / "torchrun.log"
+
+    @property
+    def launcher(self) -> Path:
+        """Process and machine of the launcher that has, or had, this run, as JSON."""
+        return self.logs / "launcher.json"
+
+    def attempt(self, number: int) -> Path:
+        """What start ``number`` of the ranks, counted from 1, left in `logs` when it ended early.
+
+        Its errors and torchrun's log; the ranks' own logs go on.
+        """
+        return self.logs / f"attempt-{number}"
 
     def rank_log(self, rank: int) -> Path:
         """Everything that rank ``rank`` printed."""
@@ -157,13 +171,22 @@ class RunFiles:
         return self.root / "stop"
 
     def heartbeat(self, rank: int) -> Path:
-        """When and where rank ``rank`` was last alive."""
+        """When and where rank ``rank`` was last alive: see `Beat`."""
         return self.logs / f"rank-{rank}.heartbeat"
+
+    def rank_stack(self, rank: int) -> Path:
+        """Where the Python code of rank ``rank`` was when the launcher asked it by SIGUSR2."""
+        return self.logs / f"rank-{rank}.stack"
 
     @property
     def tensorboard(self) -> Path:
         """TensorBoard's event files (`metrics.sinks`)."""
         return self.root / "tensorboard"
+
+    @property
+    def wandb_id(self) -> Path:
+        """The id of this run at Weights & Biases: a resumed run goes on there."""
+        return self.root / "wandb-id"
 
     def profile(self, rank: int) -> Path:
         """The profiler's trace of rank ``rank`` (`metrics.profile`)."""
@@ -193,6 +216,7 @@ class RankError:
         exit_code: what the run should exit with.
         time: seconds since the epoch; the smallest of all ranks is the root cause.
         problems: those of a `fsdpq.errors.RecipeError`, as plain data, else none.
+        details: more lines for the user, of an `FsdpqError`.
     """
 
     rank: int
@@ -203,6 +227,7 @@ class RankError:
     exit_code: int
     time: float
     problems: list[dict[str, Any]] = dataclasses.field(default_factory=list[dict[str, Any]])
+    details: str = ""
 
 
 @dataclass(frozen=True)
@@ -296,6 +321,41 @@ class CheckResult:
         return {"event": "check", **dataclasses.asdict(self), "time": time.time()}
 
 
+@dataclass(frozen=True)
+class Beat:
+    """A rank's last sign of life: the content of `RunFiles.heartbeat`, of fixed size.
+
+    Attributes:
+        pid: of the rank.
+        count: one more with every sign of the same process.
+        step: the step that it does, counted from 1; 0 before the first.
+        phase: one of `PHASES`, or empty before the first.
+        part: what of the phase: ``data``, ``forward``, ``backward``, ``optimizer``, ``save`` of a
+            step; may be empty.
+    """
+
+    pid: int = 0
+    count: int = 0
+    step: int = 0
+    phase: str = ""
+    part: str = ""
+
+    def pack(self) -> bytes:
+        """Returns it as `BEAT_LAYOUT` says."""
+        return BEAT_LAYOUT.pack(
+            self.pid, self.count, self.step, self.phase.encode(), self.part.encode()
+        )
+
+    @classmethod
+    def unpack(cls, content: bytes) -> Beat:
+        """Returns what `pack` packed."""
+        pid, count, step, phase, part = BEAT_LAYOUT.unpack(content)
+        return cls(pid, count, step, *(text.rstrip(b"\0").decode() for text in (phase, part)))
+
+
+BEAT_LAYOUT = struct.Struct("<qqq16s16s")
+
+
 def write_whole(path: Path, content: bytes) -> None:
     """Writes ``path`` so that a reader sees the old content, or none, or all of the new."""
     temporary = path.with_name(f".{path.name}.tmp")
@@ -320,9 +380,30 @@ def sync(path: Path) -> None:
 
 
 def append_json_line(path: Path, row: dict[str, Any]) -> None:
-    """Appends ``row`` to ``path`` as one line of JSON, in a single write."""
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(row, ensure_ascii=False, allow_nan=True) + "\n")
+    """Appends ``row`` to ``path`` as one line of JSON."""
+    append_json_lines(path, [row])
+
+
+def append_json_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Appends ``rows`` to ``path`` as lines of JSON: all of them, or none where the disk refuses."""
+    lines = "".join(json.dumps(row, ensure_ascii=False, allow_nan=True) + "\n" for row in rows)
+    with path.open("ab", buffering=0) as file:
+        before, content = file.tell(), memoryview(lines.encode())
+        try:
+            while content:
+                content = content[file.write(content) :]
+        except OSError:
+            file.truncate(before)
+            raise
+
+
+def drop_torn_line(path: Path) -> None:
+    """Cuts off what a killed process left of a last line, so that others can be appended."""
+    if not path.exists():
+        return
+    with path.open("rb+") as file:
+        content = file.read()
+        file.truncate(content.rfind(b"\n") + 1)
 
 
 def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from support.commands import Run
 from transformers import AutoModelForCausalLM
 
 from fsdpq.run_files import RunFiles, read_json_lines
+from fsdpq.tensor_files.checkpoint_manifest import check_checkpoint, list_checkpoints
 
 
 def _losses(files: RunFiles) -> list[float]:
@@ -31,6 +33,15 @@ def _workers() -> list[psutil.Process]:
         if "fsdpq.worker" in (process.info["cmdline"] or []):
             found.append(process)
     return found
+
+
+def _check_a_changed_row_is_named(fsdpq: Run, files: RunFiles, moved: Path) -> None:
+    unchanged = fsdpq("reproduce", str(files.root), "--check", "--base-dir", str(moved))
+    assert (unchanged.returncode, "things are as they were" in unchanged.stdout) == (0, True)
+    (moved / "rows.jsonl").write_text((moved / "rows.jsonl").read_text().replace("two", "too"))
+    changed = fsdpq("reproduce", str(files.root), "--check", "--base-dir", str(moved))
+    assert changed.returncode == 1
+    assert f"{moved / 'rows.jsonl'}" in changed.stdout
 
 
 def test_a_run_leaves_all_that_it_promises(fsdpq: Run, project: Path, tmp_path: Path) -> None:
@@ -67,7 +78,9 @@ def test_a_run_leaves_all_that_it_promises(fsdpq: Run, project: Path, tmp_path: 
         assert torch.equal(loaded[key], weight)
 
     again = RunFiles(tmp_path / "second")
-    assert fsdpq("train", "recipe.yaml", "--run-dir", str(again.root)).returncode == 0
+    reproduced = fsdpq("reproduce", str(files.lock), "--run-dir", str(again.root))
+    assert reproduced.returncode == 0, reproduced.stderr
+    assert "all 26 losses that both runs logged are identical" in reproduced.stderr
     assert _losses(again) == losses, "same recipe, same seed, same losses"
     for name, weight in load_file(again.adapter / "adapter_model.safetensors").items():
         assert torch.equal(weight, weights[name])
@@ -77,6 +90,7 @@ def test_a_run_leaves_all_that_it_promises(fsdpq: Run, project: Path, tmp_path: 
     samples = [row for row in read_json_lines(files.events) if row["event"] == "sample"]
     after = next(row["answer"] for row in samples if row["when"] == "after")
     assert answer.stdout.strip().startswith(after), "generate answers as the run did at its end"
+    _check_a_changed_row_is_named(fsdpq, files, shutil.copytree(project, tmp_path / "moved"))
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(fsdpq: Run, tmp_path: Path) -> None:
@@ -123,7 +137,7 @@ def test_a_checkpoint_that_does_not_fit_trains_nothing(
 
 @pytest.mark.parametrize(
     ("victim", "exit_code", "message"),
-    [("launcher", 130, "stopped"), ("rank", 1, "was killed (SIGKILL)")],
+    [("all", 75, "stopped by SIGUSR1 after step"), ("rank", 1, "was killed (SIGKILL)")],
 )
 def test_a_stopped_run_leaves_no_process(
     project: Path,
@@ -144,8 +158,9 @@ def test_a_stopped_run_leaves_no_process(
         assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < deadline
         time.sleep(0.2)
-    if victim == "launcher":
-        process.send_signal(signal.SIGINT)
+    if victim == "all":  # as Slurm does it
+        for each in (process, *psutil.Process(process.pid).children(recursive=True)):
+            each.send_signal(signal.SIGUSR1)
     else:
         own = [p for p in _workers() if str(files.root) in p.cmdline()]
         ranks = [p for p in own if p.environ().get("RANK") == "1"]
@@ -155,3 +170,8 @@ def test_a_stopped_run_leaves_no_process(
     assert message in errors
     assert not [p for p in _workers() if str(files.root) in p.cmdline()]
     assert not files.adapter.exists()
+    if victim == "all":
+        last_step = list(read_json_lines(files.metrics))[-1]["step"]
+        (directory,) = list_checkpoints(files.checkpoints)
+        assert check_checkpoint(directory).step == last_step
+        assert f"{message} {last_step} of 100000; saved: go on from step {last_step}" in errors
