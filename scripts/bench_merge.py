@@ -48,7 +48,7 @@ def write_tokenizer(directory: Path) -> None:
     PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(directory)
 
 
-def write_run(root: Path, base: Path) -> None:
+def write_run(root: Path, base: Path, quantization: str) -> None:
     """A run directory as training leaves it, with a made-up adapter."""
     import torch
     from safetensors.torch import save_file
@@ -66,7 +66,7 @@ def write_run(root: Path, base: Path) -> None:
             "version": 1,
             "name": "bench",
             "model": {"name_or_path": str(base), "dtype": "bf16"},
-            "quantization": {"kind": "bnb"},
+            "quantization": {"kind": quantization},
             "adapter": {"kind": "lora", "rank": RANK, "alpha": 2.0 * RANK},
             "data": {"path": "rows.jsonl"},
             "optimizer": {"kind": "adamw", "lr": 1e-4},
@@ -154,6 +154,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Measures merging beside PEFT.")
     parser.add_argument("--layers", type=int, default=SHAPE["num_hidden_layers"])
     parser.add_argument("--ways", nargs="*", default=[*WAYS, "peft"])
+    parser.add_argument("--quantization", choices=("bnb", "none"), default="bnb", help="of the run")
     parser.add_argument("--json", type=Path, help="write the numbers to this file")
     parser.add_argument("--process", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -167,14 +168,16 @@ def main() -> None:
         for name, sizes, vocabulary in (("tiny", TINY, 512), ("model", shape, VOCAB_SIZE)):
             weight_bytes = write_checkpoint(root / name, sizes, vocabulary)
             write_tokenizer(root / name)
-            write_run(root / f"run-{name}", root / name)
+            write_run(root / f"run-{name}", root / name, options.quantization)
         print(f"{weight_bytes / 1e9:.2f} GB of bf16 weights, {os.cpu_count()} cores")
         print("way            wall s   peak MB  baseline MB")
         rows: list[dict[str, Any]] = []
         for way in options.ways:
             rows.append(found := measure(way, root))
             peak, base = found["peak_bytes"], found["baseline_bytes"]
-            print(f"{way:<12}{found['wall_s']:>9.1f}{peak / MB:>10.0f}{base / MB:>13.0f}", flush=True)
+            print(
+                f"{way:<12}{found['wall_s']:>9.1f}{peak / MB:>10.0f}{base / MB:>13.0f}", flush=True
+            )
     worst = max((row["peak_bytes"] for row in rows if row["way"] != "peft"), default=0)
     verdict = "ok" if worst <= TARGET_BYTES else "MISSED"
     print(f"\nlargest peak of fsdpq: {worst / MB:.0f} MB, target {TARGET_BYTES / MB:.0f} {verdict}")

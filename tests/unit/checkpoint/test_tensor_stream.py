@@ -48,7 +48,10 @@ def test_an_error_leaves_no_readable_file(tmp_path: Path) -> None:
 
 def test_pieces_make_up_a_tensor_of_any_size(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
-    tensors = {"odd": torch.arange(15.0).view(5, 3).bfloat16(), "even": torch.arange(24.0).view(8, 3)}
+    tensors = {
+        "odd": torch.arange(15.0).view(5, 3).bfloat16(),
+        "even": torch.arange(24.0).view(8, 3),
+    }
     with TensorStream(path, tensors) as stream:
         for name, tensor in tensors.items():
             spec = TensorSpec(name, tensor.dtype, tuple(tensor.shape))

@@ -49,10 +49,8 @@ def test_a_change_below_the_steps_of_16_bits_is_lost_and_that_is_told() -> None:
     assert sums.fields()["lost"] == 1.0
     assert torch.equal(both.trained, base + 1e-4), "what is written later stays as it is"
     told = verdict(onto="original", dtype="bf16", survival=sums, likeness={}, requantized=None)
-    assert told == [
-        "Rounding to bf16 changed what was trained by 100% of its size: `--dtype fp32` keeps all "
-        "of it."
-    ]
+    assert len(told) == 1
+    assert "bf16 changed what was trained by 100% of its size: `--dtype fp32` keeps all" in told[0]
 
 
 @pytest.mark.parametrize(
