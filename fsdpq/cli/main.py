@@ -20,6 +20,7 @@ from fsdpq.cli.diff import diff_command
 from fsdpq.cli.doctor import doctor_command
 from fsdpq.cli.generate import generate_command
 from fsdpq.cli.importing import import_command
+from fsdpq.cli.merge import merge_command
 from fsdpq.cli.migrate import migrate_command
 from fsdpq.cli.options import recipe_arguments, say, trust_option, warn_of_code
 from fsdpq.cli.prepare import prepare_command
@@ -156,6 +157,7 @@ cli.add_command(diff_command)
 cli.add_command(doctor_command)
 cli.add_command(generate_command)
 cli.add_command(import_command)
+cli.add_command(merge_command)
 cli.add_command(migrate_command)
 cli.add_command(prepare_command)
 cli.add_command(quantize_command)

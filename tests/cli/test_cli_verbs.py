@@ -12,7 +12,6 @@ import pytest
 import yaml
 
 from fsdpq.cli.main import main
-from fsdpq.errors import UsageError
 from fsdpq.launch import ready, run_ranks, train
 from fsdpq.recipe.root import recipe_schema_text
 from fsdpq.rows.formats import FORMATS
