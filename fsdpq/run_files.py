@@ -60,6 +60,10 @@ PHASES = ("data", "load", "eval", "train", "export", "report")
 quantized base has one phase, ``quantize``."""
 
 
+MERGE_RECEIPT = "merge.json"
+"""What says, in the directory of a merged model, how like the trained one it is."""
+
+
 @dataclass(frozen=True)
 class RunFiles:
     """The paths inside one run directory; nothing is created by naming them."""
@@ -140,6 +144,16 @@ class RunFiles:
     def delta(self) -> Path:
         """The trained weights alone of a model with new layers."""
         return self.root / "delta"
+
+    @property
+    def merged(self) -> Path:
+        """The base with the trained change in its weights (``export.merge``)."""
+        return self.root / "merged"
+
+    @property
+    def merge_error(self) -> Path:
+        """The error that ended ``fsdpq merge``, as JSON: see `RankError`."""
+        return self.logs / "merge.error.json"
 
     def exported(self, export_format: str) -> Path:
         """What the run leaves behind, by ``export.format``."""
