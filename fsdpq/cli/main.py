@@ -17,6 +17,7 @@ from fsdpq.cli.cache import cache_group
 from fsdpq.cli.data import data_group
 from fsdpq.cli.diff import diff_command
 from fsdpq.cli.doctor import doctor_command
+from fsdpq.cli.evaluate import eval_command
 from fsdpq.cli.importing import import_command
 from fsdpq.cli.migrate import migrate_command
 from fsdpq.cli.options import recipe_arguments, say, trust_option, warn_of_code
@@ -177,6 +178,7 @@ cli.add_command(cache_group)
 cli.add_command(data_group)
 cli.add_command(diff_command)
 cli.add_command(doctor_command)
+cli.add_command(eval_command)
 cli.add_command(import_command)
 cli.add_command(migrate_command)
 cli.add_command(prepare_command)
