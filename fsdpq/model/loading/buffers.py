@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from fsdpq.errors import CheckpointError
 from fsdpq.model.causal_lm import CausalLM
@@ -54,7 +55,7 @@ def allocate(
             module.register_buffer(name, empty, persistent=persistent)
 
 
-def recompute_buffers(model: CausalLM) -> None:
+def recompute_buffers(hf: PreTrainedModel) -> None:
     """Fills buffers that no checkpoint holds (RoPE ``inv_freq``), in their own dtype.
 
     transformers recomputes them in ``_init_weights``; weights that it touches on the way are loaded
@@ -63,18 +64,18 @@ def recompute_buffers(model: CausalLM) -> None:
     Raises:
         CheckpointError: a family does not recompute one of them; names it.
     """
-    for name, module in model.hf.named_modules():
+    for name, module in hf.named_modules():
         buffers = {n: getattr(module, n) for n in module._non_persistent_buffers_set}
         floating = {n: b for n, b in buffers.items() if b is not None and b.is_floating_point()}
         if not floating:
             continue
         for buffer in floating.values():
             buffer.fill_(float("nan"))
-        model.hf._init_weights(module)
+        hf._init_weights(module)
         left = [n for n in floating if getattr(module, n).isnan().any()]
         if left:
             raise CheckpointError(
-                f"`{type(model.hf).__name__}` does not recompute `{name}.{left[0]}`, which is in "
+                f"`{type(hf).__name__}` does not recompute `{name}.{left[0]}`, which is in "
                 "no checkpoint",
                 hint="train a model of another family",
             )

@@ -59,7 +59,7 @@ def load_base(
         frozen=offload != "disk",
         trained=None if offload_trained else device,
     )
-    recompute_buffers(model)
+    recompute_buffers(model.hf)
     targets = loading_targets(model)  # only now: `to_empty` made new buffers
     total = sum(own_weights(target) for target in targets.values()) * dtype.itemsize
     done = 0
