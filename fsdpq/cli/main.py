@@ -18,6 +18,7 @@ from fsdpq.cli.chat import chat_command
 from fsdpq.cli.data import data_group
 from fsdpq.cli.diff import diff_command
 from fsdpq.cli.doctor import doctor_command
+from fsdpq.cli.evaluate import eval_command
 from fsdpq.cli.generate import generate_command
 from fsdpq.cli.importing import import_command
 from fsdpq.cli.merge import merge_command
@@ -155,6 +156,7 @@ cli.add_command(chat_command)
 cli.add_command(data_group)
 cli.add_command(diff_command)
 cli.add_command(doctor_command)
+cli.add_command(eval_command)
 cli.add_command(generate_command)
 cli.add_command(import_command)
 cli.add_command(merge_command)
