@@ -26,6 +26,9 @@ events.jsonl, field ``event`` is one of:
     ``checkpoint``  step, directory, num_bytes, seconds, eval_loss, time: it is whole and on disk
     ``stop``    signal, time: the ranks were asked to save and end, and will after this step
     ``stopped``  step, directory (null where nothing could be saved), time: they have
+    ``export``  format, directory, num_bytes, verified (whether stock libraries loaded it and
+                computed the same), max_difference (of their logits, as a share of the largest; null
+                where nobody looked), seconds, time
     ``done``    the fields of `RunSummary`, time
 
 The worker's ``quantize RUN_DIR --out DIR`` reads the same recipe and lock (``inputs.data`` may be
@@ -131,6 +134,10 @@ class RunFiles:
         """What the run leaves behind, by ``export.format``."""
         names = {"peft": self.adapter, "transformers": self.model, "delta": self.delta}
         return names[export_format]
+
+    def unverified(self, export_format: str) -> Path:
+        """The same until stock libraries have loaded it; stays where they compute otherwise."""
+        return self.exported(export_format).with_suffix(".unverified")
 
     @property
     def checkpoints(self) -> Path:

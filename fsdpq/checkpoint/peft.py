@@ -110,6 +110,38 @@ def import_adapter(
         assign_own_rows(parameter, weights[f"{PREFIX}{name}"])
 
 
+def wrap_in_peft(hf: nn.Module, directory: Path) -> nn.Module:
+    """Returns PEFT's own model around ``hf``, with the adapter of ``directory`` as PEFT loads it.
+
+    Raises:
+        ExportError: PEFT does not load it, or not all of it, or changes values; PEFT itself only
+            warns of some of this.
+    """
+    from peft import PeftModel, get_peft_model_state_dict
+
+    try:
+        wrapped = PeftModel.from_pretrained(hf, str(directory))  # pyright: ignore
+    except (ValueError, RuntimeError, KeyError, OSError, TypeError) as error:
+        raise ExportError(
+            f"PEFT cannot load the adapter that was written: {error}",
+            hint="report this with the recipe: the trained weights are in the directory's files",
+        ) from error
+    loaded = get_peft_model_state_dict(wrapped, save_embedding_layers=False)
+    written = load_file(directory / WEIGHTS_NAME)
+    differing = sorted(written.keys() ^ loaded.keys()) or sorted(
+        name
+        for name, tensor in written.items()
+        if not torch.equal(tensor.to(loaded[name].dtype), loaded[name].cpu())
+    )
+    if differing:
+        raise ExportError(
+            f"PEFT did not take {len(differing)} of the adapter's tensors as they were written: "
+            f"{', '.join(differing[:3])}",
+            hint="report this with the recipe: the trained weights are in the directory's files",
+        )
+    return wrapped
+
+
 def _adapter_names(layers: Mapping[str, AdaptedLayer]) -> dict[str, tuple[AdaptedLayer, str]]:
     """Layers and names of their trained Parameters, by the names in PEFT's files."""
     return {

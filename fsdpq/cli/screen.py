@@ -92,6 +92,7 @@ class PlainScreen:
             "eval": self._show_eval,
             "sample": self._show_sample,
             "notice": self._show_notice,
+            "export": self._show_export,
             "done": self._take_summary,
         }
 
@@ -167,6 +168,10 @@ class PlainScreen:
 
     def _show_notice(self, row: Row) -> None:
         self._print(f"note: {row['message']}")
+
+    def _show_export(self, row: Row) -> None:
+        size, seconds = format_bytes(row["num_bytes"]), format_seconds(row["seconds"])
+        self._print(f"wrote {size} in {seconds}, {checked_words(row)}")
 
     def _take_summary(self, row: Row) -> None:
         self._summary = row
@@ -335,6 +340,14 @@ def summary_lines(row: Row, samples: dict[str, dict[str, str]], files: RunFiles)
         ("try", f"{program_name()} {generate}"),
     ]
     return [*lines, *render_table(places, indent="  "), ""]
+
+
+def checked_words(row: Row) -> str:
+    """Returns whether stock libraries were asked about an export, and what they said."""
+    if not row["verified"]:
+        return "not checked (`export.verify: false`)"
+    difference = f"{row['max_difference']:.1e} of the largest"
+    return f"checked with stock libraries: logits differ by {difference}"
 
 
 def format_bytes(number: float) -> str:

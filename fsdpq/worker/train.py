@@ -22,12 +22,11 @@ from fsdpq.training.loop import Progress, Trainer
 from fsdpq.worker.answerer import Answerer, build_asker
 from fsdpq.worker.assemble import (
     Assembled,
-    Inputs,
     assemble_model,
     read_inputs,
     stop_ids,
 )
-from fsdpq.worker.export.formats import FORMATS, save_template
+from fsdpq.worker.export.finish import Trained, export_run
 from fsdpq.worker.from_disk import reading_notices
 from fsdpq.worker.outputs import open_metrics, open_rows
 from fsdpq.worker.setup import Data, build_trainer, load_data
@@ -91,9 +90,10 @@ def train(files: RunFiles, *, trust_remote_code: bool = False) -> None:
     loss_after = look("after", progress.steps)
     metrics.finish()
     enter(events, "export")
-    exported = export(recipe, inputs, assembled, files)
-    save_template(recipe, tokenizer, answerer.asks, exported)
+    exported = files.exported(recipe.export.format)
     done = summarize_run(progress, train_s, (loss_before, loss_after), device, exported)
+    trained = Trained(recipe, inputs, assembled, tokenizer, answerer.asks, done)
+    export_run(trained, files, events, device=device)
     events.write({"event": "done", **dataclasses.asdict(done)})
     enter(events, "report")
     if dist.rank() == 0:
@@ -111,16 +111,6 @@ def run_steps(trainer: Trainer, loader: Loader, events: MetricSink) -> tuple[Pro
     with loader:
         progress = trainer.run(loader)
     return progress, time.monotonic() - started
-
-
-def export(recipe: Recipe, inputs: Inputs, assembled: Assembled, files: RunFiles) -> Path:
-    """Writes what was trained, in the recipe's format, and returns where.
-
-    Ranks: all (collective).
-    """
-    directory = files.exported(recipe.export.format)
-    FORMATS[recipe.export.format].save(recipe, inputs, assembled, directory)
-    return directory
 
 
 def enter(events: MetricSink, phase: str) -> None:
