@@ -13,7 +13,7 @@ import hashlib
 import os
 import random
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -26,15 +26,18 @@ from fsdpq.errors import EnvironmentProblemError, TrainingError
 T = TypeVar("T")
 
 TIMEOUT = datetime.timedelta(minutes=30)
+WATCHED_TIMEOUT = datetime.timedelta(days=1)
+"""Of a run whose launcher sees when it hangs: that tells where each rank is, a timeout does not."""
 
 
-def start_process_group(device_type: str) -> torch.device:
+def start_process_group(device_type: str, *, timeout: datetime.timedelta = TIMEOUT) -> torch.device:
     """Joins the process group and returns this rank's device.
 
     Ranks: all (collective).
 
     Args:
         device_type: ``cuda`` or ``cpu``.
+        timeout: how long a collective waits for the other ranks.
 
     Raises:
         EnvironmentProblemError: ``cuda`` is asked for, but this torch sees no GPU.
@@ -42,10 +45,10 @@ def start_process_group(device_type: str) -> torch.device:
     device = _own_device(device_type)
     backend = "cpu:gloo,cuda:nccl" if device_type == "cuda" else "gloo"
     if "RANK" in os.environ:
-        dist.init_process_group(backend, timeout=TIMEOUT)
+        dist.init_process_group(backend, timeout=timeout)
     else:
         dist.init_process_group(
-            backend, store=dist.HashStore(), rank=0, world_size=1, timeout=TIMEOUT
+            backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout
         )
     return device
 
@@ -64,6 +67,38 @@ def _own_device(device_type: str) -> torch.device:
     return device
 
 
+def new_host_group() -> dist.ProcessGroup:
+    """Returns a group of all ranks over gloo, for a thread whose collectives are its own.
+
+    Ranks: all (collective).
+    """
+    return cast("dist.ProcessGroup", dist.new_group(backend="gloo", timeout=TIMEOUT))
+
+
+def as_rank_0_says(wanted: bool) -> bool:
+    """Returns what rank 0 says.
+
+    Ranks: all (collective).
+    """
+    if world_size() == 1:
+        return wanted
+    said = torch.tensor([wanted], dtype=torch.uint8)
+    dist.broadcast(said, src=0)
+    return bool(said.item())
+
+
+def gather_texts(text: str) -> list[str]:
+    """Returns ``text`` of every rank, in order of ranks.
+
+    Ranks: all (collective).
+    """
+    texts: list[Any] = [text]
+    if world_size() > 1:
+        texts = [""] * world_size()
+        dist.all_gather_object(texts, text)
+    return texts
+
+
 def wait_for_all() -> None:
     """Returns once every rank is here: no rank leaves while a peer still has work.
 
@@ -76,6 +111,11 @@ def wait_for_all() -> None:
 def rank() -> int:
     """This process's rank; 0 where there is no process group."""
     return dist.get_rank() if dist.is_initialized() else 0
+
+
+def launched_rank() -> int:
+    """This process's rank as torchrun says, also before there is a process group; else 0."""
+    return int(os.environ.get("RANK", "0"))
 
 
 def world_size() -> int:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-from fsdpq.dist import Shard
+from fsdpq.dist import Shard, own_shard
 
 BASE = "base"
 """Attribute under which an adapter keeps the layer that it wraps."""
@@ -177,6 +177,36 @@ class AdaptedLayer(Protocol):
     initial: Mapping[str, Tensor]
     """Where the base was changed by the wrapper's first values: this rank's rows of those, by the
     names of its Parameters; else empty."""
+
+    def restore_initial(self, initial: Mapping[str, Tensor]) -> None:
+        """Makes the base what it was left as by other first values: those of a checkpoint.
+
+        Ranks: all (collective).
+
+        Args:
+            initial: this rank's rows, by the names of `initial`.
+        """
+        ...
+
+
+class Piece(NamedTuple):
+    """What this rank holds of a tensor that a checkpoint keeps.
+
+    Attributes:
+        rows: its rows, ``(rows, ...)``; loading writes into them. A scalar is its own row.
+        shape: of the whole tensor.
+        start: row of the whole that the first of them is.
+    """
+
+    rows: Tensor
+    shape: tuple[int, ...]
+    start: int = 0
+
+
+def own_piece(tensor: Tensor) -> Piece:
+    """Returns this rank's rows of a tensor that FSDP2 sharded; of a plain tensor all rows."""
+    shard = own_shard(tensor)
+    return Piece(shard.rows, tuple(tensor.shape), shard.start)
 
 
 class MetricSink(Protocol):

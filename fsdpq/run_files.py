@@ -39,6 +39,7 @@ and at the end one row of its own to events.jsonl:
 run.lock.json, ``inputs.base``, where the ranks are to load from such a base:
     directory   of the base
     key         of its manifest (`fsdpq.tensor_files.base_manifest`): another base is not used
+    digest      hash of its checksums, the same for the same content
 
 events.jsonl of ``fsdpq doctor --self-test`` has two of its own:
     ``checks``  names (pairs of group and name, in order), time
@@ -50,6 +51,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import struct
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -102,6 +104,18 @@ class RunFiles:
         """What torchrun itself printed."""
         return self.logs / "torchrun.log"
 
+    @property
+    def launcher(self) -> Path:
+        """Process and machine of the launcher that has, or had, this run, as JSON."""
+        return self.logs / "launcher.json"
+
+    def attempt(self, number: int) -> Path:
+        """What start ``number`` of the ranks, counted from 1, left in `logs` when it ended early.
+
+        Its errors and torchrun's log; the ranks' own logs go on.
+        """
+        return self.logs / f"attempt-{number}"
+
     def rank_log(self, rank: int) -> Path:
         """Everything that rank ``rank`` printed."""
         return self.logs / f"rank-{rank}.log"
@@ -150,8 +164,12 @@ class RunFiles:
         return self.root / "stop"
 
     def heartbeat(self, rank: int) -> Path:
-        """When and where rank ``rank`` was last alive."""
+        """When and where rank ``rank`` was last alive: see `Beat`."""
         return self.logs / f"rank-{rank}.heartbeat"
+
+    def rank_stack(self, rank: int) -> Path:
+        """Where the Python code of rank ``rank`` was when the launcher asked it by SIGUSR2."""
+        return self.logs / f"rank-{rank}.stack"
 
     @property
     def tensorboard(self) -> Path:
@@ -287,6 +305,41 @@ class CheckResult:
     def row(self) -> dict[str, Any]:
         """Returns it as a row of events.jsonl."""
         return {"event": "check", **dataclasses.asdict(self), "time": time.time()}
+
+
+@dataclass(frozen=True)
+class Beat:
+    """A rank's last sign of life: the content of `RunFiles.heartbeat`, of fixed size.
+
+    Attributes:
+        pid: of the rank.
+        count: one more with every sign of the same process.
+        step: the step that it does, counted from 1; 0 before the first.
+        phase: one of `PHASES`, or empty before the first.
+        part: what of the phase: ``data``, ``forward``, ``backward``, ``optimizer``, ``save`` of a
+            step; may be empty.
+    """
+
+    pid: int = 0
+    count: int = 0
+    step: int = 0
+    phase: str = ""
+    part: str = ""
+
+    def pack(self) -> bytes:
+        """Returns it as `BEAT_LAYOUT` says."""
+        return BEAT_LAYOUT.pack(
+            self.pid, self.count, self.step, self.phase.encode(), self.part.encode()
+        )
+
+    @classmethod
+    def unpack(cls, content: bytes) -> Beat:
+        """Returns what `pack` packed."""
+        pid, count, step, phase, part = BEAT_LAYOUT.unpack(content)
+        return cls(pid, count, step, *(text.rstrip(b"\0").decode() for text in (phase, part)))
+
+
+BEAT_LAYOUT = struct.Struct("<qqq16s16s")
 
 
 def write_whole(path: Path, content: bytes) -> None:

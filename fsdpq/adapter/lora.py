@@ -18,7 +18,14 @@ from torch.nn import functional
 
 from fsdpq.adapter.saved_modules import unfreeze_modules
 from fsdpq.adapter.starts import draw_a, factor_base
-from fsdpq.dist import assign_own_rows, broadcast_from_first, gather_whole, own_shard, rank
+from fsdpq.dist import (
+    assign_own_rows,
+    broadcast_from_first,
+    gather_numbers,
+    gather_whole,
+    own_shard,
+    rank,
+)
 from fsdpq.errors import CheckpointError
 from fsdpq.protocols import Adapter
 from fsdpq.recipe.sections.adapter import LoraOptions
@@ -113,6 +120,32 @@ class LoraLinear(nn.Module):
             assign_own_rows(parameter, value)
             self.initial[name] = own_shard(parameter).rows.clone()
         return a.cpu()
+
+    @torch.no_grad()
+    def restore_initial(self, initial: Mapping[str, Tensor]) -> None:
+        """Takes the first values of a checkpoint, and leaves the base ``W - s B A`` by those.
+
+        The same decomposition on another machine may differ in rounding or in the signs of its
+        directions. Where it does not, the base stays as it is, bit for bit.
+
+        Ranks: all (collective).
+        Memory: both adapter matrices, whole, twice.
+        """
+        own = {name: self.initial[name].clone() for name in initial}
+        for name, rows in initial.items():
+            self.initial[name].copy_(rows)
+        differs = any(not own[name].equal(self.initial[name]) for name in own)
+        if not any(gather_numbers(float(differs))):
+            return
+        weight: Tensor = self.base.weight  # pyright: ignore[reportAssignmentType]
+        shard = own_shard(weight)
+        rows = shard.rows.float()
+        for values, sign in ((own, 1.0), (self.initial, -1.0)):
+            a = own_shard(self.lora_A).gather(values["lora_A"], self.lora_A.shape[0])
+            b = own_shard(self.lora_B).gather(values["lora_B"], self.lora_B.shape[0])
+            part = (self.scaling * b[shard.start : shard.stop].float()) @ a.float()
+            rows += sign * part.to(rows.device)
+        shard.rows.copy_(rows)
 
 
 class LoraAdapter(Adapter):

@@ -10,10 +10,9 @@ from pathlib import Path
 import click
 
 from fsdpq.cli.answers import echo_json
-from fsdpq.cli.render import clean, render_table
+from fsdpq.cli.render import clean
 from fsdpq.errors import ExitCode
-from fsdpq.recipe.difference import Difference, Side, compare
-from fsdpq.recipe.explain import value_text
+from fsdpq.recipe.difference import Difference, compare, diff_lines
 from fsdpq.recipe.view import open_view
 
 
@@ -35,14 +34,4 @@ def _render(found: list[Difference], old: Path, new: Path) -> Iterator[str]:
         yield f"{old} and {new} mean the same"
         return
     yield from (f"--- {clean(str(old))}", f"+++ {clean(str(new))}")
-    for entry in found:
-        yield ""
-        yield clean(entry.key)
-        rows = [("-", *_cells(entry.old)), ("+", *_cells(entry.new))]
-        yield from map(clean, render_table(rows, indent="  "))
-
-
-def _cells(side: Side) -> tuple[str, str]:
-    if not side.present:
-        return "(has no such key)", ""
-    return value_text(side.value) or '""', side.source
+    yield from map(clean, diff_lines(found))

@@ -24,6 +24,7 @@ from fsdpq.cli.prepare import prepare_command
 from fsdpq.cli.quantize import quantize_command
 from fsdpq.cli.recipes import recipes_group
 from fsdpq.cli.render import render_error, render_notice
+from fsdpq.cli.reproduce import reproduce_command
 from fsdpq.errors import ExitCode, FsdpqError, RunStoppedError, UsageError
 
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
@@ -182,6 +183,7 @@ cli.add_command(migrate_command)
 cli.add_command(prepare_command)
 cli.add_command(quantize_command)
 cli.add_command(recipes_group)
+cli.add_command(reproduce_command)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

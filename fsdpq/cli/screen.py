@@ -6,20 +6,27 @@ few seconds, without control characters.
 
 from __future__ import annotations
 
-import math
 import os
-import shlex
-import shutil
-import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 import click
 
-from fsdpq.cli.render import clean, render_table, wants_color
+from fsdpq.cli.render import clean, wants_color
+from fsdpq.cli.run_texts import (
+    checkpoint_text,
+    export_text,
+    format_bytes,
+    format_seconds,
+    one_line,
+    resume_text,
+    setup_lines,
+    step_text,
+    stopped_text,
+    summary_lines,
+    words_of,
+)
 from fsdpq.launch.ranks.torchrun import Row
 from fsdpq.run_files import RunFiles
 
@@ -27,7 +34,6 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
 STEP_INTERVAL_S = 5.0
-MAX_ANSWER = 400
 
 _PHASES = {
     "data": "opening the data",
@@ -38,28 +44,6 @@ _PHASES = {
     "export": "exporting",
     "report": "writing the report",
 }
-
-
-@dataclass(frozen=True)
-class _Words:
-    """What a kind of adapter calls its parts."""
-
-    weights: str
-    frozen: str
-    trained: str
-    exported: str
-
-
-_ADAPTER = _Words("adapter weights", "base", "adapter", "adapter")
-_WORDS = {
-    "llama_pro": _Words("weights of new layers", "frozen", "trained", "model"),
-    "none": _Words("weights, all of the model", "frozen", "trained", "model"),
-}
-
-
-def _words(setup: Row) -> _Words:
-    """The words for what the row of the set-up trains."""
-    return _WORDS.get(setup.get("adapter_kind", ""), _ADAPTER)
 
 
 def open_screen(stream: TextIO) -> PlainScreen:
@@ -79,6 +63,7 @@ class PlainScreen:
         self._clock = _StepClock()
         self._load_clock = _LoadClock()
         self._last_step_shown = 0.0
+        self._last_save_shown = -STEP_INTERVAL_S
         self._last_load_shown: float | None = None
         self._load_lines = 0
         self._samples: dict[str, dict[str, str]] = {}
@@ -93,6 +78,10 @@ class PlainScreen:
             "sample": self._show_sample,
             "notice": self._show_notice,
             "export": self._show_export,
+            "resume": self._show_resume,
+            "checkpoint": self._show_checkpoint,
+            "stop": self._show_stop,
+            "stopped": self._show_stopped,
             "done": self._take_summary,
         }
 
@@ -127,7 +116,7 @@ class PlainScreen:
 
     def _show_phase(self, row: Row) -> None:
         name = str(row["name"])
-        what = f" the {_words(self._setup).exported}" if name == "export" else ""
+        what = f" the {words_of(self._setup).exported}" if name == "export" else ""
         self._print(_PHASES.get(name, name) + what)
 
     def _show_load(self, row: Row) -> None:
@@ -170,8 +159,24 @@ class PlainScreen:
         self._print(f"note: {row['message']}")
 
     def _show_export(self, row: Row) -> None:
-        size, seconds = format_bytes(row["num_bytes"]), format_seconds(row["seconds"])
-        self._print(f"wrote {size} in {seconds}, {checked_words(row)}")
+        self._print(export_text(row))
+
+    def _show_resume(self, row: Row) -> None:
+        self._clock = _StepClock()  # what lies between the two starts is no time of training
+        self._print(resume_text(row))
+
+    def _show_checkpoint(self, row: Row) -> None:
+        """A line for the first, and then one every few seconds."""
+        now = time.monotonic()
+        if now - self._last_save_shown >= STEP_INTERVAL_S:
+            self._last_save_shown = now
+            self._print(checkpoint_text(row))
+
+    def _show_stop(self, row: Row) -> None:
+        self._print(f"{row['signal']}: saving after this step; Ctrl-C again ends at once")
+
+    def _show_stopped(self, row: Row) -> None:
+        self._print(stopped_text(row))
 
     def _take_summary(self, row: Row) -> None:
         self._summary = row
@@ -185,6 +190,7 @@ class LiveScreen(PlainScreen):
         self._bar: Progress | None = None
         self._task: TaskID | None = None
         self._bar_name = ""
+        self._saved = ""
 
     def close(self) -> None:
         """Takes the bar off the screen."""
@@ -210,8 +216,17 @@ class LiveScreen(PlainScreen):
 
     def _show_step(self, row: Row) -> None:
         self._clock.take(row)
-        text = f"{step_text(row)}  eta {self._clock.eta(row)}"
+        text = f"{step_text(row)}  eta {self._clock.eta(row)}{self._saved}"
         self._move("step", row["step"], row["total_steps"], text)
+
+    def _show_checkpoint(self, row: Row) -> None:
+        """The newest one stands beside the step: a line for each would scroll all else away."""
+        self._saved = f"  saved {row['step']}"
+
+    def _show_resume(self, row: Row) -> None:
+        self.close()
+        self._saved = f"  saved {row['step']}"
+        super()._show_resume(row)
 
     def _move(self, name: str, done: int, total: int, text: str) -> None:
         if self._bar is None or self._bar_name != name:
@@ -284,112 +299,3 @@ class _LoadClock:
         speed = (self._done - first_done) / passed
         left = format_seconds((self._total - self._done) / speed)
         return f"{text}  {format_bytes(speed)}/s  eta {left}"
-
-
-def setup_lines(row: Row) -> list[str]:
-    """Returns the block that says what is being run."""
-    share = 100 * row["num_trainable"] / max(1, row["num_parameters"])
-    quantized = 100 * row["num_quantized"] / max(1, row["num_parameters"])
-    ranks = f"{row['world_size']} x {row['device']}, {row['dtype']}"
-    frozen, trained = max(row["base_bytes_per_rank"]), max(row["adapter_bytes_per_rank"])
-    words = _words(row)
-    per_rank = f"{words.frozen} {format_bytes(frozen)}, {words.trained} {format_bytes(trained)}"
-    rows = [
-        ("model", f"{row['model']}, {format_count(row['num_parameters'])} parameters"),
-        ("quantized", f"{format_count(row['num_quantized'])} of them ({quantized:.1f} %)"),
-        ("trained", f"{format_count(row['num_trainable'])} {words.weights} ({share:.2f} %)"),
-        ("ranks", f"{ranks}, {row['num_groups']} FSDP groups"),
-        ("per rank", per_rank),
-        ("rows", f"{row['num_train_rows']} to train on, {row['num_eval_rows']} held out"),
-        ("steps", f"{row['total_steps']}"),
-    ]
-    return list(render_table(rows, indent="  "))
-
-
-def step_text(row: Row) -> str:
-    """Returns loss, learning rate, speed and memory of one step."""
-    return (
-        f"loss {row['loss']:.4f}  lr {row['lr']:.2e}  {row['tokens_per_s']:.0f} tokens/s  "
-        f"{format_bytes(row['memory_bytes'])}"
-    )
-
-
-def summary_lines(row: Row, samples: dict[str, dict[str, str]], files: RunFiles) -> list[str]:
-    """Returns the table at the end of a run, which leaves an adapter, a model or a delta."""
-    lines = ["", f"{row['steps']} steps in {format_seconds(row['train_s'])}", ""]
-    before, after = row.get("eval_loss_before"), row.get("eval_loss_after")
-    if before is not None and after is not None:
-        table = [
-            ("", "before", "after"),
-            ("held-out loss", f"{before:.4f}", f"{after:.4f}"),
-            ("perplexity", _perplexity(before), _perplexity(after)),
-        ]
-        lines += [*render_table(table, indent="  "), ""]
-    for prompt, answers in samples.items():
-        lines.append(f"  {one_line(prompt)}")
-        table = [(when, one_line(answers.get(when, ""))) for when in ("before", "after")]
-        lines += [*render_table(table, indent="    "), ""]
-    prompt = next(iter(samples), "What is the capital of France?")
-    peaks = ", ".join(format_bytes(peak) for peak in row["peak_memory_bytes"])
-    generate = f"generate {_shell_word(files.root)} --prompt {_shell_word(prompt)}"
-    places = [
-        (Path(row["adapter"]).name, str(row["adapter"])),
-        ("metrics", str(files.metrics)),
-        *([("report", str(files.report_html))] if files.report_html.exists() else []),
-        ("peak memory", f"{peaks} (one number per rank)"),
-        ("try", f"{program_name()} {generate}"),
-    ]
-    return [*lines, *render_table(places, indent="  "), ""]
-
-
-def checked_words(row: Row) -> str:
-    """Returns whether stock libraries were asked about an export, and what they said."""
-    if not row["verified"]:
-        return "not checked (`export.verify: false`)"
-    difference = f"{row['max_difference']:.1e} of the largest"
-    return f"checked with stock libraries: logits differ by {difference}"
-
-
-def format_bytes(number: float) -> str:
-    """Returns a number of bytes with a binary unit: ``1.23 GiB``."""
-    for unit, size in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
-        if number >= size:
-            return f"{number / size:.2f} {unit}"
-    return f"{number:.0f} B"
-
-
-def format_count(number: float) -> str:
-    """Returns a count with a decimal unit: ``134.5 M``."""
-    for unit, size in (("B", 10**9), ("M", 10**6), ("k", 10**3)):
-        if number >= size:
-            return f"{number / size:.1f} {unit}"
-    return f"{number:.0f}"
-
-
-def format_seconds(seconds: float) -> str:
-    """Returns a duration as ``1:23`` or ``1:02:03``."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
-
-
-def one_line(text: str) -> str:
-    """Returns ``text`` on one line, shortened."""
-    text = " ".join(text.split())
-    return text if len(text) <= MAX_ANSWER else text[: MAX_ANSWER - 3] + "..."
-
-
-def program_name() -> str:
-    """Returns what starts fsdpq in this shell: ``fsdpq`` where it is on the path, or as started."""
-    started = Path(sys.argv[0])
-    if started.name != "fsdpq" or shutil.which("fsdpq") == str(started.absolute()):
-        return "fsdpq"
-    return _shell_word(os.path.relpath(started))
-
-
-def _perplexity(loss: float) -> str:
-    return f"{math.exp(loss):.2f}" if loss < 50 else "inf"
-
-
-def _shell_word(value: str | Path) -> str:
-    return shlex.quote(str(value))

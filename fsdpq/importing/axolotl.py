@@ -164,6 +164,7 @@ RULES: Mapping[str, Rule] = {
     "wandb_run_id": Lost("a run of fsdpq is a new run there"),
     "use_tensorboard": Part("metrics.sinks"),
     "evals_per_epoch": Lost(STEPS_ONLY.format("training.eval_interval")),
+    "auto_resume_from_checkpoints": Choice("checkpoint.resume", {"true": "auto", "false": "never"}),
     "saves_per_epoch": Lost(STEPS_ONLY.format("checkpoint.interval")),
     "batch_size": Lost("set `training.global_batch_size`: rows per step over all ranks"),
     "special_tokens": With("", _read_pad_token),

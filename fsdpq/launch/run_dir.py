@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Generator
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fsdpq.errors import EnvironmentProblemError, UsageError
+from fsdpq.recipe.continuation import hash_run
 from fsdpq.recipe.load import dump_recipe
 from fsdpq.recipe.root import Recipe
 from fsdpq.run_files import RunFiles, write_whole
@@ -28,7 +28,8 @@ def create_run_dir(
         recipe: the resolved recipe.
         raw: the recipe as the user gave it.
         lock: the content of ``run.lock.json``.
-        run_dir: where; None takes a new directory ``runs/<name>-<hash of the recipe>``.
+        run_dir: where; None takes a new directory ``runs/<name>-<hash of
+            what makes the run>``.
 
     Raises:
         UsageError: ``run_dir`` holds something already.
@@ -41,7 +42,7 @@ def create_run_dir(
     with _explain_disk_errors(run_dir or RUNS):
         parent.mkdir(parents=True, exist_ok=True)
         _check_free_space(parent)
-        files = RunFiles(_make_directory(recipe.name, resolved, run_dir))
+        files = RunFiles(_make_directory(recipe, run_dir))
         try:
             files.logs.mkdir()
             write_whole(files.recipe, raw)
@@ -66,14 +67,34 @@ def check_run_dir(run_dir: Path) -> None:
         raise UsageError(f"`{run_dir}` is a file", hint="name a directory with `--run-dir`")
 
 
-def _make_directory(name: str, resolved: str, run_dir: Path | None) -> Path:
+def newest_run_dir(recipe: Recipe) -> Path | None:
+    """Returns the newest directory that a recipe has in ``runs/``, None where it has none.
+
+    Args:
+        recipe: resolved.
+    """
+    stem, number, newest = _stem(recipe), 1, None
+    while (path := RUNS / _numbered(stem, number)).is_dir():
+        newest, number = path, number + 1
+    return newest
+
+
+def _stem(recipe: Recipe) -> str:
+    """Settings that a run may change when it goes on do not change the name of its directory."""
+    return f"{recipe.name}-{hash_run(recipe)[:8]}"
+
+
+def _numbered(stem: str, number: int) -> str:
+    return stem if number == 1 else f"{stem}-{number}"
+
+
+def _make_directory(recipe: Recipe, run_dir: Path | None) -> Path:
     if run_dir is not None:
         run_dir.mkdir(exist_ok=True)
         return run_dir
-    stem = f"{name}-{hashlib.sha256(resolved.encode()).hexdigest()[:8]}"
     number = 1
     while True:
-        path = RUNS / (stem if number == 1 else f"{stem}-{number}")
+        path = RUNS / _numbered(_stem(recipe), number)
         try:
             path.mkdir()
         except FileExistsError:

@@ -61,6 +61,7 @@ class Chart:
         x_ticks: marks along the bottom.
         y_ticks: marks along the left.
         group_size: how many measurements one drawn point averages.
+        marks: places along the bottom that a line stands at.
     """
 
     title: str
@@ -68,10 +69,16 @@ class Chart:
     x_ticks: tuple[Tick, ...]
     y_ticks: tuple[Tick, ...]
     group_size: int
+    marks: tuple[Tick, ...] = ()
 
 
 def build_chart(
-    title: str, series: Mapping[str, Points], *, y_from_zero: bool = False, num_y_ticks: int = 5
+    title: str,
+    series: Mapping[str, Points],
+    *,
+    y_from_zero: bool = False,
+    num_y_ticks: int = 5,
+    marks: Mapping[float, str] | None = None,
 ) -> Chart:
     """Returns the geometry of a chart of ``series`` (name -> points), non-finite points left out.
 
@@ -80,6 +87,7 @@ def build_chart(
         series: name -> ``(step, value)`` in the order of steps.
         y_from_zero: the vertical axis starts at 0.
         num_y_ticks: about how many marks the vertical axis gets.
+        marks: step -> what a line there means; those beside the measurements are left out.
     """
     clean = {name: [p for p in points if math.isfinite(p[1])] for name, points in series.items()}
     group_size = max((math.ceil(len(points) / MAX_POINTS) for points in clean.values()), default=1)
@@ -102,6 +110,11 @@ def build_chart(
         x_ticks=tuple(Tick(_percent(x, x_range), format_number(x)) for x in x_values),
         y_ticks=tuple(Tick(100 - _percent(y, y_range), format_number(y)) for y in y_values),
         group_size=max(1, group_size),
+        marks=tuple(
+            Tick(round(_percent(x, x_range), 2), text)
+            for x, text in (marks or {}).items()
+            if x_range[0] <= x <= x_range[1]
+        ),
     )
 
 

@@ -68,6 +68,7 @@ def report_content(record: RunRecord, *, name: str) -> dict[str, Any]:
         "memory_phases": record.memory_phases,
         "samples": record.samples,
         "notices": record.notices,
+        "resumes": record.resumes,
         "steps": record.steps,
         "evals": record.evals,
         "settings": record.settings,
@@ -163,7 +164,8 @@ def _data(environment: Row) -> Row | None:
 
 
 def _without_prepared(environment: Row) -> Row:
-    """Returns the lock without what the page shows in a table, and without the cache's key."""
+    """Returns the lock without what the page shows by itself, and without the cache's key."""
+    environment = {name: value for name, value in environment.items() if name != "resolved"}
     inputs = environment.get("inputs")
     if not isinstance(inputs, dict) or not isinstance(inputs.get("prepared"), dict):
         return environment
@@ -217,7 +219,17 @@ def _loss_chart(content: dict[str, Any]) -> Chart:
         "training": _points(content["steps"], "loss"),
         "held out": _points(content["evals"], "loss"),
     }
-    return build_chart("Loss", series, num_y_ticks=6)
+    return build_chart("Loss", series, num_y_ticks=6, marks=_resume_marks(content["resumes"]))
+
+
+def _resume_marks(resumes: list[Row]) -> dict[float, str]:
+    """Where the run went on, by step; several times at one step are one mark."""
+    marks: dict[float, str] = {}
+    for row in resumes:
+        ranks = row.get("world_size")
+        who = f", saved by {ranks} rank{'' if ranks == 1 else 's'}" if ranks else ""
+        marks[row["step"]] = f"went on from step {row['step']}{who}"
+    return marks
 
 
 def _small_charts(steps: list[Row]) -> list[Chart]:

@@ -30,6 +30,7 @@ class RunRecord:
         summary: fields of `fsdpq.run_files.RunSummary`, empty where missing.
         samples: ``prompt``, ``before``, ``after``; an answer that is not there is None.
         notices: messages of the ranks.
+        resumes: ``step``, ``world_size`` and ``time`` of every start but the first, in order.
         settings: the resolved recipe.
         environment: the lock file.
         error: ``rank``, ``kind``, ``message``, ``hint`` of what ended the run, else None.
@@ -43,6 +44,7 @@ class RunRecord:
     summary: Row = field(default_factory=dict)
     samples: list[Row] = field(default_factory=list)
     notices: list[str] = field(default_factory=list)
+    resumes: list[Row] = field(default_factory=list)
     settings: Row = field(default_factory=dict)
     environment: Row = field(default_factory=dict)
     error: Row | None = None
@@ -62,10 +64,12 @@ def read_record(files: RunFiles) -> RunRecord:
     record.settings = _read_mapping(files.resolved, record)
     record.environment = _read_mapping(files.lock, record)
     metrics = _read_rows(files.metrics, record)
+    events = _read_rows(files.events, record)
+    record.resumes = _list_resumes(events)
+    metrics = _without_void(metrics, record.resumes)
     record.steps = _last_of_each_step(metrics, "step")
     record.evals = _last_of_each_step(metrics, "eval")
     record.memory_phases = _most_of_each_phase(metrics)
-    events = _read_rows(files.events, record)
     record.setup = _last_event(events, "setup")
     record.summary = _last_event(events, "done")
     record.notices = [str(row.get("message", "")) for row in events if row["event"] == "notice"]
@@ -116,6 +120,23 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list):
         return [_finite(item) for item in value]
     return value
+
+
+def _list_resumes(events: list[Row]) -> list[Row]:
+    found = [row for row in events if row["event"] == "resume" and row.get("step") is not None]
+    return [{key: row.get(key) for key in ("step", "world_size", "time")} for row in found]
+
+
+def _without_void(rows: list[Row], resumes: list[Row]) -> list[Row]:
+    """Leaves out what was measured after a step that the run went back to later."""
+
+    def is_void(row: Row) -> bool:
+        step, time = row.get("step"), row.get("time")
+        if step is None or time is None:
+            return False
+        return any(step > back["step"] and time < (back["time"] or 0) for back in resumes)
+
+    return [row for row in rows if not is_void(row)]
 
 
 def _last_of_each_step(rows: list[Row], event: str) -> list[Row]:

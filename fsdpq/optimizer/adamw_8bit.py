@@ -30,14 +30,19 @@ MIN_8BIT_SIZE = 4096
 class AdamW8bit(torch.optim.Optimizer):
     """AdamW with 8-bit states; parameters may be DTensors that FSDP2 sharded.
 
-    States hold this rank's rows only: they are restored by as many ranks as saved them.
+    States hold this rank's rows only; `fsdpq.optimizer.saved_8bit` deals them to other ranks.
 
     Args:
         groups: parameter groups with ``params`` and ``lr``.
         betas: decay rates of the means.
         eps: added to the denominator.
         weight_decay: decoupled.
+
+    Attributes:
+        keeps_blocks: states are codes and scales of this rank's rows (`saved_state`).
     """
+
+    keeps_blocks = True
 
     def __init__(
         self,
@@ -88,8 +93,8 @@ class AdamW8bit(torch.optim.Optimizer):
             **both,
             beta3=0.0,
             alpha=0.0,
-            qmap1=_map(rows.device, signed=True),
-            qmap2=_map(rows.device, signed=False),
+            qmap1=code_map(rows.device, signed=True),
+            qmap2=code_map(rows.device, signed=False),
             absmax1=state["absmax1"],
             absmax2=state["absmax2"],
         )
@@ -109,11 +114,23 @@ def _first_state(rows: Tensor, *, in_8_bits: bool) -> dict[str, Any]:
 _MAPS: dict[tuple[torch.device, bool], Tensor] = {}
 
 
-def _map(device: torch.device, *, signed: bool) -> Tensor:
-    """The 256 values of an 8-bit mean; the mean of squares has no sign."""
+def code_map(device: torch.device, *, signed: bool) -> Tensor:
+    """Returns the 256 values of an 8-bit mean; the mean of squares has no sign."""
     if (device, signed) not in _MAPS:
         _MAPS[device, signed] = bnb.create_dynamic_map(signed=signed).to(device)
     return _MAPS[device, signed]
+
+
+def quantize_means(means: Tensor, *, signed: bool) -> tuple[Tensor, Tensor]:
+    """Returns the codes of running means, uint8, and the scale of every block of them, fp32.
+
+    Args:
+        means: fp32, ``(means,)``.
+        signed: False for means of squares.
+    """
+    qmap = code_map(means.device, signed=signed)
+    codes, state = bnb.quantize_blockwise(means, code=qmap, blocksize=BLOCK_SIZE)
+    return codes, state.absmax
 
 
 def build_adamw_8bit(

@@ -1,11 +1,12 @@
-"""What differs between two resolved recipes: ``fsdpq diff``."""
+"""What differs between two resolved recipes: ``fsdpq diff``, and why a run cannot go on."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from fsdpq.recipe.explain import value_text
 from fsdpq.recipe.view import View
 
 
@@ -45,3 +46,19 @@ def compare(old: View, new: View) -> Iterator[Difference]:
         ]
         if sides[0].present != sides[1].present or sides[0].value != sides[1].value:
             yield Difference(".".join(str(part) for part in path), *sides)
+
+
+def diff_lines(found: Iterable[Difference]) -> Iterator[str]:
+    """Yields the lines of a diff: each key, and both values with where they were written."""
+    for entry in found:
+        yield ""
+        yield entry.key
+        sides = [("-", *_cells(entry.old)), ("+", *_cells(entry.new))]
+        width = max(len(value) for _, value, _ in sides)
+        yield from (f"  {mark}  {value:<{width}}  {place}".rstrip() for mark, value, place in sides)
+
+
+def _cells(side: Side) -> tuple[str, str]:
+    if not side.present:
+        return "(has no such key)", ""
+    return value_text(side.value) or '""', side.source

@@ -8,7 +8,7 @@ JSON, where strictness still takes a list for a tuple and a whole number for a f
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -18,7 +18,7 @@ import yaml
 from pydantic import ValidationError
 
 from fsdpq.errors import Problem, RecipeError
-from fsdpq.recipe.checks import CHECKS, NOTICES
+from fsdpq.recipe.checks import CHECKS, NOTICES, Check
 from fsdpq.recipe.compose import apply_overrides, parse_overrides
 from fsdpq.recipe.describe import list_sections
 from fsdpq.recipe.explain_errors import Translator
@@ -29,7 +29,7 @@ from fsdpq.recipe.migrate import check_version
 from fsdpq.recipe.root import Recipe
 from fsdpq.recipe.safety import check_contents, check_secrets, note_outside_paths
 from fsdpq.recipe.scalars import ResolvedDumper
-from fsdpq.recipe.source import read_source
+from fsdpq.recipe.source import Source, read_source
 
 MAX_PROBLEMS = 50
 """More than this many mistakes are one: the file is no recipe."""
@@ -70,7 +70,23 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> LoadedRecipe:
         UsageError: there is no such file.
         RecipeError: with all Problems of the files and the overrides.
     """
-    source = read_source(path)
+    return load_source(read_source(path), overrides)
+
+
+def load_source(
+    source: Source, overrides: Sequence[str] = (), *, without: Sequence[Check] = ()
+) -> LoadedRecipe:
+    """Returns the recipe that was read as ``source``; see `load_recipe`.
+
+    Args:
+        source: the file.
+        overrides: from the command line.
+        without: rules that are not asked.
+
+    Raises:
+        RecipeError: with all Problems of the files and the overrides.
+    """
+    path = source.path
     check_version(source)
     sections = list_sections()
     parsed, mistakes = parse_overrides(overrides)
@@ -88,7 +104,8 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> LoadedRecipe:
     recipe, mistakes = _validate(composed.data, translator)
     problems = composed.problems + [mistake for mistake in mistakes if mistake.key not in told]
     if recipe is not None:
-        found = (problem for check in CHECKS for problem in check(recipe, path.parent))
+        checks = [check for check in CHECKS if check not in without]
+        found = (problem for check in checks for problem in check(recipe, path.parent))
         problems += [translator.locate(problem) for problem in found if problem.key not in told]
     if problems or recipe is None:
         raise RecipeError(problems[:MAX_PROBLEMS])
@@ -120,7 +137,12 @@ def load_resolved(path: Path) -> Recipe:
 
 def dump_recipe(recipe: Recipe) -> str:
     """Returns ``recipe`` as YAML, every default spelled out; `load_resolved` gives it back."""
-    data = escape(recipe.model_dump(mode="json"))
+    return dump_values(recipe.model_dump(mode="json"))
+
+
+def dump_values(values: Mapping[str, Any]) -> str:
+    """Returns the values of a resolved recipe, as ``run.lock.json`` keeps them, as its YAML."""
+    data = escape(dict(values))
     return yaml.dump(data, Dumper=ResolvedDumper, sort_keys=False, allow_unicode=True, width=100)
 
 

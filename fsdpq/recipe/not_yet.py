@@ -13,9 +13,6 @@ from fsdpq.errors import Problem
 from fsdpq.recipe.options import Options
 
 IMPLEMENTED: dict[str, tuple[Any, ...]] = {
-    "checkpoint.interval": (None,),
-    "checkpoint.interval_minutes": (None,),
-    "checkpoint.keep_best": (False,),
     "checkpoint.resume": ("never",),
     "export.merge": (False,),
     "launch.nnodes": (1,),

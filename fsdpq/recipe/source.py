@@ -21,7 +21,7 @@ from fsdpq.recipe.build_data import MAX_DEPTH, MAX_NODES, DataBuilder
 from fsdpq.recipe.marks import KeyPath, Marks
 from fsdpq.recipe.scalars import Resolvers, add_core_schema
 
-__all__ = ["KeyPath", "Marks", "Source", "read_source"]
+__all__ = ["KeyPath", "Marks", "Source", "parse_source", "read_source"]
 
 MAX_BYTES = 1_000_000
 MAX_LINES = 20_000
@@ -71,7 +71,23 @@ def read_source(path: Path, *, what: str = "recipe") -> Source:
         UsageError: there is no such file, or it cannot be read.
         RecipeError: it is no YAML document that a recipe could be.
     """
-    raw = _read_bytes(path, what)
+    return parse_source(path, _read_bytes(path, what), what=what)
+
+
+def parse_source(path: Path, raw: bytes, *, what: str = "recipe") -> Source:
+    """Reads the bytes of a recipe file.
+
+    Args:
+        path: as messages show it; relative paths of the recipe start from its directory.
+        raw: what is in the file.
+        what: what the file is, for messages.
+
+    Raises:
+        RecipeError: it is no YAML document that a recipe could be.
+    """
+    if len(raw) > MAX_BYTES:
+        message = f"the file is larger than {MAX_BYTES // 10**6} MB: that is no recipe"
+        raise _refuse(Location(str(path)), message, "name a recipe file")
     text = _decode(path, raw)
     lines = _LINE_BREAK.split(text)
     if len(lines) > MAX_LINES or len(text.split()) > MAX_WORDS:
@@ -107,9 +123,6 @@ def _read_bytes(path: Path, what: str) -> bytes:
         reason = getattr(error, "strerror", None) or str(error)
         hint = "check the path and its permissions"
         raise UsageError(f"`{path}` cannot be read: {reason}", hint=hint) from None
-    if len(raw) > MAX_BYTES:
-        message = f"the file is larger than {MAX_BYTES // 10**6} MB: that is no recipe"
-        raise _refuse(Location(str(path)), message, "name a recipe file")
     return raw
 
 

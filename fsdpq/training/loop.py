@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -93,7 +94,8 @@ class Trainer:
         total_steps: optimizer steps to do.
         log_interval: steps between two log lines.
         metrics: takes the rows of ``metrics.jsonl``.
-        evaluate: returns the held-out loss, None where nothing is held out.
+        evaluate: returns the held-out loss, or None where it was broken off; None where nothing is
+            held out.
         device: this rank's device.
         scaler: scales the loss for fp16, None elsewhere.
         no_sync: reduce gradients once a step rather than once a micro-batch.
@@ -104,6 +106,8 @@ class Trainer:
             line.
         after_step: called after every step, its log line and its evaluation, on all ranks; ends the
             loop where it returns True, on all of them.
+        on_part: told what begins (``data``, ``forward``, ``backward``, ``optimizer``, ``log``,
+            ``evaluate``, ``agree``) and the step that it belongs to, counted from 1.
     """
 
     model: nn.Module
@@ -114,7 +118,7 @@ class Trainer:
     total_steps: int
     log_interval: int
     metrics: MetricSink
-    evaluate: Callable[[], float] | None
+    evaluate: Callable[[], float | None] | None
     device: torch.device
     scaler: LossScaler | None = None
     no_sync: bool = False
@@ -123,6 +127,7 @@ class Trainer:
     router_aux_loss_coef: float = 0.0
     check_base: Callable[[], None] = lambda: None
     after_step: Callable[[LoopState], bool] = lambda _state: False
+    on_part: Callable[[str, int], Any] = lambda _part, _step: None
 
     def run(self, steps: Iterator[Step], state: LoopState | None = None) -> Progress:
         """Trains; returns the totals.
@@ -140,12 +145,14 @@ class Trainer:
         peak = [group["lr"] for group in self.optimizer.param_groups]
         state = state or LoopState()
         progress, first = state.progress, state.progress.steps
+        self._evaluate_if_due(state)  # it was broken off where the run was stopped
         for index in range(first, self.total_steps):
+            self.on_part("data", index + 1)
             step = state.window.take(steps)
             for group, lr in zip(self.optimizer.param_groups, peak, strict=True):
                 group["lr"] = lr * self.schedule(index)
             with self.profiler.tracing(index + 1) if self.profiler else nullcontext():
-                result = self._step(step, first=index == first)
+                result = self._step(step, index + 1, first=index == first)
             state.window.add(result, step)
             progress.steps += 1
             progress.tokens += step.num_tokens
@@ -154,12 +161,9 @@ class Trainer:
             if last or progress.steps % self.log_interval == 0:
                 self._log(state.window, progress)
                 state.window = LogWindow()
-            interval = self.options.eval_interval
             before = time.monotonic()
-            if interval and progress.steps % interval == 0 and not last:
-                loss = self.log_evaluation(progress.steps)
-                if loss is not None:
-                    state.eval_losses[progress.steps] = loss
+            self._evaluate_if_due(state)
+            self.on_part("agree", progress.steps)
             ends = self.after_step(state)
             state.window.started += time.monotonic() - before
             if ends:
@@ -168,9 +172,30 @@ class Trainer:
             self.profiler.finish()
         return progress
 
-    def _step(self, step: Step, *, first: bool) -> StepResult:
+    def _evaluate_if_due(self, state: LoopState) -> None:
+        """Evaluates where the interval says so and it was not done; the end is not the loop's."""
+        steps, interval = state.progress.steps, self.options.eval_interval
+        if not interval or not steps or steps % interval or steps == self.total_steps:
+            return
+        if steps not in state.eval_losses:
+            loss = self.log_evaluation(steps)
+            if loss is not None:
+                state.eval_losses[steps] = loss
+
+    def _step(self, step: Step, number: int, *, first: bool) -> StepResult:
         """Does one optimizer step."""
         log_memory = MemoryLog(self.metrics, self.device, self.log_memory and first)
+        micro_batches_left = len(step.micro_batches)
+
+        def on_phase(ended: str) -> None:
+            nonlocal micro_batches_left
+            micro_batches_left -= ended == "backward"
+            after_backward = "forward" if micro_batches_left else "optimizer"
+            begins = {"forward": "backward", "backward": after_backward, "optimizer": "log"}
+            self.on_part(begins[ended], number)
+            log_memory(ended)
+
+        self.on_part("forward", number)
         return train_step(
             self.model,
             step,
@@ -178,11 +203,11 @@ class Trainer:
             parameters=self.parameters,
             max_grad_norm=self.options.max_grad_norm,
             device=self.device,
-            mode=StepMode(self.scaler, self.no_sync, log_memory, self.router_aux_loss_coef),
+            mode=StepMode(self.scaler, self.no_sync, on_phase, self.router_aux_loss_coef),
         )
 
     def log_evaluation(self, step: int) -> float | None:
-        """Computes and logs the held-out loss; None where nothing is held out.
+        """Computes and logs the held-out loss; None where nothing is held out, or at a stop.
 
         Ranks: all (collective).
 
@@ -191,7 +216,10 @@ class Trainer:
         """
         if self.evaluate is None:
             return None
+        self.on_part("evaluate", step)
         loss = self.evaluate()
+        if loss is None:
+            return None
         if not math.isfinite(loss):
             message = f"the held-out loss after step {step} is not finite ({loss})"
             raise TrainingError(message, hint=NOT_FINITE_HINT)

@@ -161,7 +161,7 @@ def clip_gradients(
 
 @torch.no_grad()
 def evaluate(model: nn.Module, steps: Iterable[Step], *, device: torch.device) -> float:
-    """Returns the mean token loss over held-out rows, in nats.
+    """Returns the mean token loss over held-out rows, in nats; 0 over none.
 
     Ranks: all (collective).
     """
@@ -177,4 +177,4 @@ def evaluate(model: nn.Module, steps: Iterable[Step], *, device: torch.device) -
     if dist.is_initialized():
         dist.all_reduce(total)
     model.train(was_training)
-    return total.item() / num_trained
+    return total.item() / max(1, num_trained)

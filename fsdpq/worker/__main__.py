@@ -11,6 +11,7 @@ import os
 
 from fsdpq.errors import ExitCode
 from fsdpq.worker.guard import end_process, end_with_launcher
+from fsdpq.worker.keeping.signals import note_signals
 from fsdpq.worker.verbs.finished import add_finished_verbs
 from fsdpq.worker.verbs.inputs import add_input_verbs
 from fsdpq.worker.verbs.ranks import add_rank_verbs
@@ -29,6 +30,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> None:
     """Runs one verb on this rank."""
     parsed = parse_arguments(arguments)
+    if "RANK" in os.environ:
+        note_signals()
     end_with_launcher()
     parsed.run(parsed, int(os.environ.get("RANK", "0")))
     end_process(ExitCode.OK)

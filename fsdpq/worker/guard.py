@@ -41,11 +41,13 @@ def end_with_launcher() -> None:
     """Ends this process soon after torchrun or the launcher is gone.
 
     Each may be killed in a way that leaves it no time to stop its children. The launcher's process
-    id comes in ``FSDPQ_LAUNCHER_PID``.
+    id comes in ``FSDPQ_LAUNCHER_PID``; one that is gone already started torchrun just before.
     """
     watched = [psutil.Process(os.getppid())]
     launcher = os.environ.get("FSDPQ_LAUNCHER_PID", "")
-    if launcher.isdigit() and psutil.pid_exists(int(launcher)):
+    if launcher.isdigit():
+        if not psutil.pid_exists(int(launcher)):
+            end_process(ExitCode.RUN_FAILED)
         watched.append(psutil.Process(int(launcher)))
 
     def watch() -> None:

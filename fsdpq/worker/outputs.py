@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from fsdpq import dist
 from fsdpq.metrics.sinks import JsonlSink, ManySinks, NoSink, TensorboardSink, WandbSink
 from fsdpq.protocols import MetricSink
 from fsdpq.recipe.root import Recipe
 from fsdpq.run_files import RunFiles
+from fsdpq.worker.keeping.heartbeat import Heartbeat
 
 
 def open_rows(path: Path) -> JsonlSink | NoSink:
@@ -34,3 +37,24 @@ def open_metrics(recipe: Recipe, files: RunFiles, events: MetricSink) -> ManySin
             )
         )
     return ManySinks(sinks)
+
+
+class WatchedEvents:
+    """Passes events on, as signs of life; a ``phase`` begins one, also on ranks that write nothing.
+
+    Args:
+        events: where they go.
+        heartbeat: of this rank.
+    """
+
+    def __init__(self, events: MetricSink, heartbeat: Heartbeat) -> None:
+        self._events = events
+        self._heartbeat = heartbeat
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        """Takes one row."""
+        if row["event"] == "phase":
+            self._heartbeat.enter(row["name"])
+        else:
+            self._heartbeat.beat_again()
+        self._events.write(row)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -131,8 +131,9 @@ def build_trainer(
     *,
     files: RunFiles,
     device: torch.device,
+    breaks_off: Callable[[], bool] = lambda: False,
 ) -> Trainer:
-    """Builds optimizer, schedule and loop."""
+    """Builds optimizer, schedule and loop; ``breaks_off`` ends an evaluation."""
     profile, trace = recipe.metrics.profile, files.profile(dist.rank())
     total_steps = count_steps(recipe, data.num_train_rows)
     parameters = assembled.trainable
@@ -148,7 +149,7 @@ def build_trainer(
         total_steps=total_steps,
         log_interval=recipe.metrics.log_interval,
         metrics=metrics,
-        evaluate=build_evaluation(recipe, assembled.model, data.held_out, device),
+        evaluate=build_evaluation(recipe, assembled.model, data.held_out, device, breaks_off),
         device=device,
         scaler=LossScaler() if precision_of(recipe).scales_loss else None,
         no_sync=recipe.fsdp.no_sync,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -98,19 +98,48 @@ def open_loader(
 
 
 def build_evaluation(
-    recipe: Recipe, model: CausalLM, held_out: Sequence[Row], device: torch.device
-) -> Callable[[], float] | None:
-    """Returns what computes the held-out loss; None where no rows are held out."""
+    recipe: Recipe,
+    model: CausalLM,
+    held_out: Sequence[Row],
+    device: torch.device,
+    breaks_off: Callable[[], bool] = lambda: False,
+) -> Callable[[], float | None] | None:
+    """Returns what computes the held-out loss; None where no rows are held out.
+
+    Args:
+        recipe: resolved.
+        model: sharded and loaded.
+        held_out: rows.
+        device: this rank's.
+        breaks_off: asked before every micro-batch, on all ranks; where it says so there is no loss.
+    """
     if not held_out:
         return None
     micro_batch_size = recipe.training.micro_batch_size
 
-    def compute() -> float:
+    def compute() -> float | None:
         steps = iterate_held_out(held_out, micro_batch_size=micro_batch_size)
         with Prefetch(steps, depth=STEPS_AHEAD, name="fsdpq-held-out") as ahead:
-            return evaluate(model, ahead, device=device)
+            going = _Going(ahead, breaks_off)
+            loss = evaluate(model, going, device=device)
+        return None if going.broken_off else loss
 
     return compute
+
+
+class _Going:
+    """Yields steps until something breaks off."""
+
+    def __init__(self, steps: Iterable[Step], breaks_off: Callable[[], bool]) -> None:
+        self._steps, self._breaks_off = steps, breaks_off
+        self.broken_off = False
+
+    def __iter__(self) -> Iterator[Step]:
+        for step in self._steps:
+            self.broken_off = self._breaks_off()
+            if self.broken_off:
+                return
+            yield step
 
 
 def iterate_held_out(rows: Sequence[Row], *, micro_batch_size: int) -> Iterator[Step]:

@@ -55,8 +55,10 @@ def open_stream(
     return stream, held_out
 
 
-def report_stream(stream: RowStream, options: DataOptions, events: MetricSink) -> None:
-    """Says what became of the rows that a run has read; call it when the stream is closed."""
+def report_stream(stream: RowStream | None, options: DataOptions, events: MetricSink) -> None:
+    """Says what became of the rows that a run has streamed; call it when the stream is closed."""
+    if stream is None:
+        return
     counts, seq_len = stream.counts, options.seq_len
     notices = list_counts(counts, seq_len, of=f" of {counts.rows} that were streamed")
     if options.packing != "none":

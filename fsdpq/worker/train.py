@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,8 +19,10 @@ from fsdpq.protocols import MetricSink
 from fsdpq.recipe.load import load_resolved
 from fsdpq.recipe.precision import precision_of
 from fsdpq.recipe.root import Recipe
+from fsdpq.recipe.sections.output import MetricsOptions
 from fsdpq.run_files import RunFiles, RunSummary, SetupSummary
-from fsdpq.training.loop import Progress, Trainer
+from fsdpq.tensor_files.checkpoint_manifest import base_identity
+from fsdpq.training.loop import LoopState, Progress, Trainer
 from fsdpq.worker.answerer import Answerer, build_asker
 from fsdpq.worker.assemble import (
     Assembled,
@@ -28,7 +32,11 @@ from fsdpq.worker.assemble import (
 )
 from fsdpq.worker.export.finish import Trained, export_run
 from fsdpq.worker.from_disk import reading_notices
-from fsdpq.worker.outputs import open_metrics, open_rows
+from fsdpq.worker.keeping.checkpoints import Checkpoints
+from fsdpq.worker.keeping.ending import Keeping
+from fsdpq.worker.keeping.run_state import RunState
+from fsdpq.worker.keeping.watch import RankWatch, group_timeout
+from fsdpq.worker.outputs import WatchedEvents, open_metrics, open_rows
 from fsdpq.worker.setup import Data, build_trainer, load_data
 from fsdpq.worker.steps import open_loader
 from fsdpq.worker.stream import report_stream
@@ -37,16 +45,22 @@ from fsdpq.worker.tokenizer import load_tokenizer
 LOAD_REPORT_S = 0.2
 
 
-def train(files: RunFiles, *, trust_remote_code: bool = False) -> None:
+def train(files: RunFiles, *, trust_remote_code: bool = False, resume: bool = False) -> None:
     """Runs the recipe of a run directory; code that the model brings only where it is trusted.
 
     Ranks: all (collective).
+
+    Args:
+        files: the run directory.
+        trust_remote_code: run Python code that the model brings.
+        resume: go on from the newest whole checkpoint, where there is one.
     """
     recipe = load_resolved(files.resolved)
     inputs = read_inputs(files, trust_remote_code=trust_remote_code)
-    device = dist.start_process_group(recipe.launch.device)
+    watch = RankWatch.open(files)
+    device = dist.start_process_group(recipe.launch.device, timeout=group_timeout(recipe))
     dist.seed_everything(recipe.training.seed)
-    events = open_rows(files.events)
+    events = WatchedEvents(open_rows(files.events), watch.heartbeat)
     enter(events, "data")
     tokenizer = load_tokenizer(inputs.model_dir, trust_remote_code=trust_remote_code)
     data = load_data(recipe, inputs, tokenizer, events)
@@ -62,9 +76,11 @@ def train(files: RunFiles, *, trust_remote_code: bool = False) -> None:
         trust_remote_code=trust_remote_code,
         on_phase=MemoryLog(metrics, device, recipe.metrics.log_memory),
     )
-    for notice in (*assembled.notices, *reading_notices(recipe, assembled.mapped_base)):
-        events.write({"event": "notice", "message": notice})
-    trainer = build_trainer(recipe, assembled, data, metrics, events, files=files, device=device)
+    notify(events, *assembled.notices, *reading_notices(recipe, assembled.mapped_base))
+    trainer = build_trainer(
+        recipe, assembled, data, metrics, events, files=files, device=device,
+        breaks_off=watch.breaks_off,
+    )  # fmt: skip
     summary = summarize_setup(recipe, assembled, data, trainer, device)
     events.write({"event": "setup", **dataclasses.asdict(summary)})
     answerer = Answerer(
@@ -74,48 +90,124 @@ def train(files: RunFiles, *, trust_remote_code: bool = False) -> None:
         stop_ids=stop_ids(inputs.model_dir, tokenizer),
         device=device,
     )
-
-    def look(when: str, step: int) -> float | None:
-        """Evaluates and answers the recipe's prompts; returns the held-out loss, if any."""
-        if trainer.evaluate is not None or recipe.metrics.sample_prompts:
-            enter(events, "eval")
-        loss = trainer.log_evaluation(step)
-        answerer.write_samples(recipe.metrics, when, events)
-        return loss
-
-    loss_before = look("before", 0)
-    progress, train_s = run_steps(trainer, loader, events)
-    if data.stream is not None:
-        report_stream(data.stream, recipe.data, events)
-    loss_after = look("after", progress.steps)
+    look = Look(trainer, answerer, recipe.metrics, events)
+    checkpoints = open_checkpoints(recipe, files, assembled, trainer, loader, events)
+    state = checkpoints.restore() if resume or goes_on(recipe) else None
+    if state is None:
+        loss_before = look("before", 0)
+        state = LoopState(eval_losses={} if loss_before is None else {0: loss_before})
+    keeping = Keeping(watch, checkpoints, events)
+    trainer = dataclasses.replace(
+        trainer, after_step=keeping.after_step, on_part=watch.heartbeat.beat
+    )
+    progress, train_s = run_steps(trainer, loader, events, checkpoints, state)
+    report_stream(data.stream, recipe.data, events)
+    loss_after = None if keeping.has_ended else look("after", progress.steps)
     metrics.finish()
-    enter(events, "export")
+    if keeping.end(state):
+        dist.wait_for_all()
+        return
+    losses = (state.eval_losses.get(0), loss_after)
     exported = files.exported(recipe.export.format)
-    done = summarize_run(progress, train_s, (loss_before, loss_after), device, exported)
+    done = summarize_run(progress, train_s, losses, device, exported)
     trained = Trained(recipe, inputs, assembled, tokenizer, answerer.asks, done)
     export_run(trained, files, events, device=device)
     events.write({"event": "done", **dataclasses.asdict(done)})
+    report(files, events)
+
+
+@dataclasses.dataclass(frozen=True)
+class Look:
+    """Evaluates, and answers the recipe's prompts.
+
+    Attributes:
+        trainer: evaluates.
+        answerer: answers.
+        options: the recipe's ``metrics`` section.
+        events: takes the answers.
+    """
+
+    trainer: Trainer
+    answerer: Answerer
+    options: MetricsOptions
+    events: MetricSink
+
+    def __call__(self, when: str, step: int) -> float | None:
+        """Looks ``before`` or ``after`` training; returns the held-out loss, if any.
+
+        Ranks: all (collective).
+        """
+        if self.trainer.evaluate is not None or self.options.sample_prompts:
+            enter(self.events, "eval")
+        loss = self.trainer.log_evaluation(step)
+        self.answerer.write_samples(self.options, when, self.events)
+        return loss
+
+
+def report(files: RunFiles, events: MetricSink) -> None:
+    """Writes the report.
+
+    Ranks: all (collective); rank 0 writes.
+    """
     enter(events, "report")
     if dist.rank() == 0:
         write_report(files)
     dist.wait_for_all()
 
 
-def run_steps(trainer: Trainer, loader: Loader, events: MetricSink) -> tuple[Progress, float]:
+def goes_on(recipe: Recipe) -> bool:
+    """Whether a run looks for checkpoints unasked: the recipe says so, or torchrun restarted it."""
+    restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+    return restarts > 0 or recipe.checkpoint.resume == "auto"
+
+
+def open_checkpoints(
+    recipe: Recipe,
+    files: RunFiles,
+    assembled: Assembled,
+    trainer: Trainer,
+    loader: Loader,
+    events: MetricSink,
+) -> Checkpoints:
+    """Returns what saves this run and puts it back.
+
+    Ranks: all (collective).
+    """
+    lock = json.loads(files.lock.read_text(encoding="utf-8"))
+    run = RunState(assembled, trainer, loader, recipe.training.seed)
+    base = base_identity(lock)
+    return Checkpoints(recipe, files.checkpoints, run, base=base, events=events)
+
+
+def run_steps(
+    trainer: Trainer,
+    loader: Loader,
+    events: MetricSink,
+    checkpoints: Checkpoints,
+    state: LoopState,
+) -> tuple[Progress, float]:
     """Trains, and ends the loader; returns the totals and the seconds that it took.
 
     Ranks: all (collective).
     """
     enter(events, "train")
-    started = time.monotonic()
+    checkpoints.begin()
     with loader:
-        progress = trainer.run(loader)
-    return progress, time.monotonic() - started
+        progress = trainer.run(loader, state)
+    train_s = checkpoints.train_s
+    checkpoints.finish()
+    return progress, train_s
 
 
 def enter(events: MetricSink, phase: str) -> None:
     """Tells the screen that a phase begins."""
     events.write({"event": "phase", "name": phase})
+
+
+def notify(events: MetricSink, *notices: str) -> None:
+    """Tells the user what is worth knowing."""
+    for notice in notices:
+        events.write({"event": "notice", "message": notice})
 
 
 def load_reporter(events: MetricSink) -> Callable[[int, int], None]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -31,6 +32,15 @@ def _workers() -> list[psutil.Process]:
         if "fsdpq.worker" in (process.info["cmdline"] or []):
             found.append(process)
     return found
+
+
+def _check_a_changed_row_is_named(fsdpq: Run, files: RunFiles, moved: Path) -> None:
+    unchanged = fsdpq("reproduce", str(files.root), "--check", "--base-dir", str(moved))
+    assert (unchanged.returncode, "things are as they were" in unchanged.stdout) == (0, True)
+    (moved / "rows.jsonl").write_text((moved / "rows.jsonl").read_text().replace("two", "too"))
+    changed = fsdpq("reproduce", str(files.root), "--check", "--base-dir", str(moved))
+    assert changed.returncode == 1
+    assert f"{moved / 'rows.jsonl'}" in changed.stdout
 
 
 def test_a_run_leaves_all_that_it_promises(fsdpq: Run, project: Path, tmp_path: Path) -> None:
@@ -67,7 +77,9 @@ def test_a_run_leaves_all_that_it_promises(fsdpq: Run, project: Path, tmp_path: 
         assert torch.equal(loaded[key], weight)
 
     again = RunFiles(tmp_path / "second")
-    assert fsdpq("train", "recipe.yaml", "--run-dir", str(again.root)).returncode == 0
+    reproduced = fsdpq("reproduce", str(files.lock), "--run-dir", str(again.root))
+    assert reproduced.returncode == 0, reproduced.stderr
+    assert "all 26 losses that both runs logged are identical" in reproduced.stderr
     assert _losses(again) == losses, "same recipe, same seed, same losses"
     for name, weight in load_file(again.adapter / "adapter_model.safetensors").items():
         assert torch.equal(weight, weights[name])
@@ -77,6 +89,7 @@ def test_a_run_leaves_all_that_it_promises(fsdpq: Run, project: Path, tmp_path: 
     samples = [row for row in read_json_lines(files.events) if row["event"] == "sample"]
     after = next(row["answer"] for row in samples if row["when"] == "after")
     assert answer.stdout.strip().startswith(after), "generate answers as the run did at its end"
+    _check_a_changed_row_is_named(fsdpq, files, shutil.copytree(project, tmp_path / "moved"))
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(fsdpq: Run, tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ def find_base(job: QuantizeJob, *, screen: Screen) -> dict[str, Any] | None:
     is made now, where that pays: see `is_wanted`.
 
     Returns:
-        ``inputs.base`` of the lock: ``directory`` and ``key``.
+        ``inputs.base`` of the lock: ``directory``, ``key``, and ``digest``, a hash of its content.
 
     Raises:
         FetchError: the model is a quantized base of another sort than the recipe asks for; or the
@@ -102,7 +102,7 @@ def use_given_base(directory: Path, job: QuantizeJob) -> dict[str, Any]:
             hint="change `quantization` and `model.dtype` to what it holds, or name the "
             "unquantized model",
         )
-    return {"directory": str(directory), "key": found}
+    return _describe_base(directory, found)
 
 
 @contextmanager
@@ -165,7 +165,12 @@ def _base_in_cache(job: QuantizeJob, num_bytes: int, *, screen: Screen) -> dict[
         report=screen.report,
     )
     screen.report(f"the quantized base is in {entry.directory}")
-    return {"directory": str(entry.directory), "key": key}
+    return _describe_base(entry.directory, key)
+
+
+def _describe_base(directory: Path, key: Key) -> dict[str, Any]:
+    digest = read_manifest(directory).checksums_sha256
+    return {"directory": str(directory), "key": key, "digest": digest}
 
 
 def describe_quantizer(recipe: Recipe) -> str:

@@ -30,10 +30,27 @@ LAUNCHER_PID = "FSDPQ_LAUNCHER_PID"
 TRUST_FLAG = "--trust-remote-code"
 """Argument of the worker that lets it run Python code that the model brings."""
 
+RESUME_FLAG = "--resume"
+"""Argument of the worker that lets it go on from the newest whole checkpoint of its run."""
+
+OTHER_ROWS_FLAG = "--other-rows"
+"""Argument of the worker that goes on over rows that are others than those of the checkpoint."""
+
 HUB_TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_TOKEN_PATH")
 """Environment variables that a rank has no use for: it never asks the hub."""
 
 _NOTE_INTERVAL_S = 0.5
+
+REPEAT_S = 0.3
+"""A signal this soon after another one is no second wish."""
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
+"""What asks for an end. Slurm sends SIGUSR1 before a job's time is over, where it is told to."""
+
+BLOCKED_IN_RANKS = frozenset({signal.SIGINT, signal.SIGTERM, signal.SIGUSR1})
+"""Slurm sends these to every process of a job: torchrun must not die of them, nor end its ranks. A
+blocked signal stays blocked in whatever a process starts; a rank picks its own up by itself
+(`fsdpq.worker.keeping.signals`). torchrun's handler of SIGHUP stays."""
 
 
 @dataclass
@@ -41,6 +58,24 @@ class StopSignals:
     """The signals that asked for an end, in order."""
 
     received: list[int] = field(default_factory=list[int])
+    times: list[float] = field(default_factory=list[float])
+
+    def note(self, number: int) -> None:
+        """Takes one signal."""
+        self.received.append(number)
+        self.times.append(time.monotonic())
+
+    @property
+    def insists(self) -> bool:
+        """Whether somebody asked again: Ctrl-C, or the first signal once more.
+
+        What comes at the same moment is the same wish, on another way; and Slurm sends SIGTERM some
+        time after SIGUSR1, to a job that may be saving still.
+        """
+        return any(
+            time_s - self.times[0] > REPEAT_S and number in (signal.SIGINT, self.received[0])
+            for number, time_s in zip(self.received, self.times, strict=True)
+        )
 
     @property
     def name(self) -> str:
@@ -50,14 +85,17 @@ class StopSignals:
 
 @contextmanager
 def catch_stop_signals() -> Generator[StopSignals, None, None]:
-    """Notes SIGINT, SIGTERM and SIGHUP instead of dying of them, until the block ends."""
+    """Notes `STOP_SIGNALS` instead of dying of them, until the block ends.
+
+    One that is ignored stays so: ``nohup`` ignores SIGHUP.
+    """
     stop = StopSignals()
 
     def note(number: int, _frame: FrameType | None) -> None:
-        stop.received.append(number)
+        stop.note(number)
 
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    previous = {number: signal.signal(number, note) for number in numbers}
+    heeded = [each for each in STOP_SIGNALS if signal.getsignal(each) != signal.SIG_IGN]
+    previous = {number: signal.signal(number, note) for number in heeded}
     try:
         yield stop
     finally:
@@ -73,6 +111,7 @@ class ProcessTree:
         environment: its whole environment.
         stdout: file that its standard output goes to; its standard error too without ``stderr``.
         stderr: file that its standard error goes to.
+        blocked: signals that it and what it starts never receive, unless they wait for them.
     """
 
     def __init__(
@@ -82,10 +121,13 @@ class ProcessTree:
         environment: dict[str, str],
         stdout: Path,
         stderr: Path | None = None,
+        blocked: frozenset[signal.Signals] = frozenset(),
     ) -> None:
         self._seen: dict[tuple[int, float], psutil.Process] = {}
         self._next_note = 0.0
         with stdout.open("wb") as out, (stderr or stdout).open("ab") as err:
+            # A child has the mask of its parent. What arrives here meanwhile is delivered after.
+            mask = signal.pthread_sigmask(signal.SIG_BLOCK, blocked)
             try:
                 self._process = subprocess.Popen(
                     command, env=environment, stdin=subprocess.DEVNULL, stdout=out, stderr=err,
@@ -94,6 +136,8 @@ class ProcessTree:
             except OSError as error:
                 message = f"`{command[0]}` cannot be started: {error.strerror}"
                 raise LaunchError(message, hint="check the Python installation") from None
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
     def poll(self) -> int | None:
         """Returns the exit code, None while the process runs; notes its descendants."""

@@ -16,7 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from fsdpq.errors import EnvironmentProblemError
-from fsdpq.launch.ranks.processes import ProcessTree, catch_stop_signals, worker_environment
+from fsdpq.launch.ranks.keeper import RunKeeper
+from fsdpq.launch.ranks.processes import (
+    BLOCKED_IN_RANKS,
+    ProcessTree,
+    StopSignals,
+    catch_stop_signals,
+    worker_environment,
+)
 from fsdpq.recipe.sections.launch import LaunchOptions
 from fsdpq.run_files import RunFiles
 
@@ -27,11 +34,14 @@ Row = dict[str, Any]
 
 
 class JsonLinesTail:
-    """Reads what is appended to a file of JSON lines; a line counts once its newline is there."""
+    """Reads what is appended to a file of JSON lines; a line counts once its newline is there.
+
+    What is in the file already belongs to an earlier start of the ranks, and is left out.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._position = 0
+        self._position = path.stat().st_size if path.exists() else 0
 
     def read_new(self) -> Iterator[Row]:
         """Yields the rows that were completed since the last call."""
@@ -52,6 +62,7 @@ def run_torchrun(
     *,
     on_row: Callable[[Row], None],
     worker: Sequence[str] = WORKER,
+    keeper: RunKeeper | None = None,
 ) -> tuple[int, str]:
     """Runs the ranks to their end, giving ``on_row`` every row of metrics and events.
 
@@ -62,33 +73,50 @@ def run_torchrun(
         launch: resolved options.
         on_row: called about ten times a second at most with what is new, in order of each file.
         worker: arguments of torchrun that name the worker; the run directory follows.
+        keeper: asks the ranks to save where a signal comes; without one they end at once.
 
     Returns:
-        torchrun's exit code, and the name of the signal that stopped the run or "".
+        torchrun's exit code, and the name of the signal for which the ranks were ended or "". Where
+        they were asked to save they end by themselves, and there is no name.
+
+    Raises:
+        LaunchError: the ranks hang.
     """
     num_ranks = int(launch.nproc_per_node)
     environment = worker_environment(num_ranks=num_ranks)
     command = [*_torchrun(num_ranks, launch.rdzv_endpoint), *worker, str(files.root)]
     tails = [JsonLinesTail(files.events), JsonLinesTail(files.metrics)]
     with catch_stop_signals() as stop:
-        tree = ProcessTree(command, environment=environment, stdout=files.torchrun_log)
+        tree = ProcessTree(
+            command,
+            environment=environment,
+            stdout=files.torchrun_log,
+            blocked=BLOCKED_IN_RANKS,
+        )
         try:
-            while (code := tree.poll()) is None and not stop.received:
+            while (code := tree.poll()) is None and not _ends_at_once(stop, keeper):
                 _pass_on(tails, on_row)
+                if keeper is not None:
+                    keeper.check()
                 time.sleep(POLL_S)
             stopped_by = stop.name if code is None else ""
-            if code is None:
-                tree.stop(stop)
         finally:
             tree.kill()
     _pass_on(tails, on_row)
     return (code or 0), stopped_by
 
 
+def _ends_at_once(stop: StopSignals, keeper: RunKeeper | None) -> bool:
+    """Whether the ranks are to be ended now: by a signal, and not by themselves."""
+    if not stop.received:
+        return False
+    return stop.insists or keeper is None or not keeper.ask_to_end(stop.name)
+
+
 def _torchrun(num_ranks: int, endpoint: str | None) -> list[str]:
     return [
         sys.executable, "-m", "torch.distributed.run", "--nnodes=1",
-        f"--nproc-per-node={num_ranks}", *_rendezvous(endpoint),
+        f"--nproc-per-node={num_ranks}", "--signals-to-handle=SIGHUP", *_rendezvous(endpoint),
     ]  # fmt: skip
 
 

@@ -48,6 +48,13 @@ class LaunchOptions(Options):
     max_restarts: int = Field(default=0, ge=0)
     """How often torchrun starts the ranks again after a failure."""
 
+    hang_timeout_s: Literal["auto"] | Annotated[float, Field(ge=1)] | None = Field(
+        default="auto", examples=[600.0]
+    )
+    """Seconds without progress on any rank after which the run is ended, with the stack of every
+    rank. It counts while training, from the second step on; elsewhere it is half an hour at least.
+    ``auto`` is ten times the longest pause so far, and a minute at least; null waits for ever."""
+
     scheduler: Literal["local", "slurm"] = "local"
     """Start the ranks here, or submit a job to Slurm."""
 

@@ -56,6 +56,7 @@ def export_run(
     Raises:
         ExportError: it cannot be written or loaded, or computes something else.
     """
+    events.write({"event": "phase", "name": "export"})
     started = time.monotonic()
     recipe = trained.recipe
     export_format = recipe.export.format

@@ -8,6 +8,8 @@ from typing import Any
 
 from fsdpq.run_files import RunFiles
 from fsdpq.worker.guard import recorded_errors, redirect_output
+from fsdpq.worker.keeping.presence import show_presence
+from fsdpq.worker.keeping.signals import tell_stack_on_request
 
 
 def add_rank_verbs(verbs: Any) -> None:
@@ -15,6 +17,7 @@ def add_rank_verbs(verbs: Any) -> None:
     train = verbs.add_parser("train")
     train.add_argument("run_dir", type=Path)
     train.add_argument("--trust-remote-code", action="store_true")
+    train.add_argument("--resume", action="store_true")
     train.set_defaults(run=_train)
     quantize = verbs.add_parser("quantize")
     quantize.add_argument("run_dir", type=Path)
@@ -31,10 +34,12 @@ def add_rank_verbs(verbs: Any) -> None:
 def _train(parsed: argparse.Namespace, rank: int) -> None:
     files = RunFiles(parsed.run_dir)
     with recorded_errors(files.rank_error(rank), rank):
+        show_presence(files)
         redirect_output(files.rank_log(rank))
+        tell_stack_on_request(files.rank_stack(rank))
         from fsdpq.worker.train import train
 
-        train(files, trust_remote_code=parsed.trust_remote_code)
+        train(files, trust_remote_code=parsed.trust_remote_code, resume=parsed.resume)
 
 
 def _quantize(parsed: argparse.Namespace, rank: int) -> None:

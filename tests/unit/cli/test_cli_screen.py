@@ -7,7 +7,8 @@ import pytest
 
 from fsdpq.cli import screen as module
 from fsdpq.cli.render import clean, wants_color
-from fsdpq.cli.screen import LiveScreen, PlainScreen, format_bytes, format_seconds, open_screen
+from fsdpq.cli.run_texts import format_bytes, format_seconds
+from fsdpq.cli.screen import LiveScreen, PlainScreen, open_screen
 from fsdpq.launch.ranks.torchrun import Row
 from fsdpq.run_files import RunFiles
 
@@ -184,3 +185,58 @@ def test_numbers_are_readable() -> None:
     ]  # fmt: skip
     assert [format_seconds(s) for s in (5, 65, 3700)] == ["0:05", "1:05", "1:01:40"]
     assert clean("a\tb\x07") == "a b\N{REPLACEMENT CHARACTER}"
+
+
+SAVED: Row = {
+    "event": "checkpoint", "step": 4, "directory": "runs/x/checkpoints/step-00000004",
+    "num_bytes": 3 * 2**20, "seconds": 0.41, "eval_loss": None, "time": 0.0,
+}  # fmt: skip
+RESUMED: Row = {
+    "event": "resume", "step": 4, "directory": "runs/x/checkpoints/step-00000004",
+    "world_size": 1, "time": 0.0,
+}  # fmt: skip
+
+
+def test_checkpoints_and_resumes_are_lines_and_not_many() -> None:
+    stream = io.StringIO()
+    screen = PlainScreen(stream)
+    for number in range(4, 100):
+        screen.show_row(SAVED | {"step": number})
+    screen.show_row(RESUMED)
+    screen.show_row(RESUMED | {"step": 0, "directory": None, "world_size": None})
+    screen.show_row({"event": "stop", "signal": "SIGTERM", "time": 0.0})
+    screen.show_row({"event": "stopped", "step": 5, "directory": None, "time": 0.0})
+    screen.show_row({"event": "stopped", "step": 5, "directory": SAVED["directory"], "time": 0.0})
+    assert stream.getvalue().splitlines() == [
+        "checkpoint step-00000004: 3.00 MiB in 0.4 s",
+        "going on from step 4 (step-00000004, saved by 1 rank)",
+        "there is no checkpoint yet: starting at the first step",
+        "SIGTERM: saving after this step; Ctrl-C again ends at once",
+        "ended after step 5: nothing could be saved",
+        "ended after step 5, saved in step-00000004",
+    ]
+
+
+def test_time_between_two_starts_is_no_time_of_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "STEP_INTERVAL_S", 0.0)
+    stream = io.StringIO()
+    screen = PlainScreen(stream)
+    screen.show_row(step(1, at=0.0))
+    screen.show_row(RESUMED)
+    screen.show_row(step(8, at=1000.0))
+    screen.show_row(step(9, at=1001.0))
+    assert stream.getvalue().splitlines()[-1].endswith("eta 0:01")
+
+
+def test_bar_shows_the_newest_checkpoint_beside_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    stream = Terminal()
+    screen = LiveScreen(stream)
+    screen.show_row(step(4, at=0.0))
+    for number in range(4, 100):
+        screen.show_row(SAVED | {"step": number})
+    screen.show_row(step(5, at=1.0))
+    screen.close()
+    text = stream.getvalue()
+    assert "saved 99" in text
+    assert "checkpoint step" not in text

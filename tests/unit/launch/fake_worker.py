@@ -9,6 +9,8 @@ import sys
 import time
 from pathlib import Path
 
+# What torchrun is started with, so that signals for all processes of a job do not end the ranks.
+signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM, signal.SIGINT, signal.SIGUSR1})
 run_dir, rank = Path(sys.argv[1]), int(os.environ["RANK"])
 mode = os.environ["FAKE_MODE"]
 

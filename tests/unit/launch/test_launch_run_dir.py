@@ -111,6 +111,10 @@ def test_lock_says_what_the_run_was_made_of(recipe: Recipe) -> None:
     assert (lock["world_size"], lock["seed"]) == (2, 1)
     assert lock["packages"]["pydantic"]
     assert lock["hardware"]["gpus"] == ["GPU 0: X"]
+    assert lock["hardware"]["cpu"]
+    assert int(lock["environment"]["OMP_NUM_THREADS"]) >= 1
+    assert Recipe.model_validate_json(json.dumps(lock["resolved"]), strict=True) == recipe
+    assert Path(lock["base_dir"]) == QUICKSTART.parent.absolute()
     json.dumps(lock)
 
 
@@ -128,4 +132,11 @@ def test_checkout_is_described(tmp_path: Path) -> None:
     assert found is not None
     assert (len(found["commit"]), found["dirty"]) == (40, False)
     (tmp_path / "b").touch()
-    assert describe_checkout(tmp_path) == {"commit": found["commit"], "dirty": True}
+    untracked = describe_checkout(tmp_path)
+    assert untracked == {"commit": found["commit"], "dirty": True, "diff_sha256": None}
+    (tmp_path / "a").write_bytes(b"\xff\n")
+    changed = describe_checkout(tmp_path)
+    assert changed is not None
+    assert len(changed["diff_sha256"]) == 64
+    (tmp_path / "a").write_bytes(b"\xfe\n")
+    assert describe_checkout(tmp_path) != changed

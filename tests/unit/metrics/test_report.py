@@ -235,6 +235,28 @@ def test_repeated_step_of_a_resumed_run_counts_once(tmp_path):
     assert content["steps"][-1]["loss"] == 0.5
 
 
+def test_resumes_are_listed_and_marked_and_what_they_undid_is_left_out(tmp_path):
+    files = write_run(tmp_path / "r")
+    undone = {"event": "step", "step": 5, "loss": 0.1, "time": 2.0}
+    append_json_line(files.metrics, undone)
+    append_json_line(files.metrics, {"event": "eval", "step": 9, "loss": 0.1, "time": 2.0})
+    for time in (3.0, 4.0):
+        resume = {"event": "resume", "step": 2, "directory": "x/step-00000002", "world_size": 2}
+        append_json_line(files.events, resume | {"time": time})
+    append_json_line(files.metrics, {"event": "step", "step": 3, "loss": 0.7, "time": 5.0})
+    html, content = render(files)
+    assert [(row["step"], row["loss"]) for row in content["steps"]] == [
+        (1, 3.25), (2, 1.625), (3, 0.7),
+    ]  # fmt: skip
+    assert [row["step"] for row in content["evals"]] == [0]
+    assert [row["step"] for row in content["resumes"]] == [2, 2]
+    text = words(html)
+    assert "Started again 2 times, going on from step 2, 2" in text
+    # One line in the middle of steps 0 to 4, told in its tooltip.
+    assert html.count('class="mark"') == 1
+    assert "went on from step 2, saved by 2 ranks" in html
+
+
 def test_report_is_replaced_whole_and_leaves_no_drafts(tmp_path):
     files = write_run(tmp_path / "r")
     write_report(files)
