@@ -30,7 +30,7 @@ from fsdpq.worker.assemble import (
     read_inputs,
     stop_ids,
 )
-from fsdpq.worker.export.finish import Trained, export_run
+from fsdpq.worker.export.finish import Trained, check_exportable, export_run
 from fsdpq.worker.from_disk import reading_notices
 from fsdpq.worker.keeping.checkpoints import Checkpoints
 from fsdpq.worker.keeping.ending import Keeping
@@ -81,8 +81,9 @@ def train(files: RunFiles, *, trust_remote_code: bool = False, resume: bool = Fa
         recipe, assembled, data, metrics, events, files=files, device=device,
         breaks_off=watch.breaks_off,
     )  # fmt: skip
-    summary = summarize_setup(recipe, assembled, data, trainer, device)
-    events.write({"event": "setup", **dataclasses.asdict(summary)})
+    check_exportable(recipe, inputs, assembled)
+    setup = dataclasses.asdict(summarize_setup(recipe, assembled, data, trainer, device))
+    events.write({"event": "setup", **setup})
     answerer = Answerer(
         assembled,
         tokenizer,
@@ -108,8 +109,7 @@ def train(files: RunFiles, *, trust_remote_code: bool = False, resume: bool = Fa
         dist.wait_for_all()
         return
     losses = (state.eval_losses.get(0), loss_after)
-    exported = files.exported(recipe.export.format)
-    done = summarize_run(progress, train_s, losses, device, exported)
+    done = summarize_run(progress, train_s, losses, device, files.exported(recipe.export.format))
     trained = Trained(recipe, inputs, assembled, tokenizer, answerer.asks, done)
     export_run(trained, files, events, device=device)
     events.write({"event": "done", **dataclasses.asdict(done)})

@@ -11,14 +11,17 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from fsdpq import dist
+from fsdpq.checkpoint.peft import check_loadable
 from fsdpq.data.text.tokenize import RowTokenizer
 from fsdpq.errors import ExportError
+from fsdpq.model.config import read_config
 from fsdpq.protocols import MetricSink
 from fsdpq.recipe.root import Recipe
 from fsdpq.run_files import RunFiles, RunSummary
 from fsdpq.worker.assemble import Assembled, Inputs
 from fsdpq.worker.export.card import write_card
 from fsdpq.worker.export.formats import FORMATS, save_template
+from fsdpq.worker.export.streamed import build_stock_model
 from fsdpq.worker.export.verify import prompt_ids, verify_export
 
 
@@ -85,6 +88,24 @@ def export_run(
         }
         events.write(row)
     dist.wait_for_all()
+
+
+def check_exportable(recipe: Recipe, inputs: Inputs, assembled: Assembled) -> None:
+    """Checks, before anything is trained, that stock libraries will load what is exported.
+
+    Raises:
+        ExportError: PEFT adapts other layers of this family than those that are trained.
+    """
+    if recipe.export.format != "peft" or not recipe.export.verify:
+        return
+    config = read_config(inputs.model_dir, trust_remote_code=inputs.trust_remote_code)
+    hf = build_stock_model(config, dtype=torch.float32, trust_remote_code=inputs.trust_remote_code)
+    check_loadable(
+        assembled.adapted_layers,
+        hf,
+        options=recipe.adapter,  # pyright: ignore[reportArgumentType] - a check of the recipe
+        saved=assembled.trained_base,
+    )
 
 
 def replace_directory(draft: Path, directory: Path) -> None:
