@@ -53,7 +53,7 @@ import json
 import os
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -149,10 +149,6 @@ class RunFiles:
         names = {"peft": self.adapter, "transformers": self.model, "delta": self.delta}
         return names[export_format]
 
-    def unverified(self, export_format: str) -> Path:
-        """The same until stock libraries have loaded it; stays where they compute otherwise."""
-        return self.exported(export_format).with_suffix(".unverified")
-
     @property
     def checkpoints(self) -> Path:
         """Folder of the checkpoints, ``step-00000100`` and so on (`tensor_files`)."""
@@ -175,6 +171,11 @@ class RunFiles:
     def tensorboard(self) -> Path:
         """TensorBoard's event files (`metrics.sinks`)."""
         return self.root / "tensorboard"
+
+    @property
+    def wandb_id(self) -> Path:
+        """The id of this run at Weights & Biases: a resumed run goes on there."""
+        return self.root / "wandb-id"
 
     def profile(self, rank: int) -> Path:
         """The profiler's trace of rank ``rank`` (`metrics.profile`)."""
@@ -204,6 +205,7 @@ class RankError:
         exit_code: what the run should exit with.
         time: seconds since the epoch; the smallest of all ranks is the root cause.
         problems: those of a `fsdpq.errors.RecipeError`, as plain data, else none.
+        details: more lines for the user, of an `FsdpqError`.
     """
 
     rank: int
@@ -214,6 +216,7 @@ class RankError:
     exit_code: int
     time: float
     problems: list[dict[str, Any]] = dataclasses.field(default_factory=list[dict[str, Any]])
+    details: str = ""
 
 
 @dataclass(frozen=True)
@@ -366,9 +369,30 @@ def sync(path: Path) -> None:
 
 
 def append_json_line(path: Path, row: dict[str, Any]) -> None:
-    """Appends ``row`` to ``path`` as one line of JSON, in a single write."""
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(row, ensure_ascii=False, allow_nan=True) + "\n")
+    """Appends ``row`` to ``path`` as one line of JSON."""
+    append_json_lines(path, [row])
+
+
+def append_json_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Appends ``rows`` to ``path`` as lines of JSON: all of them, or none where the disk refuses."""
+    lines = "".join(json.dumps(row, ensure_ascii=False, allow_nan=True) + "\n" for row in rows)
+    with path.open("ab", buffering=0) as file:
+        before, content = file.tell(), memoryview(lines.encode())
+        try:
+            while content:
+                content = content[file.write(content) :]
+        except OSError:
+            file.truncate(before)
+            raise
+
+
+def drop_torn_line(path: Path) -> None:
+    """Cuts off what a killed process left of a last line, so that others can be appended."""
+    if not path.exists():
+        return
+    with path.open("rb+") as file:
+        content = file.read()
+        file.truncate(content.rfind(b"\n") + 1)
 
 
 def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:

@@ -16,7 +16,7 @@ from fsdpq.launch.machine.kernels import check_kernels
 from fsdpq.launch.machine.resolve import explain_dtype, resolve_launch
 from fsdpq.launch.quantize import QUANTIZER, QuantizeJob
 from fsdpq.launch.ranks.failure import count_oom_kills, explain_failure
-from fsdpq.launch.ranks.keeper import RunKeeper
+from fsdpq.launch.ranks.keeper import RunKeeper, resume_hint
 from fsdpq.launch.ranks.processes import TRUST_FLAG
 from fsdpq.launch.ranks.torchrun import WORKER, Row, check_endpoint, run_torchrun
 from fsdpq.launch.ranks.watch import HangWatch
@@ -176,6 +176,8 @@ def run_ranks(
         screen.close()
     if stopped_by:
         raise progress.stopped(stopped_by, files)
+    if code == 0 and (stopped := keeper.stopped(progress.total_steps)) is not None:
+        raise stopped
     if code != 0:
         is_mapped = recipe.fsdp.offload == "disk" and "base" in inputs
         error = explain_failure(
@@ -198,19 +200,22 @@ class _Progress:
         self._screen = screen
         self._keeper = keeper
         self._step = 0
-        self._total_steps: int | None = None
+        self.total_steps: int | None = None
         self.done = False
 
     def take(self, row: Row) -> None:
         """Takes one row of metrics or events."""
         if row.get("event") == "step":
-            self._step, self._total_steps = row["step"], row.get("total_steps")
+            self._step, self.total_steps = row["step"], row.get("total_steps")
+        if row.get("event") == "setup":
+            self.total_steps = row["total_steps"]
         self.done = self.done or row.get("event") == "done"
         self._keeper.take(row)
         self._screen.show_row(row)
 
     def stopped(self, signal_name: str, files: RunFiles) -> RunStoppedError:
         """Returns the one line for a run that was stopped."""
-        after = f"after step {self._step} of {self._total_steps}" if self._step else "before step 1"
+        after = f"after step {self._step} of {self.total_steps}" if self._step else "before step 1"
         message = f"stopped by {signal_name} {after}; its metrics and logs are in `{files.root}`"
-        return RunStoppedError(message)
+        go_on = resume_hint(files)
+        return RunStoppedError(f"{message}; {go_on}" if go_on else message)

@@ -15,6 +15,7 @@ from fsdpq import dist
 from fsdpq.data.dealing.loader import Loader
 from fsdpq.metrics.memory import MemoryLog, peak_bytes
 from fsdpq.metrics.report import write_report
+from fsdpq.metrics.sinks import ManySinks
 from fsdpq.protocols import MetricSink
 from fsdpq.recipe.load import load_resolved
 from fsdpq.recipe.precision import precision_of
@@ -45,8 +46,8 @@ from fsdpq.worker.tokenizer import load_tokenizer
 LOAD_REPORT_S = 0.2
 
 
-def train(files: RunFiles, *, trust_remote_code: bool = False, resume: bool = False) -> None:
-    """Runs the recipe of a run directory; code that the model brings only where it is trusted.
+def run_rank(files: RunFiles, *, trust_remote_code: bool = False, resume: bool = False) -> None:
+    """Trains as one rank of a run that is watched.
 
     Ranks: all (collective).
 
@@ -54,10 +55,28 @@ def train(files: RunFiles, *, trust_remote_code: bool = False, resume: bool = Fa
         files: the run directory.
         trust_remote_code: run Python code that the model brings.
         resume: go on from the newest whole checkpoint, where there is one.
+
+    Raises:
+        PlanError: this rank ran out of memory; says what it held.
+    """
+    watch = RankWatch.open(files)
+    with watch.post_mortem.explained():
+        train(files, watch, trust_remote_code=trust_remote_code, resume=resume)
+
+
+def train(files: RunFiles, watch: RankWatch, *, trust_remote_code: bool, resume: bool) -> None:
+    """Runs the recipe of a run directory; code that the model brings only where it is trusted.
+
+    Ranks: all (collective).
+
+    Args:
+        files: the run directory.
+        watch: of this rank.
+        trust_remote_code: run Python code that the model brings.
+        resume: go on from the newest whole checkpoint, where there is one.
     """
     recipe = load_resolved(files.resolved)
     inputs = read_inputs(files, trust_remote_code=trust_remote_code)
-    watch = RankWatch.open(files)
     device = dist.start_process_group(recipe.launch.device, timeout=group_timeout(recipe))
     dist.seed_everything(recipe.training.seed)
     events = WatchedEvents(open_rows(files.events), watch.heartbeat)
@@ -84,6 +103,7 @@ def train(files: RunFiles, *, trust_remote_code: bool = False, resume: bool = Fa
     check_exportable(recipe, inputs, assembled)
     setup = dataclasses.asdict(summarize_setup(recipe, assembled, data, trainer, device))
     events.write({"event": "setup", **setup})
+    watch.post_mortem.learn(recipe, assembled, trainer)
     answerer = Answerer(
         assembled,
         tokenizer,
@@ -93,10 +113,7 @@ def train(files: RunFiles, *, trust_remote_code: bool = False, resume: bool = Fa
     )
     look = Look(trainer, answerer, recipe.metrics, events)
     checkpoints = open_checkpoints(recipe, files, assembled, trainer, loader, events)
-    state = checkpoints.restore() if resume or goes_on(recipe) else None
-    if state is None:
-        loss_before = look("before", 0)
-        state = LoopState(eval_losses={} if loss_before is None else {0: loss_before})
+    state = first_state(checkpoints, metrics, look, resume=resume or goes_on(recipe))
     keeping = Keeping(watch, checkpoints, events)
     trainer = dataclasses.replace(
         trainer, after_step=keeping.after_step, on_part=watch.heartbeat.beat
@@ -159,6 +176,25 @@ def goes_on(recipe: Recipe) -> bool:
     """Whether a run looks for checkpoints unasked: the recipe says so, or torchrun restarted it."""
     restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
     return restarts > 0 or recipe.checkpoint.resume == "auto"
+
+
+def first_state(
+    checkpoints: Checkpoints,
+    metrics: ManySinks,
+    look: Callable[[str, int], float | None],
+    *,
+    resume: bool,
+) -> LoopState:
+    """Returns where training begins: at the newest whole checkpoint, or before the first step.
+
+    Ranks: all (collective).
+    """
+    state = checkpoints.restore() if resume else None
+    if state is not None:
+        metrics.go_on_after(state.progress.steps)
+        return state
+    loss_before = look("before", 0)
+    return LoopState(eval_losses={} if loss_before is None else {0: loss_before})
 
 
 def open_checkpoints(

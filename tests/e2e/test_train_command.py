@@ -22,6 +22,7 @@ from support.commands import Run
 from transformers import AutoModelForCausalLM
 
 from fsdpq.run_files import RunFiles, read_json_lines
+from fsdpq.tensor_files.checkpoint_manifest import check_checkpoint, list_checkpoints
 
 
 def _losses(files: RunFiles) -> list[float]:
@@ -51,7 +52,7 @@ def _check_export(files: RunFiles, project: Path) -> None:
     assert (exported["format"], exported["verified"]) == ("peft", True)
     assert exported["max_difference"] < 1e-5
     assert exported["num_bytes"] == sum(path.stat().st_size for path in files.adapter.iterdir())
-    assert not files.unverified("peft").exists()
+    assert not files.adapter.with_suffix(".unverified").exists()
     card = (files.adapter / "README.md").read_text()
     for private in (str(project), str(files.root), str(Path.home()), "What is one?"):
         assert private not in card
@@ -161,7 +162,7 @@ def test_a_checkpoint_that_does_not_fit_trains_nothing(
 
 @pytest.mark.parametrize(
     ("victim", "exit_code", "message"),
-    [("launcher", 130, "stopped"), ("rank", 1, "was killed (SIGKILL)")],
+    [("all", 75, "stopped by SIGUSR1 after step"), ("rank", 1, "was killed (SIGKILL)")],
 )
 def test_a_stopped_run_leaves_no_process(
     project: Path,
@@ -182,8 +183,9 @@ def test_a_stopped_run_leaves_no_process(
         assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < deadline
         time.sleep(0.2)
-    if victim == "launcher":
-        process.send_signal(signal.SIGINT)
+    if victim == "all":  # as Slurm does it
+        for each in (process, *psutil.Process(process.pid).children(recursive=True)):
+            each.send_signal(signal.SIGUSR1)
     else:
         own = [p for p in _workers() if str(files.root) in p.cmdline()]
         ranks = [p for p in own if p.environ().get("RANK") == "1"]
@@ -193,3 +195,8 @@ def test_a_stopped_run_leaves_no_process(
     assert message in errors
     assert not [p for p in _workers() if str(files.root) in p.cmdline()]
     assert not files.adapter.exists()
+    if victim == "all":
+        last_step = list(read_json_lines(files.metrics))[-1]["step"]
+        (directory,) = list_checkpoints(files.checkpoints)
+        assert check_checkpoint(directory).step == last_step
+        assert f"{message} {last_step} of 100000; saved: go on from step {last_step}" in errors

@@ -64,7 +64,7 @@ def export_run(
     recipe = trained.recipe
     export_format = recipe.export.format
     directory = files.exported(export_format)
-    draft = files.unverified(export_format) if recipe.export.verify else directory
+    draft = unverified(directory) if recipe.export.verify else directory
     FORMATS[export_format].save(recipe, trained.inputs, trained.assembled, draft)
     save_template(recipe, trained.tokenizer, trained.rows, draft)
     verified = None
@@ -88,6 +88,11 @@ def export_run(
         }
         events.write(row)
     dist.wait_for_all()
+
+
+def unverified(directory: Path) -> Path:
+    """Returns what an exported directory is called until stock libraries have loaded it."""
+    return directory.with_suffix(".unverified")
 
 
 def check_exportable(recipe: Recipe, inputs: Inputs, assembled: Assembled) -> None:
