@@ -105,4 +105,6 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
 $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(VENV)/bin/python
 	@echo "installing fsdpq and its test tools into $(VENV)"
 	$(PIP) -e '.[dev]'
+	# Without what it names for other tasks: transformers imports scikit-learn where it finds it.
+	$(PIP) --no-deps lm_eval
 	@touch $@ $(VENV)/.installed

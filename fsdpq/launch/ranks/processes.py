@@ -199,20 +199,24 @@ class ProcessTree:
                 continue
 
 
-def worker_environment(*, num_ranks: int) -> dict[str, str]:
+def worker_environment(*, num_ranks: int, network: bool = False) -> dict[str, str]:
     """Returns the environment of the workers: no network, no hub tokens, threads shared out.
+
+    With ``network`` the hub may be asked, with the user's token.
 
     torchrun would give every rank one thread. On a GPU too the host computes: the optimizer's step
     under ``fsdp.offload``, which is bound by how fast memory is read, and casts while loading.
     """
-    environment = {name: value for name, value in os.environ.items() if name not in HUB_TOKENS}
+    kept_away = () if network else HUB_TOKENS
+    environment = {name: value for name, value in os.environ.items() if name not in kept_away}
     environment.update(
         {
             LAUNCHER_PID: str(os.getpid()),
             "TOKENIZERS_PARALLELISM": "false",
-            "HF_HUB_OFFLINE": "1",
             "HF_HUB_DISABLE_TELEMETRY": "1",
         }
     )
+    if not network:
+        environment["HF_HUB_OFFLINE"] = "1"
     environment.setdefault("OMP_NUM_THREADS", str(max(1, count_cores() // num_ranks)))
     return environment
