@@ -61,7 +61,7 @@ def report_stream(stream: RowStream | None, options: DataOptions, events: Metric
         return
     counts, seq_len = stream.counts, options.seq_len
     notices = list_counts(counts, seq_len, of=f" of {counts.rows} that were streamed")
-    if options.packing != "none":
+    if options.packing != "none" and counts.sequences:  # a finished run reads no more
         filled = counts.tokens / (counts.sequences * seq_len)
         notices.append(
             f"packed {counts.documents} streamed rows into {counts.sequences} sequences of "
