@@ -15,6 +15,7 @@ from fsdpq import dist
 from fsdpq.data.dealing.loader import Loader
 from fsdpq.metrics.memory import MemoryLog, peak_bytes
 from fsdpq.metrics.report import write_report
+from fsdpq.metrics.sinks import ManySinks
 from fsdpq.protocols import MetricSink
 from fsdpq.recipe.load import load_resolved
 from fsdpq.recipe.precision import precision_of
@@ -35,6 +36,7 @@ from fsdpq.worker.export.formats import FORMATS, save_template
 from fsdpq.worker.from_disk import reading_notices
 from fsdpq.worker.keeping.checkpoints import Checkpoints
 from fsdpq.worker.keeping.ending import Keeping
+from fsdpq.worker.keeping.room import check_room, exported_bytes, wait_for_room
 from fsdpq.worker.keeping.run_state import RunState
 from fsdpq.worker.keeping.watch import RankWatch, group_timeout
 from fsdpq.worker.outputs import WatchedEvents, open_metrics, open_rows
@@ -103,6 +105,7 @@ def train(files: RunFiles, watch: RankWatch, *, trust_remote_code: bool, resume:
     summary = summarize_setup(recipe, assembled, data, trainer, device)
     events.write({"event": "setup", **dataclasses.asdict(summary)})
     watch.post_mortem.learn(recipe, assembled, trainer)
+    check_room(recipe, trainer, files.root, events)
     answerer = Answerer(
         assembled,
         tokenizer,
@@ -112,10 +115,7 @@ def train(files: RunFiles, watch: RankWatch, *, trust_remote_code: bool, resume:
     )
     look = Look(trainer, answerer, recipe.metrics, events)
     checkpoints = open_checkpoints(recipe, files, assembled, trainer, loader, events)
-    state = checkpoints.restore() if resume or goes_on(recipe) else None
-    if state is None:
-        loss_before = look("before", 0)
-        state = LoopState(eval_losses={} if loss_before is None else {0: loss_before})
+    state = first_state(checkpoints, metrics, look, resume=resume or goes_on(recipe))
     keeping = Keeping(watch, checkpoints, events)
     trainer = dataclasses.replace(
         trainer, after_step=keeping.after_step, on_part=watch.heartbeat.beat
@@ -127,6 +127,7 @@ def train(files: RunFiles, watch: RankWatch, *, trust_remote_code: bool, resume:
     if keeping.end(state):
         dist.wait_for_all()
         return
+    wait_for_room(files.root, exported_bytes(recipe, assembled), watch, events)
     exported = export(recipe, inputs, assembled, files, events)
     save_template(recipe, tokenizer, answerer.asks, exported)
     losses = (state.eval_losses.get(0), loss_after)
@@ -170,7 +171,10 @@ def report(files: RunFiles, events: MetricSink) -> None:
     """
     enter(events, "report")
     if dist.rank() == 0:
-        write_report(files)
+        try:
+            write_report(files)
+        except OSError as error:  # the run is done, whatever becomes of its report
+            notify(events, f"the report cannot be written: {error}")
     dist.wait_for_all()
 
 
@@ -178,6 +182,25 @@ def goes_on(recipe: Recipe) -> bool:
     """Whether a run looks for checkpoints unasked: the recipe says so, or torchrun restarted it."""
     restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
     return restarts > 0 or recipe.checkpoint.resume == "auto"
+
+
+def first_state(
+    checkpoints: Checkpoints,
+    metrics: ManySinks,
+    look: Callable[[str, int], float | None],
+    *,
+    resume: bool,
+) -> LoopState:
+    """Returns where training begins: at the newest whole checkpoint, or before the first step.
+
+    Ranks: all (collective).
+    """
+    state = checkpoints.restore() if resume else None
+    if state is not None:
+        metrics.go_on_after(state.progress.steps)
+        return state
+    loss_before = look("before", 0)
+    return LoopState(eval_losses={} if loss_before is None else {0: loss_before})
 
 
 def open_checkpoints(

@@ -7,6 +7,7 @@ waits for it. A save that fails ends nothing: the run says why, and the next one
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -158,9 +159,8 @@ class Checkpoints:
         is_last = steps == self._run.trainer.total_steps
         if (options.interval and steps % options.interval == 0) or (is_last and self._saves):
             return True
-        later = [loss for step, loss in state.eval_losses.items() if step]
-        if options.keep_best and state.eval_losses.get(steps) == min(later, default=None):
-            return steps in state.eval_losses
+        if options.keep_best and _is_best(state):
+            return True
         return minutes_passed and not is_last
 
     def save(self, state: LoopState) -> Path | None:
@@ -195,7 +195,8 @@ class Checkpoints:
         step = state.progress.steps
         directory = step_directory(self._folder, step)
         facts = self._run.facts(state) | {"train_s": self.train_s}
-        writer = CheckpointWriter(directory, facts, self._describe(state, facts))
+        text = json.dumps(facts).encode()  # now: the loop goes on with the lists in it
+        writer = CheckpointWriter(directory, text, self._describe(state, facts))
         self._job = _Job(writer, directory, copy_to_host(self._run.pieces(state)), started)
         self._saves = True
         self._thread = Thread(target=self._write, args=(self._job,), name="fsdpq-checkpoint")
@@ -317,3 +318,9 @@ class Checkpoints:
 
     def _notice(self, text: str) -> None:
         self._events.write({"event": "notice", "message": text})
+
+
+def _is_best(state: LoopState) -> bool:
+    """Whether the last step's held-out loss is the lowest that was computed while training."""
+    losses = {step: loss for step, loss in state.eval_losses.items() if step}
+    return state.progress.steps in losses and losses[state.progress.steps] == min(losses.values())
