@@ -183,7 +183,7 @@ class WandbSink:
 
     def finish(self) -> None:
         """Sends what is left; waits `WANDB_FINISH_S` at most."""
-        self._put(lambda: self._run.finish())
+        self._put(self._finish)
         self._put(None)
         if not self._has_failed:
             self._thread.join(WANDB_FINISH_S)
@@ -192,6 +192,9 @@ class WandbSink:
 
     def _start(self, **settings: Any) -> None:
         self._run = importlib.import_module("wandb").init(**settings)
+
+    def _finish(self) -> None:
+        self._run.finish()
 
     def _put(self, action: Callable[[], Any] | None) -> None:
         if self._has_failed:
