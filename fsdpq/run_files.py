@@ -399,7 +399,7 @@ def append_json_line(path: Path, row: dict[str, Any]) -> None:
 
 
 def append_json_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Appends ``rows`` to ``path`` as lines of JSON: all of them, or none where the disk refuses."""
+    """Appends ``rows`` to ``path`` as lines of JSON: all, or none where the disk refuses."""
     lines = "".join(json.dumps(row, ensure_ascii=False, allow_nan=True) + "\n" for row in rows)
     with path.open("ab", buffering=0) as file:
         before, content = file.tell(), memoryview(lines.encode())
@@ -409,15 +409,6 @@ def append_json_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
         except OSError:
             file.truncate(before)
             raise
-
-
-def drop_torn_line(path: Path) -> None:
-    """Cuts off what a killed process left of a last line, so that others can be appended."""
-    if not path.exists():
-        return
-    with path.open("rb+") as file:
-        content = file.read()
-        file.truncate(content.rfind(b"\n") + 1)
 
 
 def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
