@@ -187,11 +187,6 @@ class RunFiles:
         """TensorBoard's event files (`metrics.sinks`)."""
         return self.root / "tensorboard"
 
-    @property
-    def wandb_id(self) -> Path:
-        """The id of this run at Weights & Biases: a resumed run goes on there."""
-        return self.root / "wandb-id"
-
     def profile(self, rank: int) -> Path:
         """The profiler's trace of rank ``rank`` (`metrics.profile`)."""
         return self.root / "profile" / f"rank-{rank}.json"

@@ -141,7 +141,6 @@ def train_on(
     longest: int = 16,
     held_out: int = 0,
     change: Callable[[Bench], Trainer] | None = None,
-    stop_after: int | None = None,
     base: Path | None = None,
 ) -> Told:
     """Trains to the end, saving as the recipe says; what it wrote and left.
@@ -157,7 +156,6 @@ def train_on(
         longest: row, in tokens.
         held_out: rows for evaluation.
         change: returns another trainer, before training or the restore.
-        stop_after: ends training there, without a save.
         base: a quantized base to load from.
     """
     rows = random_rows(num_rows, seed=5, longest=longest)
