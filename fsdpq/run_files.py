@@ -26,6 +26,10 @@ events.jsonl, field ``event`` is one of:
     ``checkpoint``  step, directory, num_bytes, seconds, eval_loss, time: it is whole and on disk
     ``stop``    signal, time: the ranks were asked to save and end, and will after this step
     ``stopped``  step, directory (null where nothing could be saved), time: they have
+    ``requests``  done, time: questions of lm-evaluation-harness that are answered
+    ``export``  format, directory, num_bytes, verified (whether stock libraries loaded it and
+                computed the same), max_difference (of their logits, as a share of the largest; null
+                where nobody looked), seconds, time
     ``done``    the fields of `RunSummary`, time
 
 The worker's ``quantize RUN_DIR --out DIR`` reads the same recipe and lock (``inputs.data`` may be
@@ -58,6 +62,10 @@ from typing import Any
 PHASES = ("data", "load", "eval", "train", "export", "report")
 """The phases of a training run, in order; ``eval`` comes again after ``train``. A run that writes a
 quantized base has one phase, ``quantize``."""
+
+
+MERGE_RECEIPT = "merge.json"
+"""What says, in the directory of a merged model, how like the trained one it is."""
 
 
 @dataclass(frozen=True)
@@ -141,6 +149,16 @@ class RunFiles:
         """The trained weights alone of a model with new layers."""
         return self.root / "delta"
 
+    @property
+    def merged(self) -> Path:
+        """The base with the trained change in its weights (``export.merge``)."""
+        return self.root / "merged"
+
+    @property
+    def merge_error(self) -> Path:
+        """The error that ended ``fsdpq merge``, as JSON: see `RankError`."""
+        return self.logs / "merge.error.json"
+
     def exported(self, export_format: str) -> Path:
         """What the run leaves behind, by ``export.format``."""
         names = {"peft": self.adapter, "transformers": self.model, "delta": self.delta}
@@ -177,6 +195,16 @@ class RunFiles:
     def profile(self, rank: int) -> Path:
         """The profiler's trace of rank ``rank`` (`metrics.profile`)."""
         return self.root / "profile" / f"rank-{rank}.json"
+
+    @property
+    def evals(self) -> Path:
+        """Folder of what was evaluated after training (`fsdpq.evaluation_job.Record`)."""
+        return self.root / "evals"
+
+    @property
+    def evaluation_job(self) -> Path:
+        """What the ranks of ``fsdpq eval`` do (`fsdpq.evaluation_job`)."""
+        return self.root / "evaluation.json"
 
     @property
     def report_html(self) -> Path:
