@@ -130,11 +130,6 @@ class RunFiles:
         return self.logs / f"rank-{rank}.error.json"
 
     @property
-    def generate_error(self) -> Path:
-        """The error that ended ``fsdpq generate``, as JSON: see `RankError`."""
-        return self.logs / "generate.error.json"
-
-    @property
     def adapter(self) -> Path:
         """The trained adapter in PEFT's format."""
         return self.root / "adapter"

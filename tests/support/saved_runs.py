@@ -170,7 +170,7 @@ def train_on(
     keeping = Keeping(watch, bench.checkpoints, NoSink())
 
     def after_step(state: LoopState) -> bool:
-        return keeping.after_step(state) or state.progress.steps == stop_after
+        return keeping.after_step(state)
 
     with bench.loader:
         bench.checkpoints.begin()
