@@ -9,6 +9,7 @@ from typing import Any
 from fsdpq.errors import LaunchError, RunStoppedError
 from fsdpq.launch.inputs.base_cache import find_base, held_inputs, remove_damaged_base
 from fsdpq.launch.inputs.fetched import fetch_inputs, make_inputs, shrink
+from fsdpq.launch.inputs.harness_data import fetch_task_data
 from fsdpq.launch.inputs.prepare import prepare_inputs
 from fsdpq.launch.lock_file import describe_run
 from fsdpq.launch.machine.devices import check_bf16, list_gpus
@@ -139,6 +140,8 @@ def _resolve_here(loaded: LoadedRecipe, gpus: list[str], *, screen: Screen, smok
     if recipe.launch.device == "cuda":
         check_bf16(told_dtype(recipe), gpus)
     check_endpoint(recipe.launch)
+    if recipe.evaluation.tasks:
+        fetch_task_data(recipe.evaluation.tasks, screen=screen)
     return recipe
 
 

@@ -31,6 +31,8 @@ from fsdpq.worker.assemble import (
     read_inputs,
     stop_ids,
 )
+from fsdpq.worker.evaluate.after_training import measure_tasks
+from fsdpq.worker.evaluate.subject import Subject
 from fsdpq.worker.export.formats import FORMATS, save_template
 from fsdpq.worker.from_disk import reading_notices
 from fsdpq.worker.keeping.checkpoints import Checkpoints
@@ -110,6 +112,7 @@ def train(files: RunFiles, *, trust_remote_code: bool = False, resume: bool = Fa
         return
     exported = export(recipe, inputs, assembled, files, events)
     save_template(recipe, tokenizer, answerer.asks, exported)
+    measure_tasks(Subject(recipe, assembled, tokenizer, inputs.model_dir, device), files, events)
     losses = (state.eval_losses.get(0), loss_after)
     done = summarize_run(progress, train_s, losses, device, exported)
     events.write({"event": "done", **dataclasses.asdict(done)})
