@@ -168,9 +168,11 @@ def find_trained(subject: Subject, question: Question) -> Trained | None:
         raise UsageError(message, hint="name its recipe to measure the base alone")
     chosen = _choose(saved, wanted or "newest")
     if chosen is None:
-        known = ", ".join(str(step_of(path)) for path in sorted(saved)) or "none"
+        known = ", ".join(str(step_of(path)) for path in sorted(saved))
         message = f"`--checkpoint {wanted}`: the run `{run.root}` has no such checkpoint"
-        raise UsageError(message, hint=f"it has those of the steps {known}")
+        raise UsageError(
+            message, hint=f"it has those of the steps {known}" if known else "it has none"
+        )
     return Trained(chosen, CHECKPOINT, step_of(chosen))
 
 

@@ -70,8 +70,7 @@ def stock_model(directory: Path) -> Any:
     base = AutoModelForCausalLM.from_pretrained(
         directory, dtype=torch.float32, quantization_config=config, device_map="cpu"
     )
-    # In eval mode bitsandbytes multiplies in bf16 on CPUs that have it; there is no dropout.
-    return base.train()
+    return base.train()  # in eval mode bitsandbytes multiplies in bf16 on CPUs that have it
 
 
 @torch.no_grad()
@@ -116,7 +115,7 @@ def test_losses_are_those_of_a_plain_loop(ranks: RankPool, tmp_path: Path) -> No
     }
     stock = stock_model(directory)
     base = loop_over_rows(stock, rows_to_measure(packed=False))
-    stock = PeftModel.from_pretrained(stock, adapter)
+    stock = PeftModel.from_pretrained(stock, adapter).train()  # there is no dropout
     trained = loop_over_rows(stock, rows_to_measure(packed=False))
     assert abs(base - trained) > 0.02
     texts = [loop_of_the_guide(stock, stride) for stride in STRIDES]

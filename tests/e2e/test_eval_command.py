@@ -91,6 +91,9 @@ def test_what_cannot_be_measured_is_refused_before_anything_starts(
     cases: list[tuple[Path, tuple[str, ...], Question, str]] = [
         (run, ("optimizer.lr=1",), Question(), "`optimizer.lr` has no effect on an evaluation"),
         (run, ("training.micro_batch_size=0",), Question(), "training.micro_batch_size"),
+        (run, ("data.path=book.txt",), Question(), "`data.path` has no effect"),
+        (run, ("data.format=text",), Question(), "`data.format` has no effect"),
+        (run, ("data.format=alpaca",), Question(data="rows.jsonl"), "no `instruction`"),
         (run, (), Question(checkpoint="4"), "has no such checkpoint"),
         (run, (), Question(stride=8), "`--stride` cuts the text of `--data`"),
         (run, (), Question(data="rows.jsonl", stride=8), "no `text` in this row"),
