@@ -59,7 +59,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-PHASES = ("data", "load", "eval", "train", "export", "report")
+PHASES = ("data", "load", "eval", "train", "export", "tasks", "report")
 """The phases of a training run, in order; ``eval`` comes again after ``train``. A run that writes a
 quantized base has one phase, ``quantize``."""
 
