@@ -26,6 +26,10 @@ events.jsonl, field ``event`` is one of:
     ``checkpoint``  step, directory, num_bytes, seconds, eval_loss, time: it is whole and on disk
     ``stop``    signal, time: the ranks were asked to save and end, and will after this step
     ``stopped``  step, directory (null where nothing could be saved), time: they have
+    ``requests``  done, time: questions of lm-evaluation-harness that are answered
+    ``export``  format, directory, num_bytes, verified (whether stock libraries loaded it and
+                computed the same), max_difference (of their logits, as a share of the largest; null
+                where nobody looked), seconds, time
     ``done``    the fields of `RunSummary`, time
 
 The worker's ``quantize RUN_DIR --out DIR`` reads the same recipe and lock (``inputs.data`` may be
@@ -191,6 +195,16 @@ class RunFiles:
     def profile(self, rank: int) -> Path:
         """The profiler's trace of rank ``rank`` (`metrics.profile`)."""
         return self.root / "profile" / f"rank-{rank}.json"
+
+    @property
+    def evals(self) -> Path:
+        """Folder of what was evaluated after training (`fsdpq.evaluation_job.Record`)."""
+        return self.root / "evals"
+
+    @property
+    def evaluation_job(self) -> Path:
+        """What the ranks of ``fsdpq eval`` do (`fsdpq.evaluation_job`)."""
+        return self.root / "evaluation.json"
 
     @property
     def report_html(self) -> Path:

@@ -18,7 +18,6 @@ from typing import Any
 from fsdpq.recipe.sections.output import WandbOptions
 from fsdpq.run_files import append_json_lines, drop_torn_line
 
-
 MAX_WAITING = 10_000
 """Rows that are kept while the disk takes none; the oldest are dropped first."""
 

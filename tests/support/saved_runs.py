@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fsdpq.data.dealing.loader import Deal, EpochOrder, Loader
 from fsdpq.data.text.tokenize import Row
-from fsdpq.dist import gather_whole, seed_everything
+from fsdpq.dist import as_rank_0_says, gather_whole, seed_everything
 from fsdpq.run_files import RunFiles
 from fsdpq.training.loop import LoopState, Trainer
 from fsdpq.worker.keeping.checkpoints import Checkpoints
@@ -161,7 +161,11 @@ def train_on(
     state = bench.checkpoints.restore() if resume else None
 
     def after_step(state: LoopState) -> bool:
-        return bench.checkpoints.after_step(state) or state.progress.steps == stop_after
+        checkpoints = bench.checkpoints
+        minutes_passed = as_rank_0_says(checkpoints.minutes_passed())
+        if checkpoints.is_due(state, minutes_passed=minutes_passed):
+            checkpoints.start(state)
+        return state.progress.steps == stop_after
 
     with bench.loader:
         bench.checkpoints.begin()

@@ -57,7 +57,9 @@ def check_room(recipe: Recipe, trainer: Trainer, directory: Path, events: Metric
         message = f"the disk of `{directory}` has {_size(free)} left, and what is trained takes "
         raise EnvironmentProblemError(message + _size(exported), hint=hint)
     if free < needed:
-        text = f"the disk of `{directory}` has {_size(free)} left, and {count} checkpoints of about "
+        text = (
+            f"the disk of `{directory}` has {_size(free)} left, and {count} checkpoints of about "
+        )
         text += f"{_size(one)} and what is exported take {_size(needed)}: {hint}"
         events.write({"event": "notice", "message": text})
 
