@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fsdpq.errors import FsdpqError, UsageError
+from fsdpq.fetch.cache import format_bytes
 from fsdpq.launch.inputs.base_cache import held_inputs
 from fsdpq.launch.machine.devices import list_gpus
 from fsdpq.launch.quantize import check_out
@@ -168,4 +169,5 @@ class _Progress:
                 self._report(what)
         elif now - self._last >= PROGRESS_S and row["done"] < row["total"]:
             self._last = now
-            self._report(f"{what}: {row['done'] / 1e9:.2f} of {row['total'] / 1e9:.2f} GB")
+            done, total = (format_bytes(row[name]) for name in ("done", "total"))
+            self._report(f"{what}: {done} of {total}")
