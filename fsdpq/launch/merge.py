@@ -11,8 +11,8 @@ from typing import Any
 
 from fsdpq.errors import FsdpqError, UsageError
 from fsdpq.fetch.cache import format_bytes
+from fsdpq.launch.answers import choose_device, open_run
 from fsdpq.launch.inputs.base_cache import held_inputs
-from fsdpq.launch.machine.devices import list_gpus
 from fsdpq.launch.quantize import check_out
 from fsdpq.launch.ranks.processes import TRUST_FLAG
 from fsdpq.launch.ranks.single_worker import PROGRESS_S, WorkerFiles, run_single_worker
@@ -106,11 +106,9 @@ def merge_trained(
 def _run_merger(
     files: RunFiles, out: Path, choices: MergeChoices, *, screen: Screen, worker: Sequence[str]
 ) -> dict[str, Any]:
-    recipe = load_resolved(files.resolved)
-    on_gpu = recipe.launch.device == "cuda" and bool(list_gpus())
     arguments = [
         *worker, str(files.root), f"--out={out.absolute()}", f"--onto={choices.onto}",
-        f"--device={'cuda' if on_gpu else 'cpu'}", f"--compare-tokens={choices.compare_tokens}",
+        f"--device={choose_device(files, 'auto')}", f"--compare-tokens={choices.compare_tokens}",
         *([f"--requantize={choices.requantize}"] if choices.requantize else []),
         *([f"--dtype={choices.dtype}"] if choices.dtype else []),
         *([TRUST_FLAG] if choices.trust_remote_code else []),
@@ -118,33 +116,18 @@ def _run_merger(
     files.logs.mkdir(exist_ok=True)
     logs = WorkerFiles(files.logs / "merge.out", files.logs / "merge.log", files.merge_error)
     progress = _Progress(screen.report)
-    with held_inputs(_inputs(files)):
+    inputs = json.loads(files.lock.read_text(encoding="utf-8"))["inputs"]
+    with held_inputs(inputs):
         run_single_worker(arguments, logs, on_line=progress.take, memory_hint=MEMORY_HINT)
     return json.loads((out / MERGE_RECEIPT).read_text(encoding="utf-8"))
 
 
-def _inputs(files: RunFiles) -> dict[str, Any]:
-    return json.loads(files.lock.read_text(encoding="utf-8"))["inputs"]
-
-
 def _open_run(run_dir: Path) -> RunFiles:
-    files = RunFiles(run_dir)
-    if not files.resolved.is_file() or not files.lock.is_file():
-        hint = "name a directory that `fsdpq train` made, such as `runs/quickstart-1a2b3c4d`"
-        raise UsageError(f"`{run_dir}` is no run directory", hint=hint)
+    files = open_run(run_dir)
     export_format = load_resolved(files.resolved).export.format
-    exported = files.exported(export_format)
-    if not exported.is_dir():
-        message = f"the run `{run_dir}` has exported nothing: it did not finish"
-        hint = "train it to the end with `fsdpq train`; `logs/` tells why it ended"
-        raise UsageError(message, hint=hint)
     if export_format == "transformers":
         message = "there is nothing to merge: the run left a whole model"
-        raise UsageError(message, hint=f"use `{exported}` as it is")
-    base = Path(_inputs(files)["model"]["directory"])
-    if not base.is_dir():
-        message = f"the base model of the run `{run_dir}` is gone: there is no `{base}`"
-        raise UsageError(message, hint="bring it back there; a new `fsdpq train` fetches it again")
+        raise UsageError(message, hint=f"use `{files.exported(export_format)}` as it is")
     return files
 
 
