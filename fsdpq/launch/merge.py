@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -106,20 +108,31 @@ def merge_trained(
 def _run_merger(
     files: RunFiles, out: Path, choices: MergeChoices, *, screen: Screen, worker: Sequence[str]
 ) -> dict[str, Any]:
+    logs = _log_files(files)
     arguments = [
-        *worker, str(files.root), f"--out={out.absolute()}", f"--onto={choices.onto}",
+        *worker, str(files.root), f"--error={logs.error}", f"--out={out.absolute()}",
+        f"--onto={choices.onto}",
         f"--device={choose_device(files, 'auto')}", f"--compare-tokens={choices.compare_tokens}",
         *([f"--requantize={choices.requantize}"] if choices.requantize else []),
         *([f"--dtype={choices.dtype}"] if choices.dtype else []),
         *([TRUST_FLAG] if choices.trust_remote_code else []),
     ]  # fmt: skip
-    files.logs.mkdir(exist_ok=True)
-    logs = WorkerFiles(files.logs / "merge.out", files.logs / "merge.log", files.merge_error)
     progress = _Progress(screen.report)
     inputs = json.loads(files.lock.read_text(encoding="utf-8"))["inputs"]
     with held_inputs(inputs):
         run_single_worker(arguments, logs, on_line=progress.take, memory_hint=MEMORY_HINT)
+    logs.log.unlink(missing_ok=True)
     return json.loads((out / MERGE_RECEIPT).read_text(encoding="utf-8"))
+
+
+def _log_files(files: RunFiles) -> WorkerFiles:
+    """Returns names of its own: several merges of one run may go on at once."""
+    if os.access(files.root, os.W_OK):
+        files.logs.mkdir(exist_ok=True)
+    writable = os.access(files.logs, os.W_OK)
+    folder = files.logs if writable else Path(tempfile.mkdtemp(prefix="fsdpq-merge-"))
+    output, log, error = (folder / f"merge-{os.getpid()}.{e}" for e in ("out", "log", "error.json"))
+    return WorkerFiles(output, log, error)
 
 
 def _open_run(run_dir: Path) -> RunFiles:
