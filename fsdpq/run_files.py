@@ -149,11 +149,6 @@ class RunFiles:
         """The base with the trained change in its weights (``export.merge``)."""
         return self.root / "merged"
 
-    @property
-    def merge_error(self) -> Path:
-        """The error that ended ``fsdpq merge``, as JSON: see `RankError`."""
-        return self.logs / "merge.error.json"
-
     def exported(self, export_format: str) -> Path:
         """What the run leaves behind, by ``export.format``."""
         names = {"peft": self.adapter, "transformers": self.model, "delta": self.delta}
