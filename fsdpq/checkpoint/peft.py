@@ -163,7 +163,7 @@ def _config(
         targets = tuple(names)
     times = 2 if options.init in ("pissa", "olora") else 1
     scaled = times**0.5 if options.use_rslora else times
-    return LoraConfig(
+    config = LoraConfig(
         task_type=TaskType.CAUSAL_LM,
         base_model_name_or_path=base_model,
         revision=revision,
@@ -177,3 +177,6 @@ def _config(
         ensure_weight_tying=len({id(parameter) for parameter in saved.values()}) < len(saved),
         inference_mode=True,
     )
+    # PEFT makes a set of the list, and writes it in an order that is another in every process.
+    config.target_modules = sorted(targets)  # pyright: ignore[reportAttributeAccessIssue]
+    return config

@@ -217,8 +217,9 @@ def open_checkpoints(
     """
     lock = json.loads(files.lock.read_text(encoding="utf-8"))
     run = RunState(assembled, trainer, loader, recipe.training.seed)
+    forced = bool((lock.get("resumes") or [{}])[-1].get("forced"))
     base = base_identity(lock)
-    return Checkpoints(recipe, files.checkpoints, run, base=base, events=events)
+    return Checkpoints(recipe, files.checkpoints, run, base=base, events=events, forced=forced)
 
 
 def run_steps(

@@ -9,6 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from fsdpq.beats import Beat
 from fsdpq.errors import LaunchError
 from fsdpq.launch.ranks import watch
 from fsdpq.launch.ranks.keeper import SAVING, RunKeeper
@@ -16,7 +17,7 @@ from fsdpq.launch.ranks.stacks import Frame, RankStack
 from fsdpq.launch.ranks.torchrun import run_torchrun
 from fsdpq.launch.ranks.watch import HangWatch, explain_hang
 from fsdpq.recipe.sections.launch import LaunchOptions
-from fsdpq.run_files import Beat, RunFiles
+from fsdpq.run_files import RunFiles
 from fsdpq.worker.keeping.heartbeat import Heartbeat
 
 WORKER = (str(Path(__file__).with_name("hanging_worker.py")),)
