@@ -27,6 +27,9 @@ events.jsonl, field ``event`` is one of:
     ``stop``    signal, time: the ranks were asked to save and end, and will after this step
     ``stopped``  step, directory (null where nothing could be saved), time: they have
     ``requests``  done, time: questions of lm-evaluation-harness that are answered
+    ``export``  format, directory, num_bytes, verified (whether stock libraries loaded it and
+                computed the same), max_difference (of their logits, as a share of the largest; null
+                where nobody looked), seconds, time
     ``done``    the fields of `RunSummary`, time
 
 The worker's ``quantize RUN_DIR --out DIR`` reads the same recipe and lock (``inputs.data`` may be

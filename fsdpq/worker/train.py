@@ -27,12 +27,11 @@ from fsdpq.training.loop import LoopState, Progress, Trainer
 from fsdpq.worker.answerer import Answerer, build_asker
 from fsdpq.worker.assemble import (
     Assembled,
-    Inputs,
     assemble_model,
     read_inputs,
     stop_ids,
 )
-from fsdpq.worker.export.formats import FORMATS, save_template
+from fsdpq.worker.export.finish import Trained, check_exportable, export_run
 from fsdpq.worker.from_disk import reading_notices
 from fsdpq.worker.keeping.checkpoints import Checkpoints
 from fsdpq.worker.keeping.ending import Keeping
@@ -102,8 +101,9 @@ def train(files: RunFiles, watch: RankWatch, *, trust_remote_code: bool, resume:
         recipe, assembled, data, metrics, events, files=files, device=device,
         breaks_off=watch.breaks_off,
     )  # fmt: skip
-    summary = summarize_setup(recipe, assembled, data, trainer, device)
-    events.write({"event": "setup", **dataclasses.asdict(summary)})
+    check_exportable(recipe, inputs, assembled)
+    setup = dataclasses.asdict(summarize_setup(recipe, assembled, data, trainer, device))
+    events.write({"event": "setup", **setup})
     watch.post_mortem.learn(recipe, assembled, trainer)
     check_room(recipe, trainer, files.root, events)
     answerer = Answerer(
@@ -128,10 +128,10 @@ def train(files: RunFiles, watch: RankWatch, *, trust_remote_code: bool, resume:
         dist.wait_for_all()
         return
     wait_for_room(files.root, exported_bytes(recipe, assembled), watch, events)
-    exported = export(recipe, inputs, assembled, files, events)
-    save_template(recipe, tokenizer, answerer.asks, exported)
     losses = (state.eval_losses.get(0), loss_after)
-    done = summarize_run(progress, train_s, losses, device, exported)
+    done = summarize_run(progress, train_s, losses, device, files.exported(recipe.export.format))
+    trained = Trained(recipe, inputs, assembled, tokenizer, answerer.asks, done)
+    export_run(trained, files, events, device=device)
     events.write({"event": "done", **dataclasses.asdict(done)})
     report(files, events)
 
@@ -240,19 +240,6 @@ def run_steps(
     train_s = checkpoints.train_s
     checkpoints.finish()
     return progress, train_s
-
-
-def export(
-    recipe: Recipe, inputs: Inputs, assembled: Assembled, files: RunFiles, events: MetricSink
-) -> Path:
-    """Writes what was trained, in the recipe's format, and returns where.
-
-    Ranks: all (collective).
-    """
-    enter(events, "export")
-    directory = files.exported(recipe.export.format)
-    FORMATS[recipe.export.format].save(recipe, inputs, assembled, directory)
-    return directory
 
 
 def enter(events: MetricSink, phase: str) -> None:

@@ -18,6 +18,11 @@ class ExportOptions(Options):
     ``llama_pro`` trained, and which base it belongs to; ``auto`` is ``peft`` or ``transformers``,
     as fits ``adapter.kind``."""
 
+    verify: bool = True
+    """Load what was written with stock transformers and PEFT before the run counts as finished, and
+    compare logits on fixed prompts with those of the trained model. One decoder layer at a time is
+    dequantized."""
+
     merge: bool = False
     """Also write the base model with what was trained merged into its weights, into ``merged/`` of
     the run directory, with a receipt; ``fsdpq merge`` does it later."""
