@@ -16,6 +16,7 @@ import click
 from fsdpq.cli.render import clean, wants_color
 from fsdpq.cli.run_texts import (
     checkpoint_text,
+    export_text,
     format_bytes,
     format_seconds,
     one_line,
@@ -76,6 +77,7 @@ class PlainScreen:
             "eval": self._show_eval,
             "sample": self._show_sample,
             "notice": self._show_notice,
+            "export": self._show_export,
             "resume": self._show_resume,
             "checkpoint": self._show_checkpoint,
             "stop": self._show_stop,
@@ -156,6 +158,9 @@ class PlainScreen:
 
     def _show_notice(self, row: Row) -> None:
         self._print(f"note: {row['message']}")
+
+    def _show_export(self, row: Row) -> None:
+        self._print(export_text(row))
 
     def _show_resume(self, row: Row) -> None:
         self._clock = _StepClock()  # what lies between the two starts is no time of training

@@ -8,9 +8,10 @@ from typing import Any
 
 from fsdpq.errors import FsdpqError, LaunchError, RunStoppedError
 from fsdpq.launch.inputs.base_cache import remove_damaged_base
+from fsdpq.launch.merge import merge_trained
 from fsdpq.launch.ranks.failure import count_oom_kills, explain_failure
 from fsdpq.launch.ranks.keeper import RunKeeper, resume_hint
-from fsdpq.launch.ranks.processes import RESUME_FLAG
+from fsdpq.launch.ranks.processes import RESUME_FLAG, TRUST_FLAG
 from fsdpq.launch.ranks.restarts import clear_for_start, may_pass, name_way_back, restart_text
 from fsdpq.launch.ranks.torchrun import Row, run_torchrun
 from fsdpq.launch.ranks.watch import HangWatch
@@ -57,7 +58,9 @@ def run_ranks(
                 raise
             screen.report(restart_text(files, error, number=number + 1, limit=limit))
         else:
-            return
+            break
+    if recipe.export.merge:
+        merge_trained(files, recipe, screen=screen, trust_remote_code=TRUST_FLAG in worker)
 
 
 def start_ranks(

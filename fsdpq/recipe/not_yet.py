@@ -13,7 +13,6 @@ from fsdpq.errors import Problem
 from fsdpq.recipe.options import Options
 
 IMPLEMENTED: dict[str, tuple[Any, ...]] = {
-    "export.merge": (False,),
     "launch.nnodes": (1,),
     "launch.scheduler": ("local",),
 }

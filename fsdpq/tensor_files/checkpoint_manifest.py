@@ -149,7 +149,7 @@ def read_checkpoint(directory: Path) -> SavedCheckpoint:
         is_whole = is_whole and sha256 == _digest(document)
         if is_whole and found == FORMAT:
             return _parse(directory, document)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise damaged(directory, f"{MANIFEST_NAME} cannot be understood") from error
     if is_whole:
         message = f"the checkpoint {directory} has format {found}, this version reads {FORMAT}"

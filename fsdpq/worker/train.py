@@ -27,12 +27,11 @@ from fsdpq.training.loop import LoopState, Progress, Trainer
 from fsdpq.worker.answerer import Answerer, build_asker
 from fsdpq.worker.assemble import (
     Assembled,
-    Inputs,
     assemble_model,
     read_inputs,
     stop_ids,
 )
-from fsdpq.worker.export.formats import FORMATS, save_template
+from fsdpq.worker.export.finish import Trained, check_exportable, export_run
 from fsdpq.worker.from_disk import reading_notices
 from fsdpq.worker.keeping.checkpoints import Checkpoints
 from fsdpq.worker.keeping.ending import Keeping
@@ -47,8 +46,8 @@ from fsdpq.worker.tokenizer import load_tokenizer
 LOAD_REPORT_S = 0.2
 
 
-def train(files: RunFiles, *, trust_remote_code: bool = False, resume: bool = False) -> None:
-    """Runs the recipe of a run directory; code that the model brings only where it is trusted.
+def run_rank(files: RunFiles, *, trust_remote_code: bool = False, resume: bool = False) -> None:
+    """Trains as one rank of a run that is watched.
 
     Ranks: all (collective).
 
@@ -56,10 +55,28 @@ def train(files: RunFiles, *, trust_remote_code: bool = False, resume: bool = Fa
         files: the run directory.
         trust_remote_code: run Python code that the model brings.
         resume: go on from the newest whole checkpoint, where there is one.
+
+    Raises:
+        PlanError: this rank ran out of memory; says what it held.
+    """
+    watch = RankWatch.open(files)
+    with watch.post_mortem.explained():
+        train(files, watch, trust_remote_code=trust_remote_code, resume=resume)
+
+
+def train(files: RunFiles, watch: RankWatch, *, trust_remote_code: bool, resume: bool) -> None:
+    """Runs the recipe of a run directory; code that the model brings only where it is trusted.
+
+    Ranks: all (collective).
+
+    Args:
+        files: the run directory.
+        watch: of this rank.
+        trust_remote_code: run Python code that the model brings.
+        resume: go on from the newest whole checkpoint, where there is one.
     """
     recipe = load_resolved(files.resolved)
     inputs = read_inputs(files, trust_remote_code=trust_remote_code)
-    watch = RankWatch.open(files)
     device = dist.start_process_group(recipe.launch.device, timeout=group_timeout(recipe))
     dist.seed_everything(recipe.training.seed)
     events = WatchedEvents(open_rows(files.events), watch.heartbeat)
@@ -83,8 +100,10 @@ def train(files: RunFiles, *, trust_remote_code: bool = False, resume: bool = Fa
         recipe, assembled, data, metrics, events, files=files, device=device,
         breaks_off=watch.breaks_off,
     )  # fmt: skip
-    summary = summarize_setup(recipe, assembled, data, trainer, device)
-    events.write({"event": "setup", **dataclasses.asdict(summary)})
+    check_exportable(recipe, inputs, assembled)
+    setup = dataclasses.asdict(summarize_setup(recipe, assembled, data, trainer, device))
+    events.write({"event": "setup", **setup})
+    watch.post_mortem.learn(recipe, assembled, trainer)
     answerer = Answerer(
         assembled,
         tokenizer,
@@ -106,10 +125,10 @@ def train(files: RunFiles, *, trust_remote_code: bool = False, resume: bool = Fa
     if keeping.end(state):
         dist.wait_for_all()
         return
-    exported = export(recipe, inputs, assembled, files, events)
-    save_template(recipe, tokenizer, answerer.asks, exported)
     losses = (state.eval_losses.get(0), loss_after)
-    done = summarize_run(progress, train_s, losses, device, exported)
+    done = summarize_run(progress, train_s, losses, device, files.exported(recipe.export.format))
+    trained = Trained(recipe, inputs, assembled, tokenizer, answerer.asks, done)
+    export_run(trained, files, events, device=device)
     events.write({"event": "done", **dataclasses.asdict(done)})
     report(files, events)
 
@@ -215,19 +234,6 @@ def run_steps(
     train_s = checkpoints.train_s
     checkpoints.finish()
     return progress, train_s
-
-
-def export(
-    recipe: Recipe, inputs: Inputs, assembled: Assembled, files: RunFiles, events: MetricSink
-) -> Path:
-    """Writes what was trained, in the recipe's format, and returns where.
-
-    Ranks: all (collective).
-    """
-    enter(events, "export")
-    directory = files.exported(recipe.export.format)
-    FORMATS[recipe.export.format].save(recipe, inputs, assembled, directory)
-    return directory
 
 
 def enter(events: MetricSink, phase: str) -> None:

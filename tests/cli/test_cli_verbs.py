@@ -12,8 +12,7 @@ import pytest
 import yaml
 
 from fsdpq.cli.main import main
-from fsdpq.errors import UsageError
-from fsdpq.launch import generate, ready, run_ranks, train
+from fsdpq.launch import ready, run_ranks, train
 from fsdpq.recipe.root import recipe_schema_text
 from fsdpq.rows.formats import FORMATS
 
@@ -35,6 +34,7 @@ for arguments in (
     cli.main(args=arguments, standalone_mode=False)
 import fsdpq.cli.inspection, fsdpq.launch.inspect, fsdpq.pages.inspection
 import fsdpq.cli.screen, fsdpq.launch.train, fsdpq.launch.resume, fsdpq.launch.generate
+import fsdpq.cli.chat, fsdpq.cli.chat_input, fsdpq.launch.chat, fsdpq.launch.answers
 import fsdpq.fetch.resolve
 print("HEAVY", sorted(set({HEAVY!r}) & set(sys.modules)))
 """
@@ -132,6 +132,7 @@ def test_kinds_of_a_section_explains_its_keys(capsys: pytest.CaptureFixture[str]
         "diff",
         "kinds",
         "generate",
+        "chat",
         "schema",
         "recipes",
         "migrate",
@@ -212,54 +213,3 @@ def test_stopped_run_exits_130_with_one_line(
     assert capsys.readouterr().err.splitlines()[-1] == (
         "stopped by SIGINT after step 4 of 9; its metrics and logs are in `here`"
     )
-
-
-ANSWER = "import sys; print('Paris is', sys.argv[2:]); print('noise', file=sys.stderr)"
-
-
-def finished_run(tmp_path: Path) -> Path:
-    from fsdpq.launch.machine.resolve import resolve_launch
-    from fsdpq.launch.run_dir import create_run_dir
-    from fsdpq.recipe.load import load_recipe
-
-    recipe = resolve_launch(load_recipe(Path(QUICKSTART)).recipe, num_gpus=0, cpu_dtype="fp32")
-    files = create_run_dir(
-        recipe,
-        raw=b"",
-        lock={"inputs": {"model": {"directory": str(tmp_path)}}},
-        run_dir=tmp_path / "run",
-    )
-    files.adapter.mkdir()
-    (files.adapter / "adapter_model.safetensors").touch()
-    return files.root
-
-
-def test_generate_prints_the_answer_only(tmp_path: Path) -> None:
-    run_dir = finished_run(tmp_path)
-    question = generate.Question("capital?", max_new_tokens=5, base=True)
-    answer = generate.generate(run_dir, question, worker=("-c", ANSWER))
-    assert answer == (
-        "Paris is ['--prompt=capital?', '--max-new-tokens=5', '--temperature=0.0', '--device=cpu', "
-        "'--base']"
-    )
-    assert (run_dir / "logs" / "generate.log").read_text() == "noise\n"
-
-
-def test_generate_without_its_base_says_so(tmp_path: Path) -> None:
-    run_dir = finished_run(tmp_path)
-    gone = tmp_path / "gone"
-    (run_dir / "run.lock.json").write_text(
-        json.dumps({"inputs": {"model": {"directory": str(gone)}}})
-    )
-    with pytest.raises(UsageError, match=f"is gone: there is no `{gone}`"):
-        generate.generate(run_dir, generate.Question("x"))
-
-
-def test_generate_shows_why_its_worker_ended(tmp_path: Path) -> None:
-    from fsdpq.errors import LaunchError
-
-    run_dir = finished_run(tmp_path)
-    code = "raise SystemExit('no such model')"
-    with pytest.raises(LaunchError, match="exit code 1") as caught:
-        generate.generate(run_dir, generate.Question("x"), worker=("-c", code))
-    assert "no such model" in caught.value.details
