@@ -187,11 +187,6 @@ class RunFiles:
         """TensorBoard's event files (`metrics.sinks`)."""
         return self.root / "tensorboard"
 
-    @property
-    def wandb_id(self) -> Path:
-        """The id of this run at Weights & Biases: a resumed run goes on there."""
-        return self.root / "wandb-id"
-
     def profile(self, rank: int) -> Path:
         """The profiler's trace of rank ``rank`` (`metrics.profile`)."""
         return self.root / "profile" / f"rank-{rank}.json"
@@ -399,7 +394,7 @@ def append_json_line(path: Path, row: dict[str, Any]) -> None:
 
 
 def append_json_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Appends ``rows`` to ``path`` as lines of JSON: all of them, or none where the disk refuses."""
+    """Appends ``rows`` to ``path`` as lines of JSON: all, or none where the disk refuses."""
     lines = "".join(json.dumps(row, ensure_ascii=False, allow_nan=True) + "\n" for row in rows)
     with path.open("ab", buffering=0) as file:
         before, content = file.tell(), memoryview(lines.encode())

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fsdpq.data.dealing.loader import Deal, EpochOrder, Loader
 from fsdpq.data.text.tokenize import Row
-from fsdpq.dist import as_rank_0_says, gather_whole, seed_everything
+from fsdpq.dist import gather_numbers, gather_whole, seed_everything
 from fsdpq.run_files import RunFiles
 from fsdpq.training.loop import LoopState, Trainer
 from fsdpq.worker.keeping.checkpoints import Checkpoints
@@ -135,7 +135,6 @@ def train_on(
     longest: int = 16,
     held_out: int = 0,
     change: Callable[[Bench], Trainer] | None = None,
-    stop_after: int | None = None,
     base: Path | None = None,
 ) -> Told:
     """Trains to the end, saving as the recipe says; what it wrote and left.
@@ -151,7 +150,6 @@ def train_on(
         longest: row, in tokens.
         held_out: rows for evaluation.
         change: returns another trainer, before training or the restore.
-        stop_after: ends training there, without a save.
         base: a quantized base to load from.
     """
     rows = random_rows(num_rows, seed=5, longest=longest)
@@ -162,10 +160,10 @@ def train_on(
 
     def after_step(state: LoopState) -> bool:
         checkpoints = bench.checkpoints
-        minutes_passed = as_rank_0_says(checkpoints.minutes_passed())
-        if checkpoints.is_due(state, minutes_passed=minutes_passed):
+        passed = any(gather_numbers(float(checkpoints.minutes_passed())))
+        if checkpoints.is_due(state, minutes_passed=passed):
             checkpoints.start(state)
-        return state.progress.steps == stop_after
+        return False
 
     with bench.loader:
         bench.checkpoints.begin()
