@@ -75,18 +75,6 @@ def new_host_group() -> dist.ProcessGroup:
     return cast("dist.ProcessGroup", dist.new_group(backend="gloo", timeout=TIMEOUT))
 
 
-def as_rank_0_says(wanted: bool) -> bool:
-    """Returns what rank 0 says.
-
-    Ranks: all (collective).
-    """
-    if world_size() == 1:
-        return wanted
-    said = torch.tensor([wanted], dtype=torch.uint8)
-    dist.broadcast(said, src=0)
-    return bool(said.item())
-
-
 def gather_texts(text: str) -> list[str]:
     """Returns ``text`` of every rank, in order of ranks.
 

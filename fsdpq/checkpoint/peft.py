@@ -239,7 +239,7 @@ def _config(
     parameters = [f"{name}.weight" for name in names if _matches_any(name, renamed)]
     times = 2 if options.init in ("pissa", "olora") else 1
     scaled = times**0.5 if options.use_rslora else times
-    return LoraConfig(
+    config = LoraConfig(
         task_type=TaskType.CAUSAL_LM,
         r=options.rank * times,
         lora_alpha=options.alpha * scaled,  # pyright: ignore[reportArgumentType] - PEFT takes floats too
@@ -252,6 +252,9 @@ def _config(
         ensure_weight_tying=len({id(parameter) for parameter in saved.values()}) < len(saved),
         inference_mode=True,
     )
+    # PEFT makes a set of the list, and writes it in an order that is another in every process.
+    config.target_modules = sorted(config.target_modules or ())  # pyright: ignore[reportAttributeAccessIssue]
+    return config
 
 
 def _matches_any(name: str, suffixes: tuple[str, ...]) -> bool:

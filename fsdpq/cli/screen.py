@@ -28,7 +28,7 @@ from fsdpq.cli.run_texts import (
     words_of,
 )
 from fsdpq.launch.ranks.torchrun import Row
-from fsdpq.run_files import RunFiles
+from fsdpq.run_files import RunFiles, read_json_lines
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -92,6 +92,7 @@ class PlainScreen:
     def open_run(self, files: RunFiles) -> None:
         """Shows where the run goes; the ranks start now."""
         self._files = files
+        self._samples = _earlier_samples(files)
         self._print(f"run directory {files.root}")
         self._print("starting the ranks")
 
@@ -173,7 +174,7 @@ class PlainScreen:
             self._print(checkpoint_text(row))
 
     def _show_stop(self, row: Row) -> None:
-        self._print(f"{row['signal']}: saving after this step; Ctrl-C again ends at once")
+        self._print(f"{row['signal']}: the ranks save after this step and end")
 
     def _show_stopped(self, row: Row) -> None:
         self._print(stopped_text(row))
@@ -251,6 +252,15 @@ class LiveScreen(PlainScreen):
         bar = Progress(*columns, console=console, redirect_stdout=False, redirect_stderr=False)
         bar.start()
         return bar
+
+
+def _earlier_samples(files: RunFiles) -> dict[str, dict[str, str]]:
+    """Returns what the model answered before the run went on: prompt -> when -> answer."""
+    samples: dict[str, dict[str, str]] = {}
+    for row in read_json_lines(files.events):
+        if row.get("event") == "sample":
+            samples.setdefault(str(row["prompt"]), {})[str(row["when"])] = str(row["answer"])
+    return samples
 
 
 class _StepClock:

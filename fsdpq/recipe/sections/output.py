@@ -24,7 +24,19 @@ class ExportOptions(Options):
     dequantized."""
 
     merge: bool = False
-    """Also write the base model with the adapter merged into it."""
+    """Also write the base model with what was trained merged into its weights, into ``merged/`` of
+    the run directory, with a receipt; ``fsdpq merge`` does it later."""
+
+    merge_onto: Literal["dequantized", "original"] = "dequantized"
+    """Which weights of the base: the quantized ones that were trained over, dequantized, give the
+    trained model; the ``original`` ones of the checkpoint give another."""
+
+    merge_requantize: Literal["nf4", "hqq"] | None = None
+    """Quantize the merged weights: ``nf4`` is bitsandbytes' 4-bit format, which transformers loads,
+    ``hqq`` a quantized base of fsdpq's own; null writes the merged weights themselves."""
+
+    merge_dtype: Literal["bf16", "fp16", "fp32"] | None = None
+    """Of the weights of the merged model; null is that of the base."""
 
 
 class WandbOptions(Options):
