@@ -31,6 +31,8 @@ from fsdpq.worker.assemble import (
     read_inputs,
     stop_ids,
 )
+from fsdpq.worker.evaluate.after_training import measure_tasks
+from fsdpq.worker.evaluate.subject import Subject
 from fsdpq.worker.export.finish import Trained, check_exportable, export_run
 from fsdpq.worker.from_disk import reading_notices
 from fsdpq.worker.keeping.checkpoints import Checkpoints
@@ -132,6 +134,7 @@ def train(files: RunFiles, watch: RankWatch, *, trust_remote_code: bool, resume:
     done = summarize_run(progress, train_s, losses, device, files.exported(recipe.export.format))
     trained = Trained(recipe, inputs, assembled, tokenizer, answerer.asks, done)
     export_run(trained, files, events, device=device)
+    measure_tasks(Subject(recipe, assembled, tokenizer, inputs.model_dir, device), files, events)
     events.write({"event": "done", **dataclasses.asdict(done)})
     report(files, events)
 
