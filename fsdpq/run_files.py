@@ -27,6 +27,9 @@ events.jsonl, field ``event`` is one of:
     ``stop``    signal, time: the ranks were asked to save and end, and will after this step
     ``stopped``  step, directory (null where nothing could be saved), time: they have
     ``requests``  done, time: questions of lm-evaluation-harness that are answered
+    ``export``  format, directory, num_bytes, verified (whether stock libraries loaded it and
+                computed the same), max_difference (of their logits, as a share of the largest; null
+                where nobody looked), seconds, time
     ``done``    the fields of `RunSummary`, time
 
 The worker's ``quantize RUN_DIR --out DIR`` reads the same recipe and lock (``inputs.data`` may be
@@ -51,7 +54,7 @@ import json
 import os
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,6 +62,10 @@ from typing import Any
 PHASES = ("data", "load", "eval", "train", "export", "tasks", "report")
 """The phases of a training run, in order; ``eval`` comes again after ``train``. A run that writes a
 quantized base has one phase, ``quantize``."""
+
+
+MERGE_RECEIPT = "merge.json"
+"""What says, in the directory of a merged model, how like the trained one it is."""
 
 
 @dataclass(frozen=True)
@@ -142,6 +149,16 @@ class RunFiles:
         """The trained weights alone of a model with new layers."""
         return self.root / "delta"
 
+    @property
+    def merged(self) -> Path:
+        """The base with the trained change in its weights (``export.merge``)."""
+        return self.root / "merged"
+
+    @property
+    def merge_error(self) -> Path:
+        """The error that ended ``fsdpq merge``, as JSON: see `RankError`."""
+        return self.logs / "merge.error.json"
+
     def exported(self, export_format: str) -> Path:
         """What the run leaves behind, by ``export.format``."""
         names = {"peft": self.adapter, "transformers": self.model, "delta": self.delta}
@@ -170,6 +187,11 @@ class RunFiles:
         """TensorBoard's event files (`metrics.sinks`)."""
         return self.root / "tensorboard"
 
+    @property
+    def wandb_id(self) -> Path:
+        """The id of this run at Weights & Biases: a resumed run goes on there."""
+        return self.root / "wandb-id"
+
     def profile(self, rank: int) -> Path:
         """The profiler's trace of rank ``rank`` (`metrics.profile`)."""
         return self.root / "profile" / f"rank-{rank}.json"
@@ -178,11 +200,6 @@ class RunFiles:
     def evals(self) -> Path:
         """Folder of what was evaluated after training (`fsdpq.evaluation_job.Record`)."""
         return self.root / "evals"
-
-    @property
-    def evaluation_job(self) -> Path:
-        """What the ranks of ``fsdpq eval`` do (`fsdpq.evaluation_job`)."""
-        return self.root / "evaluation.json"
 
     @property
     def report_html(self) -> Path:
@@ -208,6 +225,7 @@ class RankError:
         exit_code: what the run should exit with.
         time: seconds since the epoch; the smallest of all ranks is the root cause.
         problems: those of a `fsdpq.errors.RecipeError`, as plain data, else none.
+        details: more lines for the user, of an `FsdpqError`.
     """
 
     rank: int
@@ -218,6 +236,7 @@ class RankError:
     exit_code: int
     time: float
     problems: list[dict[str, Any]] = dataclasses.field(default_factory=list[dict[str, Any]])
+    details: str = ""
 
 
 @dataclass(frozen=True)
@@ -370,9 +389,30 @@ def sync(path: Path) -> None:
 
 
 def append_json_line(path: Path, row: dict[str, Any]) -> None:
-    """Appends ``row`` to ``path`` as one line of JSON, in a single write."""
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(row, ensure_ascii=False, allow_nan=True) + "\n")
+    """Appends ``row`` to ``path`` as one line of JSON."""
+    append_json_lines(path, [row])
+
+
+def append_json_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Appends ``rows`` to ``path`` as lines of JSON: all, or none where the disk refuses."""
+    lines = "".join(json.dumps(row, ensure_ascii=False, allow_nan=True) + "\n" for row in rows)
+    with path.open("ab", buffering=0) as file:
+        before, content = file.tell(), memoryview(lines.encode())
+        try:
+            while content:
+                content = content[file.write(content) :]
+        except OSError:
+            file.truncate(before)
+            raise
+
+
+def drop_torn_line(path: Path) -> None:
+    """Cuts off what a killed process left of a last line, so that others can be appended."""
+    if not path.exists():
+        return
+    with path.open("rb+") as file:
+        content = file.read()
+        file.truncate(content.rfind(b"\n") + 1)
 
 
 def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:

@@ -75,14 +75,15 @@ class CheckpointWriter(StorageWriter):
 
     Args:
         directory: the checkpoint; it must not exist.
-        state: all that is no tensor, as plain JSON data; rank 0's is written.
+        state: all that is no tensor, as JSON text, which training cannot change any more; rank
+            0's is written.
         describe: returns the manifest for the files that were written.
     """
 
     def __init__(
         self,
         directory: Path,
-        state: Mapping[str, Any],
+        state: bytes,
         describe: Callable[[dict[str, SavedFile]], SavedCheckpoint],
     ) -> None:
         self._directory = directory
@@ -129,8 +130,10 @@ class CheckpointWriter(StorageWriter):
         """Writes index, state and manifest, and puts the checkpoint in its place, on rank 0."""
         parts = {result.index: result.storage_data for each in results for result in each}
         files = {part.file: part.saved for part in parts.values()}
-        files[INDEX_NAME] = _write_json(self._draft / INDEX_NAME, _index(metadata, parts))
-        files[STATE_NAME] = _write_json(self._draft / STATE_NAME, self._state)
+        index = json.dumps(_index(metadata, parts)).encode()
+        for name, content in ((INDEX_NAME, index), (STATE_NAME, self._state)):
+            write_whole(self._draft / name, content)
+            files[name] = SavedFile(len(content), hashlib.sha256(content).hexdigest())
         write_manifest(self._draft, self._describe(files))
         remove_tree(self._directory)  # a damaged one that training has come past again
         self._draft.rename(self._directory)
@@ -314,12 +317,6 @@ def _index(metadata: Metadata, parts: Mapping[MetadataIndex, StoredPart]) -> dic
             ],
         }
     return {"tensors": tensors}
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> SavedFile:
-    raw = json.dumps(content).encode()
-    write_whole(path, raw)
-    return SavedFile(len(raw), hashlib.sha256(raw).hexdigest())
 
 
 def _bytes_of(tensor: Tensor) -> memoryview:

@@ -14,18 +14,23 @@ import click
 import fsdpq
 from fsdpq.cli.answers import echo_json, error_fields, json_option
 from fsdpq.cli.cache import cache_group
+from fsdpq.cli.chat import chat_command
 from fsdpq.cli.data import data_group
 from fsdpq.cli.diff import diff_command
 from fsdpq.cli.doctor import doctor_command
 from fsdpq.cli.evaluate import eval_command
+from fsdpq.cli.generate import generate_command
 from fsdpq.cli.importing import import_command
+from fsdpq.cli.merge import merge_command
 from fsdpq.cli.migrate import migrate_command
 from fsdpq.cli.options import recipe_arguments, say, trust_option, warn_of_code
 from fsdpq.cli.prepare import prepare_command
+from fsdpq.cli.push import push_command
 from fsdpq.cli.quantize import quantize_command
 from fsdpq.cli.recipes import recipes_group
 from fsdpq.cli.render import render_error, render_notice
 from fsdpq.cli.reproduce import reproduce_command
+from fsdpq.cli.resume import resume_command
 from fsdpq.errors import ExitCode, FsdpqError, RunStoppedError, UsageError
 
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
@@ -140,34 +145,6 @@ def kinds(section: str | None, *, as_json: bool) -> None:
 
 
 @cli.command()
-@click.argument("run", type=_PATH)
-@click.option("--prompt", required=True, help="The user's message.")
-@click.option("--max-new-tokens", type=click.IntRange(min=1), default=64, show_default=True)
-@click.option(
-    "--temperature", type=click.FloatRange(min=0), default=0.0, show_default=True,
-    help="0 takes the likeliest token each time.",
-)  # fmt: skip
-@click.option("--base", is_flag=True, help="Answer as the model did before training.")
-@trust_option
-def generate(
-    run: Path,
-    *,
-    prompt: str,
-    max_new_tokens: int,
-    temperature: float,
-    base: bool,
-    trust_remote_code: bool,
-) -> None:
-    """Print the answer of the finished run in the directory RUN."""
-    from fsdpq.launch.generate import Question
-    from fsdpq.launch.generate import generate as ask
-
-    warn_of_code(trust_remote_code)
-    question = Question(prompt, max_new_tokens, temperature, base)
-    click.echo(ask(run, question, trust_remote_code=trust_remote_code))
-
-
-@cli.command()
 def schema() -> None:
     """Print the JSON Schema of a recipe, for editors."""
     from fsdpq.recipe.root import recipe_schema_text
@@ -176,16 +153,21 @@ def schema() -> None:
 
 
 cli.add_command(cache_group)
+cli.add_command(chat_command)
 cli.add_command(data_group)
 cli.add_command(diff_command)
 cli.add_command(doctor_command)
 cli.add_command(eval_command)
+cli.add_command(generate_command)
 cli.add_command(import_command)
+cli.add_command(merge_command)
 cli.add_command(migrate_command)
 cli.add_command(prepare_command)
+cli.add_command(push_command)
 cli.add_command(quantize_command)
 cli.add_command(recipes_group)
 cli.add_command(reproduce_command)
+cli.add_command(resume_command)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

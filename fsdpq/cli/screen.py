@@ -16,6 +16,7 @@ import click
 from fsdpq.cli.render import clean, wants_color
 from fsdpq.cli.run_texts import (
     checkpoint_text,
+    export_text,
     format_bytes,
     format_seconds,
     one_line,
@@ -27,7 +28,7 @@ from fsdpq.cli.run_texts import (
     words_of,
 )
 from fsdpq.launch.ranks.torchrun import Row
-from fsdpq.run_files import RunFiles
+from fsdpq.run_files import RunFiles, read_json_lines
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -79,6 +80,7 @@ class PlainScreen:
             "sample": self._show_sample,
             "requests": self._show_requests,
             "notice": self._show_notice,
+            "export": self._show_export,
             "resume": self._show_resume,
             "checkpoint": self._show_checkpoint,
             "stop": self._show_stop,
@@ -93,6 +95,7 @@ class PlainScreen:
     def open_run(self, files: RunFiles) -> None:
         """Shows where the run goes; the ranks start now."""
         self._files = files
+        self._samples = _earlier_samples(files)
         self._print(f"run directory {files.root}")
         self._print("starting the ranks")
 
@@ -165,6 +168,9 @@ class PlainScreen:
     def _show_notice(self, row: Row) -> None:
         self._print(f"note: {row['message']}")
 
+    def _show_export(self, row: Row) -> None:
+        self._print(export_text(row))
+
     def _show_resume(self, row: Row) -> None:
         self._clock = _StepClock()  # what lies between the two starts is no time of training
         self._print(resume_text(row))
@@ -177,7 +183,7 @@ class PlainScreen:
             self._print(checkpoint_text(row))
 
     def _show_stop(self, row: Row) -> None:
-        self._print(f"{row['signal']}: saving after this step; Ctrl-C again ends at once")
+        self._print(f"{row['signal']}: the ranks save after this step and end")
 
     def _show_stopped(self, row: Row) -> None:
         self._print(stopped_text(row))
@@ -255,6 +261,15 @@ class LiveScreen(PlainScreen):
         bar = Progress(*columns, console=console, redirect_stdout=False, redirect_stderr=False)
         bar.start()
         return bar
+
+
+def _earlier_samples(files: RunFiles) -> dict[str, dict[str, str]]:
+    """Returns what the model answered before the run went on: prompt -> when -> answer."""
+    samples: dict[str, dict[str, str]] = {}
+    for row in read_json_lines(files.events):
+        if row.get("event") == "sample":
+            samples.setdefault(str(row["prompt"]), {})[str(row["when"])] = str(row["answer"])
+    return samples
 
 
 class _StepClock:

@@ -298,6 +298,10 @@ def _assemble_eval(draft: Draft) -> None:
 def _assemble_saves(draft: Draft) -> None:
     strategy = str(draft.get("save_strategy") or "steps")
     steps = draft.read("save_steps", number)
+    if strategy == "no":
+        draft.put("checkpoint.interval_minutes", None, key="save_strategy")
+    if strategy == "best" and draft.at("training.eval_interval"):
+        draft.put("checkpoint.keep_best", True, key="save_strategy")
     if strategy == "epoch":
         draft.note("no_counterpart", "save_strategy", STEPS_ONLY.format("checkpoint.interval"))
     if steps is None or strategy != "steps":

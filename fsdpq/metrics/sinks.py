@@ -6,28 +6,52 @@ so once, and the metrics are in ``metrics.jsonl`` anyway.
 
 from __future__ import annotations
 
+import collections
 import importlib
+import sys
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from fsdpq.recipe.sections.output import WandbOptions
-from fsdpq.run_files import append_json_line
+from fsdpq.run_files import append_json_lines, drop_torn_line
+
+MAX_WAITING = 10_000
+"""Rows that are kept while the disk takes none; the oldest are dropped first."""
 
 
 class JsonlSink:
-    """Appends rows to a JSON-lines file, with the time in seconds since the epoch."""
+    """Appends rows to a JSON-lines file, with the time in seconds since the epoch.
+
+    A disk that is full or gone never ends a run: rows wait in memory until it takes them. Whoever
+    looks at the run from outside says so (`fsdpq.launch.ranks.keeper`); here it goes to the log.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._waiting: collections.deque[dict[str, Any]] = collections.deque(maxlen=MAX_WAITING)
+        self._is_told = False
+        self._lock = threading.Lock()  # a checkpoint's thread writes events too
+        drop_torn_line(path)
 
     def write(self, row: Mapping[str, Any]) -> None:
-        """Appends one row."""
-        append_json_line(self.path, {**row, "time": time.time()})
+        """Appends one row, after those that wait."""
+        with self._lock:
+            self._waiting.append({**row, "time": time.time()})
+            try:
+                append_json_lines(self.path, self._waiting)
+            except OSError as error:
+                if not self._is_told:
+                    sys.stderr.write(f"{self.path} takes no rows, they wait: {error}\n")
+                self._is_told = True
+            else:
+                self._waiting.clear()
+                self._is_told = False
 
     def finish(self) -> None:
-        """Does nothing: rows are on disk."""
+        """Does nothing: rows are on disk, or cannot be."""
 
 
 class NoSink:
@@ -51,6 +75,12 @@ class ManySinks:
         for sink in self.sinks:
             sink.finish()
 
+    def go_on_after(self, step: int) -> None:
+        """Voids rows of later steps where a sink can: a resumed run writes them again."""
+        for sink in self.sinks:
+            if isinstance(sink, TensorboardSink):
+                sink.go_on_after(step)
+
     def write(self, row: Mapping[str, Any]) -> None:
         """Gives one row to each."""
         for sink in self.sinks:
@@ -67,7 +97,14 @@ class TensorboardSink:
     def __init__(self, directory: Path) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
+        self._directory = directory
+        self._open = SummaryWriter
         self._writer = SummaryWriter(str(directory))
+
+    def go_on_after(self, step: int) -> None:
+        """Hides what another run of the same directory wrote after ``step``."""
+        self._writer.close()
+        self._writer = self._open(str(self._directory), purge_step=step + 1)
 
     def write(self, row: Mapping[str, Any]) -> None:
         """Writes one row, at once."""
@@ -89,6 +126,7 @@ class WandbSink:
         options: project and so on.
         directory: where wandb keeps its files.
         name: of the run, where the options give none.
+        run_id: by which a resumed run goes on where the first was.
         settings: the recipe, as plain values.
         notify: told once when wandb fails; the sink drops rows from then on.
     """
@@ -99,6 +137,7 @@ class WandbSink:
         directory: Path,
         *,
         name: str,
+        run_id: str,
         settings: Mapping[str, Any],
         notify: Callable[[str], Any],
     ) -> None:
@@ -114,6 +153,8 @@ class WandbSink:
                 mode=options.mode,
                 dir=str(directory),
                 config=dict(settings),
+                id=run_id,
+                resume="allow",
             )
         )
 

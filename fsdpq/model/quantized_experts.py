@@ -40,6 +40,9 @@ class _ExpertRows:
     def dequantize(self, packed: tuple[Tensor, ...], dtype: torch.dtype) -> Tensor:
         stack = self.stack
         start = self.expert * stack.rows_per_expert
+        if stack.kept is not None and stack.kept.dtype == dtype:
+            kept = stack.kept[start : start + stack.rows_per_expert]
+            return kept.T if stack.is_transposed else kept
         rows = stack.quantizer.dequantize_rows(
             dict(zip(stack.packed_names, packed, strict=True)),
             (stack.out_features, stack.in_features),

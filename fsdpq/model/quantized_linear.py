@@ -90,6 +90,7 @@ class PackedMatrix(nn.Module):
     Attributes:
         packed_names: names of the packed Parameters, uint8, frozen, with the shapes of
             `fsdpq.protocols.Quantizer.packed_shapes`.
+        kept: the matrix, where `keep_matrix` made it, else None.
         unpacking: what `fsdpq.model.compiled_product` knows this kind of matrix by.
     """
 
@@ -100,6 +101,7 @@ class PackedMatrix(nn.Module):
         self.in_features = in_features
         self.out_features = out_features
         self.quantizer = quantizer
+        self.kept: Tensor | None = None
         shapes = quantizer.packed_shapes(out_features, in_features)
         self.packed_names = tuple(shapes)
         shape = (out_features, in_features)
@@ -112,6 +114,24 @@ class PackedMatrix(nn.Module):
     def packed(self) -> tuple[Tensor, ...]:
         """The packed Parameters, in the order of ``packed_names``."""
         return tuple(getattr(self, name) for name in self.packed_names)
+
+    def dequantize_whole(self, packed: tuple[Tensor, ...], dtype: torch.dtype) -> Tensor:
+        """Returns the ``(out_features, in_features)`` matrix from whole packed tensors."""
+        if self.kept is not None and self.kept.dtype == dtype:
+            return self.kept
+        named = dict(zip(self.packed_names, packed, strict=True))
+        return self.quantizer.dequantize(named, (self.out_features, self.in_features), dtype)
+
+    def keep_matrix(self, dtype: torch.dtype) -> int:
+        """Dequantizes once instead of for every product in ``dtype``: for answers of few tokens.
+
+        What products give stays the same to the last bit. For a model that is not sharded.
+
+        Returns:
+            The bytes that it takes from now on.
+        """
+        self.kept = self.dequantize_whole(self.packed, dtype)
+        return self.kept.nbytes
 
     def extra_repr(self) -> str:
         """Returns the shape, for ``print(model)``."""
@@ -139,8 +159,7 @@ class QuantizedLinear(PackedMatrix):
 
     def dequantize(self, packed: tuple[Tensor, ...], dtype: torch.dtype) -> Tensor:
         """Returns the ``(out_features, in_features)`` weight from whole packed tensors."""
-        named = dict(zip(self.packed_names, packed, strict=True))
-        return self.quantizer.dequantize(named, (self.out_features, self.in_features), dtype)
+        return self.dequantize_whole(packed, dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps ``(..., in_features)`` to ``(..., out_features)`` in `compute_dtype` of ``x``."""

@@ -19,7 +19,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 from fsdpq.dist import check_same_on_all_ranks, own_shard
 from fsdpq.errors import EnvironmentProblemError
 from fsdpq.fsdp.compiled_layers import apply_compile
-from fsdpq.fsdp.precision import apply_buffers_dtype, autocast_dtype
+from fsdpq.fsdp.precision import apply_buffers_dtype, apply_param_dtype, autocast_dtype
 from fsdpq.fsdp.wrap import apply_fsdp
 from fsdpq.model.causal_lm import CausalLM
 from fsdpq.model.document_attention import use_document_attention
@@ -185,8 +185,11 @@ def assemble_model(
     base: QuantizedBase | None = None,
     trust_remote_code: bool = False,
     on_phase: Callable[[str], Any] = lambda _phase: None,
+    sharded: bool = True,
 ) -> Assembled:
     """Builds, shards and loads the model, what is trained at its initial values.
+
+    One process that answers needs no shards: without ``sharded`` the Parameters are plain ones.
 
     Tells ``on_phase`` of the ``start``, and of ``shard``, ``load`` and ``init`` as each ends.
 
@@ -200,7 +203,12 @@ def assemble_model(
     )
     num_parameters, num_quantized = count_parameters(model)
     apply_adapter(model, adapter)
-    num_groups, about_offload = shard_model(model, recipe, device, precision=precision)
+    if sharded:
+        num_groups, about_offload = shard_model(model, recipe, device, precision=precision)
+    else:
+        num_groups, about_offload = 0, ""
+        apply_precision(model, precision)
+        apply_param_dtype(model, precision)
     on_phase("shard")
     mapped_base, about_base = fill_base(
         model, recipe, model_dir, base, dtype=dtype, device=device, report=report_load
@@ -309,6 +317,12 @@ def cast_buffers(model: CausalLM, precision: Precision, *, persistent: bool) -> 
     apply_buffers_dtype(model, precision, persistent=persistent, fp32_names=kept)
 
 
+def apply_precision(model: CausalLM, precision: Precision) -> None:
+    """Sets autocast, and casts the buffers that no checkpoint holds, in place; on meta."""
+    model.autocast_dtype = autocast_dtype(precision)
+    cast_buffers(model, precision, persistent=False)
+
+
 def shard_model(
     model: CausalLM,
     recipe: Recipe,
@@ -320,8 +334,7 @@ def shard_model(
 
     Ranks: all (collective).
     """
-    model.autocast_dtype = autocast_dtype(precision)
-    cast_buffers(model, precision, persistent=False)
+    apply_precision(model, precision)
     if recipe.training.compile:
         apply_compile(list(model.decoder_layers))
     return apply_fsdp(

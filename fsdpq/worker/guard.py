@@ -12,7 +12,7 @@ import time
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import psutil
 
@@ -20,11 +20,6 @@ from fsdpq.errors import ExitCode, FsdpqError, Problem, RecipeError
 from fsdpq.run_files import RankError, write_whole
 
 POLL_S = 1.0
-OUT_OF_MEMORY_HINT = (
-    "use less GPU memory: a smaller `training.micro_batch_size` or `data.seq_len`, "
-    "`fsdp.activation_checkpointing=full`, `fsdp.strategy=full_shard`, `fsdp.offload=cpu`, or more "
-    "GPUs"
-)
 
 
 def redirect_output(path: Path) -> None:
@@ -35,6 +30,14 @@ def redirect_output(path: Path) -> None:
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     os.close(descriptor)
+
+
+def take_output() -> TextIO:
+    """Returns standard output as it was; whatever is printed from now on goes to standard error."""
+    sys.stdout.flush()
+    output = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    return output
 
 
 def end_with_launcher() -> None:
@@ -80,8 +83,9 @@ def end_process(code: int) -> None:
     keeps gloo's threads from meeting a dying interpreter, which now and then ends a finished rank
     with SIGABRT (https://github.com/pytorch/pytorch/pull/179291, open in torch 2.13).
     """
-    sys.stdout.flush()
-    sys.stderr.flush()
+    with contextlib.suppress(OSError):  # a disk that is full must not change how this ends
+        sys.stdout.flush()
+        sys.stderr.flush()
     os._exit(code)
 
 
@@ -95,9 +99,14 @@ def _record(path: Path, rank: int, error: Exception, text: str) -> None:
         exit_code=int(getattr(error, "exit_code", ExitCode.RUN_FAILED)),
         time=time.time(),
         problems=_problems(error),
+        details=error.details if isinstance(error, FsdpqError) else "",
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, json.dumps(dataclasses.asdict(record)).encode())
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, json.dumps(dataclasses.asdict(record)).encode())
+    except OSError as problem:
+        with contextlib.suppress(OSError):
+            sys.stderr.write(f"{path} cannot be written: {problem}\n{record.message}\n")
 
 
 def _message(error: Exception) -> str:
@@ -114,9 +123,7 @@ def _problems(error: Exception) -> list[dict[str, Any]]:
 def _hint(error: Exception) -> str:
     if isinstance(error, RecipeError):
         return "; ".join(dict.fromkeys(p.hint for p in error.problems if p.hint))
-    if isinstance(error, FsdpqError):
-        return error.hint
-    return OUT_OF_MEMORY_HINT if type(error).__name__ == "OutOfMemoryError" else ""
+    return error.hint if isinstance(error, FsdpqError) else ""
 
 
 def _problem_line(problem: Problem) -> str:

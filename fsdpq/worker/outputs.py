@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from fsdpq import dist
 from fsdpq.metrics.sinks import JsonlSink, ManySinks, NoSink, TensorboardSink, WandbSink
 from fsdpq.protocols import MetricSink
 from fsdpq.recipe.root import Recipe
-from fsdpq.run_files import RunFiles
+from fsdpq.run_files import RunFiles, write_whole
 from fsdpq.worker.keeping.heartbeat import Heartbeat
 
 
@@ -32,11 +33,19 @@ def open_metrics(recipe: Recipe, files: RunFiles, events: MetricSink) -> ManySin
                 recipe.metrics.wandb,
                 files.root,
                 name=files.root.name,
+                run_id=_run_id(files.wandb_id),
                 settings=recipe.model_dump(mode="json"),
                 notify=lambda text: events.write({"event": "notice", "message": text}),
             )
         )
     return ManySinks(sinks)
+
+
+def _run_id(path: Path) -> str:
+    """Returns the id in ``path``, a new one where there is none."""
+    if not path.exists():
+        write_whole(path, secrets.token_hex(8).encode())
+    return path.read_text(encoding="utf-8")
 
 
 class WatchedEvents:

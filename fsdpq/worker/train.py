@@ -15,6 +15,7 @@ from fsdpq import dist
 from fsdpq.data.dealing.loader import Loader
 from fsdpq.metrics.memory import MemoryLog, peak_bytes
 from fsdpq.metrics.report import write_report
+from fsdpq.metrics.sinks import ManySinks
 from fsdpq.protocols import MetricSink
 from fsdpq.recipe.load import load_resolved
 from fsdpq.recipe.precision import precision_of
@@ -26,14 +27,13 @@ from fsdpq.training.loop import LoopState, Progress, Trainer
 from fsdpq.worker.answerer import Answerer, build_asker
 from fsdpq.worker.assemble import (
     Assembled,
-    Inputs,
     assemble_model,
     read_inputs,
     stop_ids,
 )
 from fsdpq.worker.evaluate.after_training import measure_tasks
 from fsdpq.worker.evaluate.subject import Subject
-from fsdpq.worker.export.formats import FORMATS, save_template
+from fsdpq.worker.export.finish import Trained, check_exportable, export_run
 from fsdpq.worker.from_disk import reading_notices
 from fsdpq.worker.keeping.checkpoints import Checkpoints
 from fsdpq.worker.keeping.ending import Keeping
@@ -48,8 +48,8 @@ from fsdpq.worker.tokenizer import load_tokenizer
 LOAD_REPORT_S = 0.2
 
 
-def train(files: RunFiles, *, trust_remote_code: bool = False, resume: bool = False) -> None:
-    """Runs the recipe of a run directory; code that the model brings only where it is trusted.
+def run_rank(files: RunFiles, *, trust_remote_code: bool = False, resume: bool = False) -> None:
+    """Trains as one rank of a run that is watched.
 
     Ranks: all (collective).
 
@@ -57,10 +57,28 @@ def train(files: RunFiles, *, trust_remote_code: bool = False, resume: bool = Fa
         files: the run directory.
         trust_remote_code: run Python code that the model brings.
         resume: go on from the newest whole checkpoint, where there is one.
+
+    Raises:
+        PlanError: this rank ran out of memory; says what it held.
+    """
+    watch = RankWatch.open(files)
+    with watch.post_mortem.explained():
+        train(files, watch, trust_remote_code=trust_remote_code, resume=resume)
+
+
+def train(files: RunFiles, watch: RankWatch, *, trust_remote_code: bool, resume: bool) -> None:
+    """Runs the recipe of a run directory; code that the model brings only where it is trusted.
+
+    Ranks: all (collective).
+
+    Args:
+        files: the run directory.
+        watch: of this rank.
+        trust_remote_code: run Python code that the model brings.
+        resume: go on from the newest whole checkpoint, where there is one.
     """
     recipe = load_resolved(files.resolved)
     inputs = read_inputs(files, trust_remote_code=trust_remote_code)
-    watch = RankWatch.open(files)
     device = dist.start_process_group(recipe.launch.device, timeout=group_timeout(recipe))
     dist.seed_everything(recipe.training.seed)
     events = WatchedEvents(open_rows(files.events), watch.heartbeat)
@@ -84,8 +102,10 @@ def train(files: RunFiles, *, trust_remote_code: bool = False, resume: bool = Fa
         recipe, assembled, data, metrics, events, files=files, device=device,
         breaks_off=watch.breaks_off,
     )  # fmt: skip
-    summary = summarize_setup(recipe, assembled, data, trainer, device)
-    events.write({"event": "setup", **dataclasses.asdict(summary)})
+    check_exportable(recipe, inputs, assembled)
+    setup = dataclasses.asdict(summarize_setup(recipe, assembled, data, trainer, device))
+    events.write({"event": "setup", **setup})
+    watch.post_mortem.learn(recipe, assembled, trainer)
     answerer = Answerer(
         assembled,
         tokenizer,
@@ -95,10 +115,7 @@ def train(files: RunFiles, *, trust_remote_code: bool = False, resume: bool = Fa
     )
     look = Look(trainer, answerer, recipe.metrics, events)
     checkpoints = open_checkpoints(recipe, files, assembled, trainer, loader, events)
-    state = checkpoints.restore() if resume or goes_on(recipe) else None
-    if state is None:
-        loss_before = look("before", 0)
-        state = LoopState(eval_losses={} if loss_before is None else {0: loss_before})
+    state = first_state(checkpoints, metrics, look, resume=resume or goes_on(recipe))
     keeping = Keeping(watch, checkpoints, events)
     trainer = dataclasses.replace(
         trainer, after_step=keeping.after_step, on_part=watch.heartbeat.beat
@@ -110,11 +127,11 @@ def train(files: RunFiles, *, trust_remote_code: bool = False, resume: bool = Fa
     if keeping.end(state):
         dist.wait_for_all()
         return
-    exported = export(recipe, inputs, assembled, files, events)
-    save_template(recipe, tokenizer, answerer.asks, exported)
-    measure_tasks(Subject(recipe, assembled, tokenizer, inputs.model_dir, device), files, events)
     losses = (state.eval_losses.get(0), loss_after)
-    done = summarize_run(progress, train_s, losses, device, exported)
+    done = summarize_run(progress, train_s, losses, device, files.exported(recipe.export.format))
+    trained = Trained(recipe, inputs, assembled, tokenizer, answerer.asks, done)
+    export_run(trained, files, events, device=device)
+    measure_tasks(Subject(recipe, assembled, tokenizer, inputs.model_dir, device), files, events)
     events.write({"event": "done", **dataclasses.asdict(done)})
     report(files, events)
 
@@ -164,6 +181,25 @@ def goes_on(recipe: Recipe) -> bool:
     return restarts > 0 or recipe.checkpoint.resume == "auto"
 
 
+def first_state(
+    checkpoints: Checkpoints,
+    metrics: ManySinks,
+    look: Callable[[str, int], float | None],
+    *,
+    resume: bool,
+) -> LoopState:
+    """Returns where training begins: at the newest whole checkpoint, or before the first step.
+
+    Ranks: all (collective).
+    """
+    state = checkpoints.restore() if resume else None
+    if state is not None:
+        metrics.go_on_after(state.progress.steps)
+        return state
+    loss_before = look("before", 0)
+    return LoopState(eval_losses={} if loss_before is None else {0: loss_before})
+
+
 def open_checkpoints(
     recipe: Recipe,
     files: RunFiles,
@@ -178,8 +214,9 @@ def open_checkpoints(
     """
     lock = json.loads(files.lock.read_text(encoding="utf-8"))
     run = RunState(assembled, trainer, loader, recipe.training.seed)
+    forced = bool((lock.get("resumes") or [{}])[-1].get("forced"))
     base = base_identity(lock)
-    return Checkpoints(recipe, files.checkpoints, run, base=base, events=events)
+    return Checkpoints(recipe, files.checkpoints, run, base=base, events=events, forced=forced)
 
 
 def run_steps(
@@ -200,19 +237,6 @@ def run_steps(
     train_s = checkpoints.train_s
     checkpoints.finish()
     return progress, train_s
-
-
-def export(
-    recipe: Recipe, inputs: Inputs, assembled: Assembled, files: RunFiles, events: MetricSink
-) -> Path:
-    """Writes what was trained, in the recipe's format, and returns where.
-
-    Ranks: all (collective).
-    """
-    enter(events, "export")
-    directory = files.exported(recipe.export.format)
-    FORMATS[recipe.export.format].save(recipe, inputs, assembled, directory)
-    return directory
 
 
 def enter(events: MetricSink, phase: str) -> None:

@@ -122,7 +122,7 @@ def test_long_line_is_cut_around_the_mistake(capsys: pytest.CaptureFixture[str])
         (("validate",), "error: Missing argument 'RECIPE'\nhint: see `"),
         (("frobnicate",), "error: No such command 'frobnicate'"),
         (("show", "ok.yaml", "--nope"), "error: No such option '--nope'"),
-        (("generate", "."), "error: Missing option '--prompt'"),
+        (("generate", "."), "error: give either `--prompt` or `--file`"),
         (
             ("generate", ".", "--prompt", "x"),
             "error: `.` is no run directory\nhint: name a directory that `fsdpq train` made",

@@ -12,8 +12,7 @@ import pytest
 import yaml
 
 from fsdpq.cli.main import main
-from fsdpq.errors import UsageError
-from fsdpq.launch import generate, train
+from fsdpq.launch import ready, run_ranks, train
 from fsdpq.recipe.root import recipe_schema_text
 from fsdpq.rows.formats import FORMATS
 
@@ -34,7 +33,9 @@ for arguments in (
 ):
     cli.main(args=arguments, standalone_mode=False)
 import fsdpq.cli.inspection, fsdpq.launch.inspect, fsdpq.pages.inspection
-import fsdpq.cli.screen, fsdpq.launch.train, fsdpq.launch.generate, fsdpq.fetch.resolve
+import fsdpq.cli.screen, fsdpq.launch.train, fsdpq.launch.resume, fsdpq.launch.generate
+import fsdpq.cli.chat, fsdpq.cli.chat_input, fsdpq.launch.chat, fsdpq.launch.answers
+import fsdpq.fetch.resolve
 print("HEAVY", sorted(set({HEAVY!r}) & set(sys.modules)))
 """
 
@@ -131,12 +132,14 @@ def test_kinds_of_a_section_explains_its_keys(capsys: pytest.CaptureFixture[str]
         "diff",
         "kinds",
         "generate",
+        "chat",
         "schema",
         "recipes",
         "migrate",
         "quantize",
         "prepare",
         "cache",
+        "resume",
     ],
 )
 def test_every_verb_has_help(capsys: pytest.CaptureFixture[str], verb: str) -> None:
@@ -149,8 +152,8 @@ def fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     inputs: dict[str, Any] = {"model": {"directory": "/m"}, "data": {"path": "/d"}}
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    monkeypatch.setattr(train, "fetch_inputs", lambda *_args, **_kwargs: inputs)
-    monkeypatch.setattr(train, "prepare_inputs", lambda *_args, **_kwargs: {})
+    monkeypatch.setattr(ready, "fetch_inputs", lambda *_args, **_kwargs: inputs)
+    monkeypatch.setattr(ready, "prepare_inputs", lambda *_args, **_kwargs: {})
     monkeypatch.setitem(train.train.__kwdefaults__, "worker", (FAKE_WORKER,))
 
 
@@ -159,7 +162,7 @@ def test_train_prints_the_run_directory(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FAKE_MODE", "finish-quietly")
-    monkeypatch.setattr(train, "run_torchrun", fake_run)
+    monkeypatch.setattr(run_ranks, "run_torchrun", fake_run)
     main(["train", QUICKSTART, "--run-dir", "here"])
     captured = capsys.readouterr()
     assert captured.out == "here\n"
@@ -203,61 +206,10 @@ def test_stopped_run_exits_130_with_one_line(
         })  # fmt: skip
         return 0, "SIGINT"
 
-    monkeypatch.setattr(train, "run_torchrun", stopped)
+    monkeypatch.setattr(run_ranks, "run_torchrun", stopped)
     with pytest.raises(SystemExit) as end:
         main(["train", QUICKSTART, "--run-dir", "here"])
     assert end.value.code == 130
     assert capsys.readouterr().err.splitlines()[-1] == (
         "stopped by SIGINT after step 4 of 9; its metrics and logs are in `here`"
     )
-
-
-ANSWER = "import sys; print('Paris is', sys.argv[2:]); print('noise', file=sys.stderr)"
-
-
-def finished_run(tmp_path: Path) -> Path:
-    from fsdpq.launch.machine.resolve import resolve_launch
-    from fsdpq.launch.run_dir import create_run_dir
-    from fsdpq.recipe.load import load_recipe
-
-    recipe = resolve_launch(load_recipe(Path(QUICKSTART)).recipe, num_gpus=0, cpu_dtype="fp32")
-    files = create_run_dir(
-        recipe,
-        raw=b"",
-        lock={"inputs": {"model": {"directory": str(tmp_path)}}},
-        run_dir=tmp_path / "run",
-    )
-    files.adapter.mkdir()
-    (files.adapter / "adapter_model.safetensors").touch()
-    return files.root
-
-
-def test_generate_prints_the_answer_only(tmp_path: Path) -> None:
-    run_dir = finished_run(tmp_path)
-    question = generate.Question("capital?", max_new_tokens=5, base=True)
-    answer = generate.generate(run_dir, question, worker=("-c", ANSWER))
-    assert answer == (
-        "Paris is ['--prompt=capital?', '--max-new-tokens=5', '--temperature=0.0', '--device=cpu', "
-        "'--base']"
-    )
-    assert (run_dir / "logs" / "generate.log").read_text() == "noise\n"
-
-
-def test_generate_without_its_base_says_so(tmp_path: Path) -> None:
-    run_dir = finished_run(tmp_path)
-    gone = tmp_path / "gone"
-    (run_dir / "run.lock.json").write_text(
-        json.dumps({"inputs": {"model": {"directory": str(gone)}}})
-    )
-    with pytest.raises(UsageError, match=f"is gone: there is no `{gone}`"):
-        generate.generate(run_dir, generate.Question("x"))
-
-
-def test_generate_shows_why_its_worker_ended(tmp_path: Path) -> None:
-    from fsdpq.errors import LaunchError
-
-    run_dir = finished_run(tmp_path)
-    code = "raise SystemExit('no such model')"
-    with pytest.raises(LaunchError, match="exit code 1") as caught:
-        generate.generate(run_dir, generate.Question("x"), worker=("-c", code))
-    assert "no such model" in caught.value.details

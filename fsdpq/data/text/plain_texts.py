@@ -38,6 +38,9 @@ ANSWERS = {
 }  # fmt: skip
 """Formats of one prompt and one answer -> the answer's column."""
 
+TURN_FORMATS = ("messages", "guanaco")
+"""Formats whose plain text has turns."""
+
 _ROLES = {
     "system": "### System:", "user": GUANACO_HUMAN, "assistant": GUANACO_ASSISTANT,
     "tool": "### Tool:",
@@ -93,10 +96,26 @@ def join_turns(turns: Sequence[tuple[str, str]], eos_token: str) -> tuple[str, d
     return text, found
 
 
-def ask(prompt: str, format_name: str) -> str:
-    """Returns the text that asks ``prompt`` as rows of the format do, ready for the answer."""
-    if format_name in ("messages", "guanaco"):
-        return f"{GUANACO_HUMAN} {prompt}{GUANACO_ASSISTANT}"
+def ask_plain(messages: Sequence[Message], format_name: str, eos_token: str) -> str:
+    """Returns the text that asks for the next answer as rows of the format do, ready for it.
+
+    Args:
+        messages: roles and contents; a format without turns takes one, of the user.
+        format_name: of the rows.
+        eos_token: what ends an earlier answer.
+
+    Raises:
+        TemplateError: the format has no place for earlier turns or a system prompt.
+    """
+    if format_name in TURN_FORMATS:
+        text, _ = join_turns(message_turns(messages), eos_token)
+        return text + GUANACO_ASSISTANT
+    if [message["role"] for message in messages] != ["user"]:
+        raise TemplateError(
+            f"rows of the format `{format_name}` are asked one message at a time, and there is no "
+            "chat template: no system prompt and no earlier turns"
+        )
+    prompt = content_of(messages[0])
     if format_name in ("text", "input_output", "dummy"):
         return prompt
     row = {"prompt": prompt, "instruction": prompt, "question": prompt, "context": ""}

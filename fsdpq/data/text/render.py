@@ -7,19 +7,20 @@ it once, whole.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from fsdpq.data.templates.jinja_text import ChatTemplate, Span, TemplateError
+from fsdpq.data.templates.jinja_text import ChatTemplate, Message, Span, TemplateError
 from fsdpq.data.templates.marks import Turn
 from fsdpq.data.templates.turns import ChatRenderer
 from fsdpq.data.text.loss_spans import loss_spans, plan_loss, trains_mark
 from fsdpq.data.text.plain_texts import (
     ANSWERS,
-    ask,
+    TURN_FORMATS,
+    ask_plain,
     guanaco_turns,
     join_turns,
     message_turns,
@@ -108,15 +109,22 @@ class RowRenderer:
             )
         return self._render_pair(row)
 
-    def render_prompt(self, prompt: str) -> str:
-        """Returns the text that asks ``prompt`` as rows of the format do, ready for the answer.
+    @property
+    def asks(self) -> str:
+        """How it can be asked: ``conversation``, ``single`` messages, or ``text`` to go on with."""
+        if self.chat is not None or self.format_name in TURN_FORMATS:
+            return "conversation"
+        return "text" if self.format_name in UNTEMPLATED else "single"
+
+    def render_messages(self, messages: Sequence[Message]) -> str:
+        """Returns the text that asks for an answer as rows of the format do, ready for it.
 
         Raises:
-            TemplateError: the chat template refuses a conversation of one user message.
+            TemplateError: the chat template refuses the conversation, or the format has no turns.
         """
         if self.chat is not None:
-            return self.chat.render_prompt([{"role": "user", "content": prompt}])
-        return ask(prompt, self.format_name)
+            return self.chat.render_prompt(messages)
+        return ask_plain(messages, self.format_name, str(self.eos_token))
 
     def _conversation(self, row: Row) -> Conversation:
         """Returns a row as messages, without the prompt texts made for base models."""

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from tokenizers import Encoding, Tokenizer
 from transformers import PreTrainedTokenizerBase
 
-from fsdpq.data.templates.jinja_text import ChatTemplate, TemplateError
+from fsdpq.data.templates.jinja_text import ChatTemplate, Message, TemplateError
 from fsdpq.data.text.render import UNTEMPLATED, Rendered, RowRenderer
 from fsdpq.data.text.token_spans import mask_by_offsets, mask_tokens, reports_all_tokens
 from fsdpq.errors import FsdpqError, Problem, RecipeError
@@ -137,10 +137,18 @@ class RowTokenizer:
             RecipeError: the chat template refuses a conversation of one user message.
         """
         try:
-            text = self.renderer.render_prompt(prompt)
+            return self.message_ids([{"role": "user", "content": prompt}])
         except TemplateError as error:
             hint = "use another model or `data.chat_template`"
             raise _unusable(f"the prompt `{prompt}`: {error}", hint) from error
+
+    def message_ids(self, messages: Sequence[Message]) -> list[int]:
+        """Returns the token ids of a conversation as rows ask, ready for an answer.
+
+        Raises:
+            TemplateError: see `RowRenderer.render_messages`.
+        """
+        text = self.renderer.render_messages(messages)
         encoding = self.backend.encode(text, add_special_tokens=self.adds_special_tokens)
         ids = list(encoding.ids)
         ends_itself = bool(ids) and self._adds_eos(encoding)

@@ -154,7 +154,7 @@ def explain_rank_error(error: RankError, *, log: Path) -> FsdpqError:
     if error.problems:
         return RecipeError([_read_problem(fields) for fields in error.problems])
     if not error.traceback:
-        known = LaunchError(error.message, hint=error.hint)
+        known = LaunchError(error.message, hint=error.hint, details=error.details)
     else:
         message = f"rank {error.rank} failed: {error.kind}: {_first_line(error.message)}"
         details = f"log: {log}\n\n{error.traceback.rstrip()}"

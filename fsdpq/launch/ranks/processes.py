@@ -11,7 +11,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -32,9 +32,6 @@ TRUST_FLAG = "--trust-remote-code"
 
 RESUME_FLAG = "--resume"
 """Argument of the worker that lets it go on from the newest whole checkpoint of its run."""
-
-OTHER_ROWS_FLAG = "--other-rows"
-"""Argument of the worker that goes on over rows that are others than those of the checkpoint."""
 
 HUB_TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_TOKEN_PATH")
 """Environment variables that a rank has no use for: it never asks the hub."""
@@ -110,8 +107,13 @@ class ProcessTree:
         command: program and arguments.
         environment: its whole environment.
         stdout: file that its standard output goes to; its standard error too without ``stderr``.
+            None makes pipes of its standard input and output.
         stderr: file that its standard error goes to.
         blocked: signals that it and what it starts never receive, unless they wait for them.
+
+    Attributes:
+        input: what the process reads, where it has pipes.
+        output: what it writes, where it has pipes.
     """
 
     def __init__(
@@ -119,25 +121,30 @@ class ProcessTree:
         command: Sequence[str],
         *,
         environment: dict[str, str],
-        stdout: Path,
+        stdout: Path | None,
         stderr: Path | None = None,
         blocked: frozenset[signal.Signals] = frozenset(),
     ) -> None:
         self._seen: dict[tuple[int, float], psutil.Process] = {}
         self._next_note = 0.0
-        with stdout.open("wb") as out, (stderr or stdout).open("ab") as err:
+        with ExitStack() as files:
+            out = subprocess.PIPE if stdout is None else files.enter_context(stdout.open("wb"))
+            errors = stderr or stdout
+            err = None if errors is None else files.enter_context(errors.open("ab"))
             # A child has the mask of its parent. What arrives here meanwhile is delivered after.
             mask = signal.pthread_sigmask(signal.SIG_BLOCK, blocked)
             try:
                 self._process = subprocess.Popen(
-                    command, env=environment, stdin=subprocess.DEVNULL, stdout=out, stderr=err,
-                    start_new_session=True, close_fds=True,
+                    command, env=environment, stdout=out, stderr=err, start_new_session=True,
+                    stdin=subprocess.PIPE if stdout is None else subprocess.DEVNULL,
+                    close_fds=True,
                 )  # fmt: skip
             except OSError as error:
                 message = f"`{command[0]}` cannot be started: {error.strerror}"
                 raise LaunchError(message, hint="check the Python installation") from None
             finally:
                 signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        self.input, self.output = self._process.stdin, self._process.stdout
 
     def poll(self) -> int | None:
         """Returns the exit code, None while the process runs; notes its descendants."""
@@ -155,6 +162,10 @@ class ProcessTree:
                 break
             time.sleep(0.05)
         return code
+
+    def wait_end(self, timeout_s: float) -> int | None:
+        """Waits for the end; returns the exit code, None after the timeout."""
+        return self.wait(StopSignals(), timeout_s=timeout_s)
 
     def stop(self, stop: StopSignals) -> None:
         """Asks for an end by SIGTERM, and ends everything after `GRACE_S` or a second signal."""

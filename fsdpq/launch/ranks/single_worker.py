@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fsdpq.errors import LaunchError, RunStoppedError
+from fsdpq.errors import FsdpqError, LaunchError, RunStoppedError
 from fsdpq.launch.ranks.failure import (
     MEMORY_HINT,
     count_new_oom_kills,
@@ -90,21 +90,43 @@ def run_single_worker(
     files.log.unlink(missing_ok=True)
     files.error.unlink(missing_ok=True)
     oom_kills = count_oom_kills()
-    environment = worker_environment(num_ranks=1, network=network)
+    environment = worker_alone_environment(network=network)
     code = _run([sys.executable, *arguments], files, environment, on_line)
     if code == 0:
         text = files.output.read_text(encoding="utf-8")
         files.output.unlink()
         return text.removesuffix("\n")
+    raise explain_end(code, files, oom_kills, memory_hint=memory_hint)
+
+
+def explain_end(
+    code: int, files: WorkerFiles, oom_kills: Mapping[str, int], *, memory_hint: str = MEMORY_HINT
+) -> FsdpqError:
+    """Returns the error that tells the user why a worker ended.
+
+    Args:
+        code: its exit code, negative for a signal.
+        files: where it wrote.
+        oom_kills: `count_oom_kills` from before it was started.
+        memory_hint: what to do where the system killed it for its memory.
+    """
     error = read_rank_error(files.error)
     if error is not None:
-        raise explain_rank_error(error, log=files.log)
+        return explain_rank_error(error, log=files.log)
     if code < 0:
         killed = explain_signal("the worker", -code, count_new_oom_kills(oom_kills))
         killed.hint = memory_hint if killed.hint == MEMORY_HINT else f"its log is `{files.log}`"
-        raise killed
+        return killed
     tail = "\n".join(files.log.read_text(encoding="utf-8", errors="replace").splitlines()[-25:])
-    raise LaunchError(f"the worker ended with exit code {code}", f"its log is `{files.log}`", tail)
+    return LaunchError(f"the worker ended with exit code {code}", f"its log is `{files.log}`", tail)
+
+
+def worker_alone_environment(*, network: bool = False) -> dict[str, str]:
+    """Returns the environment of a worker that is no rank of a job; see `worker_environment`."""
+    environment = worker_environment(num_ranks=1, network=network)
+    for name in GROUP_VARIABLES:
+        environment.pop(name, None)
+    return environment
 
 
 def _run(
@@ -113,8 +135,6 @@ def _run(
     environment: dict[str, str],
     on_line: Callable[[str], None] | None,
 ) -> int:
-    for name in GROUP_VARIABLES:
-        environment.pop(name, None)
     with catch_stop_signals() as stop:
         tree = ProcessTree(command, environment=environment, stdout=files.output, stderr=files.log)
         try:

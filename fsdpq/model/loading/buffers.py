@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from fsdpq.errors import CheckpointError
@@ -45,7 +46,11 @@ def allocate(
     def give_memory(tensor: Tensor) -> Tensor:
         return torch.empty_like(tensor, device=place(tensor))
 
+    tied = _tied_places(model)
     model._apply(give_memory)
+    for (owner, name), *others in tied:
+        for module, attribute in others:
+            setattr(module, attribute, getattr(owner, name))
     if buffers == device:
         return
     for module in model.modules():
@@ -53,6 +58,16 @@ def allocate(
             empty = torch.empty_like(buffer, device=buffers)
             persistent = name not in module._non_persistent_buffers_set
             module.register_buffer(name, empty, persistent=persistent)
+
+
+def _tied_places(model: nn.Module) -> list[list[tuple[nn.Module, str]]]:
+    """Returns where plain Parameters are that several modules share; FSDP ties its own again."""
+    places: dict[int, list[tuple[nn.Module, str]]] = {}
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if not isinstance(parameter, DTensor):
+                places.setdefault(id(parameter), []).append((module, name))
+    return [found for found in places.values() if len(found) > 1]
 
 
 def recompute_buffers(hf: PreTrainedModel) -> None:

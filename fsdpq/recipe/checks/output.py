@@ -29,20 +29,44 @@ def check_export_fits_adapter(recipe: Recipe, _base_dir: Path) -> Iterator[Probl
 
 
 def check_merge_has_adapter(recipe: Recipe, _base_dir: Path) -> Iterator[Problem]:
-    """``export.merge`` without an adapter that could be merged."""
+    """``export.merge`` where the run leaves a whole model anyway."""
     kind = recipe.adapter.kind
-    if kind not in ("lora", "dora"):
+    if kind not in ("lora", "dora") and recipe.export.format != "delta":
         reason = f"with `adapter.kind: {kind}`: the whole model is written anyway"
         yield from has_no_effect(recipe, "export", "merge", reason)
+
+
+def check_merge_settings_used(recipe: Recipe, _base_dir: Path) -> Iterator[Problem]:
+    """How to merge, without ``export.merge``, or with nothing to choose from."""
+    if not recipe.export.merge:
+        hint = "add `merge: true` to `export`, or delete it"
+        for field in ("merge_onto", "merge_requantize", "merge_dtype"):
+            yield from has_no_effect(recipe, "export", field, "without `export.merge`", hint)
+    elif recipe.quantization.kind == "none":
+        reason = "with `quantization.kind: none`: there are only the original weights"
+        yield from has_no_effect(recipe, "export", "merge_onto", reason)
 
 
 def check_keep_last_used(recipe: Recipe, _base_dir: Path) -> Iterator[Problem]:
     """``checkpoint.keep_last`` without checkpoints."""
     checkpoint = recipe.checkpoint
-    if checkpoint.interval is None and checkpoint.interval_minutes is None:
+    if not saves_checkpoints(recipe) and not checkpoint.keep_best:
         hint = "add `interval: 100` to `checkpoint`, or delete `keep_last`"
         reason = "without `checkpoint.interval`"
         yield from has_no_effect(recipe, "checkpoint", "keep_last", reason, hint)
+
+
+def check_best_is_evaluated(recipe: Recipe, _base_dir: Path) -> Iterator[Problem]:
+    """``checkpoint.keep_best`` without evaluations during training."""
+    if recipe.training.eval_interval is None:
+        hint = "add `eval_interval: 100` to `training`, or delete `keep_best`"
+        reason = "without `training.eval_interval`"
+        yield from has_no_effect(recipe, "checkpoint", "keep_best", reason, hint)
+
+
+def saves_checkpoints(recipe: Recipe) -> bool:
+    """Whether checkpoints are saved by steps or by time."""
+    return recipe.checkpoint.interval is not None or recipe.checkpoint.interval_minutes is not None
 
 
 def check_sinks_differ(recipe: Recipe, _base_dir: Path) -> Iterator[Problem]:
@@ -91,14 +115,16 @@ def check_sample_length_used(recipe: Recipe, _base_dir: Path) -> Iterator[Proble
 
 def note_restarts_from_zero(recipe: Recipe, _base_dir: Path) -> Iterator[str]:
     """Restarts without checkpoints: each begins at the first step."""
-    if recipe.launch.max_restarts and recipe.checkpoint.interval is None:
+    if recipe.launch.max_restarts and not saves_checkpoints(recipe):
         yield "without `checkpoint.interval` each of `launch.max_restarts` begins at step 1"
 
 
 CHECKS = (
     check_export_fits_adapter,
     check_merge_has_adapter,
+    check_merge_settings_used,
     check_keep_last_used,
+    check_best_is_evaluated,
     check_sinks_differ,
     check_wandb_has_project,
     check_wandb_used,

@@ -56,16 +56,21 @@ class CheckpointOptions(Options):
     """Checkpoints to resume from: trained weights, optimizer, position; never the frozen base."""
 
     interval: int | None = Field(default=None, ge=1)
-    """Steps between two checkpoints; null saves none by steps."""
+    """Steps between two checkpoints; null saves none by steps. With it, the last step is saved
+    too."""
 
-    interval_minutes: float | None = Field(default=None, gt=0)
-    """Minutes between two checkpoints; null saves none by time."""
+    interval_minutes: float | None = Field(default=30.0, gt=0)
+    """Minutes between two checkpoints, whatever their reason; null saves none by time. A run that
+    is shorter leaves none."""
 
     keep_last: int = Field(default=2, ge=1)
     """How many of the newest are kept."""
 
     keep_best: bool = False
-    """Also keep the one with the lowest held-out loss."""
+    """Also save and keep the one with the lowest held-out loss of all at
+    ``training.eval_interval``."""
 
     resume: Literal["never", "auto"] = "never"
-    """``auto`` goes on from the newest checkpoint of the same run directory."""
+    """``auto`` lets ``fsdpq train`` go on with the newest run of the same recipe, in ``runs/`` or
+    in ``--run-dir``, from its newest checkpoint; it starts one where there is none, and does
+    nothing where that run has finished. ``fsdpq resume`` goes on whatever this says."""

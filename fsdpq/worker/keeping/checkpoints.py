@@ -7,6 +7,7 @@ waits for it. A save that fails ends nothing: the run says why, and the next one
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -32,7 +33,7 @@ from fsdpq.tensor_files.checkpoint_manifest import (
     read_document,
     step_directory,
 )
-from fsdpq.training.loop import LoopState
+from fsdpq.training.loop import LoopState, read_window
 from fsdpq.worker.keeping.run_state import RunState, copy_to_host
 
 
@@ -68,6 +69,7 @@ class Checkpoints:
         run: what is saved.
         base: what identifies the base (`fsdpq.tensor_files.checkpoint_manifest.base_identity`).
         events: takes rows of ``events.jsonl``.
+        forced: go on although the rows, or their order, are others: from the first of them.
     """
 
     def __init__(
@@ -78,8 +80,10 @@ class Checkpoints:
         *,
         base: Mapping[str, Any],
         events: MetricSink,
+        forced: bool = False,
     ) -> None:
         self._recipe = recipe
+        self._forced = forced
         self._options = recipe.checkpoint
         self._folder = folder
         self._run = run
@@ -113,7 +117,7 @@ class Checkpoints:
             CheckpointError: there are checkpoints and none of them is whole, or the newest whole
                 one does not fit this run.
         """
-        directory = self._newest_whole()
+        directory = self.newest_whole()
         if directory is None:
             return None
         saved = read_checkpoint(directory)
@@ -121,9 +125,13 @@ class Checkpoints:
         kinds = saved.recipe["optimizer"]["kind"], self._recipe.optimizer.kind
         if kinds[0] != kinds[1]:
             self._notice(f"the checkpoint has states of {kinds[0]}: {kinds[1]} starts anew")
+        other_rows = self._forced and not self._run.loader.fits(facts["loader"])
+        if other_rows:
+            self._notice("the rows or their order are others: training goes on at the first row")
         state = self._run.restore(
             CheckpointReader(directory, saved), facts, self._group,
             world_size=saved.world_size, with_optimizer=kinds[0] == kinds[1],
+            other_rows=other_rows,
         )  # fmt: skip
         self._seconds_before = facts["train_s"]
         self._last_step = saved.step
@@ -158,9 +166,8 @@ class Checkpoints:
         is_last = steps == self._run.trainer.total_steps
         if (options.interval and steps % options.interval == 0) or (is_last and self._saves):
             return True
-        later = [loss for step, loss in state.eval_losses.items() if step]
-        if options.keep_best and state.eval_losses.get(steps) == min(later, default=None):
-            return steps in state.eval_losses
+        if options.keep_best and _is_best(state):
+            return True
         return minutes_passed and not is_last
 
     def save(self, state: LoopState) -> Path | None:
@@ -189,13 +196,20 @@ class Checkpoints:
         """Copies the state and starts to write the copy, in the background.
 
         Ranks: all (collective).
+
+        Raises:
+            TrainingError: a loss that no log line has yet is not finite: such a state must not
+                take the place of a good one.
         """
+        if state.window.results:
+            read_window(state.window, last_step=state.progress.steps)
         self._wait()
         started = self._last_time = time.monotonic()
         step = state.progress.steps
         directory = step_directory(self._folder, step)
         facts = self._run.facts(state) | {"train_s": self.train_s}
-        writer = CheckpointWriter(directory, facts, self._describe(state, facts))
+        text = json.dumps(facts).encode()  # now: the loop goes on with the lists in it
+        writer = CheckpointWriter(directory, text, self._describe(state, facts))
         self._job = _Job(writer, directory, copy_to_host(self._run.pieces(state)), started)
         self._saves = True
         self._thread = Thread(target=self._write, args=(self._job,), name="fsdpq-checkpoint")
@@ -264,8 +278,16 @@ class Checkpoints:
             }
         )
 
-    def _newest_whole(self) -> Path | None:
-        """Returns the newest checkpoint of which every byte is right; names those that are not."""
+    def newest_whole(self) -> Path | None:
+        """Returns the newest checkpoint of which every byte is right, None where there is none.
+
+        Those that are newer and damaged are named in notices.
+
+        Ranks: all (collective); each reads its share of the files.
+
+        Raises:
+            CheckpointError: there are checkpoints and none of them is whole.
+        """
         found = list_checkpoints(self._folder)
         names = dist.gather_texts(" ".join(path.name for path in found))[0].split()
         problems: list[str] = []
@@ -317,3 +339,9 @@ class Checkpoints:
 
     def _notice(self, text: str) -> None:
         self._events.write({"event": "notice", "message": text})
+
+
+def _is_best(state: LoopState) -> bool:
+    """Whether the last step's held-out loss is the lowest that was computed while training."""
+    losses = {step: loss for step, loss in state.eval_losses.items() if step}
+    return state.progress.steps in losses and losses[state.progress.steps] == min(losses.values())

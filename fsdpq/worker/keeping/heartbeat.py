@@ -16,6 +16,11 @@ from fsdpq.run_files import BEAT_LAYOUT, Beat
 class Heartbeat:
     """The heartbeat of this rank.
 
+    Attributes:
+        phase: the one that goes on, empty before the first.
+        part: what goes on of it, may be empty.
+        step: the one that it belongs to, 0 before the first.
+
     Args:
         path: its file; it is made, or taken over from an earlier attempt of the same rank.
     """
@@ -29,13 +34,13 @@ class Heartbeat:
         finally:
             os.close(descriptor)
         self._count = 0
-        self._step = 0
-        self._phase = self._part = ""
+        self.step = 0
+        self.phase = self.part = ""
         self._write()
 
     def enter(self, phase: str) -> None:
         """Says that a phase of the run begins."""
-        self._phase, self._part = phase, ""
+        self.phase, self.part = phase, ""
         self._write()
 
     def beat_again(self) -> None:
@@ -49,11 +54,11 @@ class Heartbeat:
             part: at most 16 bytes.
             step: the one that it belongs to, from 1; None is the one before.
         """
-        self._step = self._step if step is None else step
-        self._part = part
+        self.step = self.step if step is None else step
+        self.part = part
         self._write()
 
     def _write(self) -> None:
         self._count += 1
-        beat = Beat(os.getpid(), self._count, self._step, self._phase, self._part)
+        beat = Beat(os.getpid(), self._count, self.step, self.phase, self.part)
         self._file[:] = beat.pack()

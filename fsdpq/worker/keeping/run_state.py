@@ -86,6 +86,7 @@ class RunState:
         *,
         world_size: int,
         with_optimizer: bool,
+        other_rows: bool = False,
     ) -> LoopState:
         """Puts a checkpoint's state into model, optimizer, scaler, loader and generators.
 
@@ -97,6 +98,7 @@ class RunState:
             group: all ranks, over gloo.
             world_size: ranks that saved it.
             with_optimizer: False starts with a new optimizer.
+            other_rows: start at the first row, the place in the data means nothing in these rows.
 
         Raises:
             CheckpointError: it does not fit the model or the data.
@@ -107,7 +109,8 @@ class RunState:
             load_pieces(reader, pieces, group)
             return {name: piece.rows for name, piece in pieces.items()}
 
-        self.loader.load_state_dict(facts["loader"])
+        if not other_rows:
+            self.loader.load_state_dict(facts["loader"])
         self._restore_tensors(reader, facts, group, with_optimizer=with_optimizer)
         self._restore_scaler(facts)
         step = facts["loop"]["progress"]["steps"]

@@ -9,6 +9,7 @@ from fsdpq.dist import TIMEOUT, WATCHED_TIMEOUT, launched_rank
 from fsdpq.recipe.root import Recipe
 from fsdpq.run_files import RunFiles
 from fsdpq.worker.keeping.heartbeat import Heartbeat
+from fsdpq.worker.keeping.post_mortem import PostMortem
 from fsdpq.worker.keeping.stopping import StopWatch
 
 
@@ -19,15 +20,18 @@ class RankWatch:
     Attributes:
         heartbeat: for the launcher.
         stop: what the ranks agree on.
+        post_mortem: explains it where this rank runs out of memory.
     """
 
     heartbeat: Heartbeat
     stop: StopWatch
+    post_mortem: PostMortem
 
     @classmethod
     def open(cls, files: RunFiles) -> RankWatch:
         """Begins; the process group may come later."""
-        return cls(Heartbeat(files.heartbeat(launched_rank())), StopWatch(files))
+        heartbeat = Heartbeat(files.heartbeat(launched_rank()))
+        return cls(heartbeat, StopWatch(files), PostMortem(files, heartbeat))
 
     def breaks_off(self) -> bool:
         """Whether an evaluation is to be left; a sign of life.

@@ -41,9 +41,9 @@ def _train(parsed: argparse.Namespace, rank: int) -> None:
         show_presence(files)
         redirect_output(files.rank_log(rank))
         tell_stack_on_request(files.rank_stack(rank))
-        from fsdpq.worker.train import train
+        from fsdpq.worker.train import run_rank
 
-        train(files, trust_remote_code=parsed.trust_remote_code, resume=parsed.resume)
+        run_rank(files, trust_remote_code=parsed.trust_remote_code, resume=parsed.resume)
 
 
 def _quantize(parsed: argparse.Namespace, rank: int) -> None:

@@ -51,7 +51,9 @@ def fake_wandb(monkeypatch: pytest.MonkeyPatch, init: Any) -> None:
 
 def open_wandb(tmp_path: Path, notices: list[str], **options: Any) -> WandbSink:
     wandb = WandbOptions(project="p", **options)
-    return WandbSink(wandb, tmp_path, name="run-1", settings={"version": 1}, notify=notices.append)
+    return WandbSink(
+        wandb, tmp_path, name="run-1", run_id="ab12", settings={"version": 1}, notify=notices.append
+    )
 
 
 def test_tensorboard_reads_back_what_was_written(tmp_path: Path) -> None:
@@ -71,6 +73,19 @@ def test_tensorboard_reads_back_what_was_written(tmp_path: Path) -> None:
     assert (loss.step, loss.value) == (3, 1.5)
 
 
+def test_a_resumed_run_hides_the_later_rows_of_tensorboard(tmp_path: Path) -> None:
+    for loss, resumed_after in ((1.5, None), (2.5, 2)):
+        sink = TensorboardSink(tmp_path)
+        if resumed_after is not None:
+            ManySinks([sink]).go_on_after(resumed_after)
+        for step in (2, 3) if resumed_after is None else (3,):
+            sink.write({**STEP, "step": step, "loss": loss})
+        sink.finish()
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    assert [(e.step, e.value) for e in events.Scalars("train/loss")] == [(2, 1.5), (3, 2.5)]
+
+
 def test_wandb_gets_settings_and_numbers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     run, given, notices = FakeRun(), {}, []
 
@@ -85,6 +100,7 @@ def test_wandb_gets_settings_and_numbers(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert given == {
         "project": "p", "entity": None, "group": None, "name": "run-1", "tags": ["a"],
         "mode": "offline", "dir": str(tmp_path), "config": {"version": 1},
+        "id": "ab12", "resume": "allow",
     }  # fmt: skip
     assert run.rows == [(3, {"train/loss": 1.5, "train/lr": 1e-3})]
     assert run.finished

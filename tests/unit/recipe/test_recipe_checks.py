@@ -52,7 +52,8 @@ MIXED = {"data__dataset": None, "data__mixture": [{"path": "a"}, {"path": "b"}]}
 WANDB = {"metrics__sinks": ["wandb"]}
 
 CASES: list[tuple[str, dict[str, Any], str, str, str]] = [
-    ("check_supported", {"export__merge": True}, "export.merge", "this version", "can do"),
+    ("check_supported", {"launch__scheduler": "slurm"},
+     "launch.scheduler", "this version", "can do"),
     ("check_model_revision_used", {**SMOLLM, "model__revision": "main"},
      "model.revision", "it is pinned", "delete `revision`"),
     ("check_seq_len_fits", {"data__seq_len": 4097},
@@ -346,7 +347,14 @@ CASES: list[tuple[str, dict[str, Any], str, str, str]] = [
      "export.format", "`adapter.kind` is `none`", "format: transformers"),
     ("check_merge_has_adapter", {**FULL, "export__merge": True},
      "export.merge", "with `adapter.kind: none`", "delete"),
-    ("check_keep_last_used", {"checkpoint__keep_last": 3},
+    ("check_merge_settings_used", {"export__merge_requantize": "nf4"},
+     "export.merge_requantize", "without `export.merge`", "merge: true"),
+    ("check_merge_settings_used", {"quantization__kind": "none", "export__merge": True,
+                                   "export__merge_onto": "original"},
+     "export.merge_onto", "only the original weights", "delete"),
+    ("check_best_is_evaluated", {"checkpoint__keep_best": True, "data__eval_fraction": 0.1},
+     "checkpoint.keep_best", "without `training.eval_interval`", "eval_interval: 100"),
+    ("check_keep_last_used", {"checkpoint__keep_last": 3, "checkpoint__interval_minutes": None},
      "checkpoint.keep_last", "without `checkpoint.interval`", "interval: 100"),
     ("check_tasks_differ", {"evaluation__tasks": ["arc_easy", "arc_easy"]},
      "evaluation.tasks", "names `arc_easy` twice", "delete"),

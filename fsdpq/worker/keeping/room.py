@@ -1,0 +1,135 @@
+"""Room on the disk for what a run leaves: looked at before training, waited for at the end."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from fsdpq import dist
+from fsdpq.errors import EnvironmentProblemError
+from fsdpq.protocols import MetricSink
+from fsdpq.recipe.root import Recipe
+from fsdpq.recipe.sections.optimizer import AdamW8bitOptions, MuonOptions, SgdOptions
+from fsdpq.training.loop import Trainer
+from fsdpq.worker.keeping.watch import RankWatch
+
+PATIENCE_S = 600.0
+"""How long a run that is trained waits for room before it gives up."""
+RETRY_S = 5.0
+SPARE_BYTES = 1 << 20
+"""For what lies beside the weights: configs, the tokenizer, the report."""
+
+
+def trained_bytes(trainer: Trainer) -> int:
+    """Returns the bytes of the trained weights of all ranks."""
+    return sum(p.numel() * p.element_size() for p in trainer.parameters)
+
+
+def checkpoint_bytes(recipe: Recipe, trainer: Trainer) -> int:
+    """Returns about what a checkpoint takes: the trained weights and the optimizer's states."""
+    optimizer = recipe.optimizer
+    states = 2.0
+    if isinstance(optimizer, AdamW8bitOptions):
+        states = 0.52
+    elif isinstance(optimizer, SgdOptions | MuonOptions):
+        states = 1.0 if optimizer.momentum else 0.0
+    return int(trained_bytes(trainer) * (1 + states))
+
+
+def check_room(recipe: Recipe, trainer: Trainer, directory: Path, events: MetricSink) -> None:
+    """Compares what the run will write with what is free; says where not all fits.
+
+    Ranks: all.
+
+    Raises:
+        EnvironmentProblemError: there is no room for what was trained, not even once.
+    """
+    options, one = recipe.checkpoint, checkpoint_bytes(recipe, trainer)
+    exported = trained_bytes(trainer) + SPARE_BYTES
+    saves = options.interval is not None or options.interval_minutes is not None
+    count = options.keep_last + 1 + options.keep_best if saves else 0
+    free, needed = shutil.disk_usage(directory).free, exported + count * one
+    hint = "make room, or put the run elsewhere with `--run-dir`"
+    if free < exported:
+        message = f"the disk of `{directory}` has {_size(free)} left, and what is trained takes "
+        raise EnvironmentProblemError(message + _size(exported), hint=hint)
+    if free < needed:
+        text = (
+            f"the disk of `{directory}` has {_size(free)} left, and {count} checkpoints of about "
+        )
+        text += f"{_size(one)} and what is exported take {_size(needed)}: {hint}"
+        events.write({"event": "notice", "message": text})
+
+
+def wait_for_room(
+    directory: Path, num_bytes: int, watch: RankWatch, events: MetricSink, *, what: str
+) -> None:
+    """Returns once ``num_bytes`` can be written into ``directory``, tried by writing them.
+
+    Tells the user what to free. A wish to end is a reason to give up.
+
+    Ranks: all (collective); rank 0 writes.
+
+    Raises:
+        EnvironmentProblemError: they cannot, for `PATIENCE_S` or until a signal came.
+    """
+    problem = try_again(lambda: _probe(directory, num_bytes), watch, events, what=what)
+    if problem:
+        hint = f"make room for {_size(num_bytes)}, then go on with `fsdpq resume`"
+        raise EnvironmentProblemError(f"{what} cannot be written: {problem}", hint=hint)
+
+
+def try_again(
+    attempt: Callable[[], str], watch: RankWatch, events: MetricSink, *, what: str
+) -> str:
+    """Tries until it works, for `PATIENCE_S`; returns the last problem, or nothing.
+
+    Ranks: all (collective).
+
+    Args:
+        attempt: returns what is in the way, on any rank, or nothing; all ranks call it.
+        watch: of this rank; a new signal ends the waiting.
+        events: told once that the run waits.
+        what: is tried, for the message.
+    """
+    deadline, is_told = time.monotonic() + PATIENCE_S, False
+    while problem := next((text for text in dist.gather_texts(attempt()) if text), ""):
+        if not is_told:
+            text = f"{what} cannot be written: {problem}; trying again every {RETRY_S:.0f} s for "
+            text += f"{PATIENCE_S / 60:.0f} minutes: make room"
+            events.write({"event": "notice", "message": text})
+            is_told = True
+        agreed = watch.stop.ask(due=time.monotonic() > deadline)
+        if agreed.due or agreed.stop:
+            return problem
+        watch.heartbeat.beat_again()
+        time.sleep(RETRY_S)
+    return ""
+
+
+def _probe(directory: Path, num_bytes: int) -> str:
+    """Writes that much and removes it; returns why that cannot be, on rank 0."""
+    if dist.rank() != 0:
+        return ""
+    path = directory / ".room"
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o600)
+        try:
+            os.posix_fallocate(descriptor, 0, num_bytes)
+        finally:
+            os.close(descriptor)
+            path.unlink()
+    except OSError as error:
+        return f"{directory}: {error.strerror or error}"
+    return ""
+
+
+def _size(number: float) -> str:
+    for unit, size in (("GB", 1e9), ("MB", 1e6)):
+        if number >= size:
+            return f"{number / size:.1f} {unit}"
+    return f"{number / 1e3:.1f} kB"
