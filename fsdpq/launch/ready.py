@@ -98,6 +98,8 @@ def gather_inputs(
         FsdpqError: one message for whatever cannot be had.
     """
     loaded, recipe, trust = settled.loaded, settled.recipe, settled.trust_remote_code
+    if recipe.evaluation.tasks:
+        fetch_task_data(recipe.evaluation.tasks, screen=screen)
     inputs = (
         make_inputs(loaded, screen=screen)
         if settled.smoke

@@ -68,6 +68,7 @@ def report_content(record: RunRecord, *, name: str) -> dict[str, Any]:
         "memory_phases": record.memory_phases,
         "samples": record.samples,
         "notices": record.notices,
+        "export": record.export,
         "resumes": record.resumes,
         "steps": record.steps,
         "evals": record.evals,

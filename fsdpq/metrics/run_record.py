@@ -32,6 +32,7 @@ class RunRecord:
         evaluations: what was evaluated apart from training, oldest first
             (`fsdpq.evaluation_job.Record`).
         notices: messages of the ranks.
+        export: what was exported and how it was checked, the fields of the last ``export`` row.
         resumes: ``step``, ``world_size`` and ``time`` of every start but the first, in order.
         settings: the resolved recipe.
         environment: the lock file.
@@ -47,6 +48,7 @@ class RunRecord:
     samples: list[Row] = field(default_factory=list)
     evaluations: list[Row] = field(default_factory=list)
     notices: list[str] = field(default_factory=list)
+    export: Row = field(default_factory=dict)
     resumes: list[Row] = field(default_factory=list)
     settings: Row = field(default_factory=dict)
     environment: Row = field(default_factory=dict)
@@ -75,6 +77,7 @@ def read_record(files: RunFiles) -> RunRecord:
     record.memory_phases = _most_of_each_phase(metrics)
     record.setup = _last_event(events, "setup")
     record.summary = _last_event(events, "done")
+    record.export = _last_event(events, "export")
     record.notices = [str(row.get("message", "")) for row in events if row["event"] == "notice"]
     record.samples = _pair_samples(events)
     record.evaluations = _read_evaluations(files.evals, record)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -71,9 +72,15 @@ class Ground:
 
 
 def run_undisturbed(ground: Ground, configuration: Configuration) -> RunFiles:
-    """Runs a configuration from start to end, without checkpoints; returns its directory."""
+    """Runs a configuration from start to end, without checkpoints; returns its directory.
+
+    A run that is there from an earlier campaign, and came to its end, is taken.
+    """
     recipe = write_recipe(ground.project, configuration)
     files = RunFiles(ground.runs / f"{configuration.name}-undisturbed")
+    if files.report_html.exists():
+        return files
+    shutil.rmtree(files.root, ignore_errors=True)
     log = ground.runs / f"{configuration.name}-undisturbed.log"
     quiet = ("checkpoint.interval=null", "checkpoint.resume=never")
     command = ("train", recipe.name, *quiet, "--run-dir", str(files.root))
@@ -105,7 +112,9 @@ def run_disturbed(
     rng = random.Random(seed)
     recipe = write_recipe(ground.project, configuration)
     run = Disturbed(configuration, RunFiles(ground.runs / name))
+    shutil.rmtree(run.files.root, ignore_errors=True)  # of a campaign that was stopped
     log = ground.runs / f"{name}.log"
+    log.unlink(missing_ok=True)
     waiting = list(blows)
     while True:
         if not waiting:
