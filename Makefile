@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 ON_EVERY_CORE := -n auto --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help train test test-recipes check lint types imports schema schema-check format bench bench-cli bench-memory bench-chunks bench-load bench-train bench-optimizer bench-disk bench-stream bench-packing bench-prepare bench-gpu clean
+.PHONY: help train test test-recipes chaos check lint types imports schema schema-check format bench bench-cli bench-memory bench-chunks bench-load bench-train bench-optimizer bench-disk bench-stream bench-packing bench-prepare bench-merge bench-gpu clean
 
 help:  ## Show what each target does
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -23,6 +23,9 @@ test: $(VENV)/.installed-dev  ## Run all tests, a file of them on every core
 
 test-recipes: $(VENV)/.installed-dev  ## Smoke every recipe of the library (a sample runs in `make test`)
 	FSDPQ_SMOKE=all $(BIN)/python -m pytest tests/recipes
+
+chaos: $(VENV)/.installed-dev  ## Kill runs 100 times and compare what comes out (an hour; CHAOS="--kills 20")
+	PYTHONPATH=scripts $(BIN)/python -m chaos --out runs/chaos $(CHAOS)
 
 check: lint types imports schema-check test  ## Run everything that CI runs
 
@@ -78,6 +81,9 @@ bench-stream: $(VENV)/.installed  ## Measure the memory of streamed rows (minute
 bench-disk: $(VENV)/.installed  ## Measure training from disk beside host memory (minutes)
 	$(BIN)/python scripts/bench_disk.py
 
+bench-merge: $(VENV)/.installed  ## Measure merging a made-up 1.1B model beside PEFT (10 minutes)
+	$(BIN)/python scripts/bench_merge.py
+
 bench-gpu: $(VENV)/.installed  ## Check and measure one GPU: 7B and 70B beside transformers (15 minutes)
 	$(BIN)/python -m scripts.gpu --out runs/bench-gpu
 
@@ -99,4 +105,6 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
 $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(VENV)/bin/python
 	@echo "installing fsdpq and its test tools into $(VENV)"
 	$(PIP) -e '.[dev]'
+	# Without what it names for other tasks: transformers imports scikit-learn where it finds it.
+	$(PIP) --no-deps lm_eval
 	@touch $@ $(VENV)/.installed

@@ -13,7 +13,7 @@ import hashlib
 import os
 import random
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -22,6 +22,8 @@ from torch.distributed.tensor import DTensor
 from torch.distributed.tensor import Shard as TensorShard
 
 from fsdpq.errors import EnvironmentProblemError, TrainingError
+
+T = TypeVar("T")
 
 TIMEOUT = datetime.timedelta(minutes=30)
 WATCHED_TIMEOUT = datetime.timedelta(days=1)
@@ -71,18 +73,6 @@ def new_host_group() -> dist.ProcessGroup:
     Ranks: all (collective).
     """
     return cast("dist.ProcessGroup", dist.new_group(backend="gloo", timeout=TIMEOUT))
-
-
-def as_rank_0_says(wanted: bool) -> bool:
-    """Returns what rank 0 says.
-
-    Ranks: all (collective).
-    """
-    if world_size() == 1:
-        return wanted
-    said = torch.tensor([wanted], dtype=torch.uint8)
-    dist.broadcast(said, src=0)
-    return bool(said.item())
 
 
 def gather_texts(text: str) -> list[str]:
@@ -290,3 +280,18 @@ def check_same_on_all_ranks(what: str, text: str) -> None:
             f"{what} differ between rank 0 and ranks {others}",
             hint="all ranks must read the same files: did one change while the run started?",
         )
+
+
+def share_from_first(value: T) -> T:
+    """Returns rank 0's value, on all ranks.
+
+    Ranks: all (collective).
+
+    Args:
+        value: can be pickled; that of the other ranks is left alone.
+    """
+    if world_size() == 1:
+        return value
+    told = [value]
+    dist.broadcast_object_list(told, src=0, device=torch.device("cpu"))
+    return told[0]

@@ -183,6 +183,8 @@ def _missing_for_training(recipe: Recipe) -> dict[str, str]:
         missing["flash-attn"] = "`attn_implementation: flash_attention_2`"
     if recipe.model.use_liger_kernel and not is_installed("liger_kernel"):
         missing["liger-kernel"] = "`use_liger_kernel: true`"
+    if recipe.evaluation.tasks and not is_installed("lm_eval"):
+        missing["lm-eval"] = "`evaluation.tasks`"
     for sink in recipe.metrics.sinks:
         if sink in SINK_PACKAGES and not is_installed(SINK_PACKAGES[sink]):
             missing[SINK_PACKAGES[sink]] = f"`{sink}` in `metrics.sinks`"

@@ -26,6 +26,10 @@ events.jsonl, field ``event`` is one of:
     ``checkpoint``  step, directory, num_bytes, seconds, eval_loss, time: it is whole and on disk
     ``stop``    signal, time: the ranks were asked to save and end, and will after this step
     ``stopped``  step, directory (null where nothing could be saved), time: they have
+    ``requests``  done, time: questions of lm-evaluation-harness that are answered
+    ``export``  format, directory, num_bytes, verified (whether stock libraries loaded it and
+                computed the same), max_difference (of their logits, as a share of the largest; null
+                where nobody looked), seconds, time
     ``done``    the fields of `RunSummary`, time
 
 The worker's ``quantize RUN_DIR --out DIR`` reads the same recipe and lock (``inputs.data`` may be
@@ -55,9 +59,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-PHASES = ("data", "load", "eval", "train", "export", "report")
+PHASES = ("data", "load", "eval", "train", "export", "tasks", "report")
 """The phases of a training run, in order; ``eval`` comes again after ``train``. A run that writes a
 quantized base has one phase, ``quantize``."""
+
+
+MERGE_RECEIPT = "merge.json"
+"""What says, in the directory of a merged model, how like the trained one it is."""
 
 
 @dataclass(frozen=True)
@@ -136,6 +144,11 @@ class RunFiles:
         """The trained weights alone of a model with new layers."""
         return self.root / "delta"
 
+    @property
+    def merged(self) -> Path:
+        """The base with the trained change in its weights (``export.merge``)."""
+        return self.root / "merged"
+
     def exported(self, export_format: str) -> Path:
         """What the run leaves behind, by ``export.format``."""
         names = {"peft": self.adapter, "transformers": self.model, "delta": self.delta}
@@ -164,14 +177,19 @@ class RunFiles:
         """TensorBoard's event files (`metrics.sinks`)."""
         return self.root / "tensorboard"
 
-    @property
-    def wandb_id(self) -> Path:
-        """The id of this run at Weights & Biases: a resumed run goes on there."""
-        return self.root / "wandb-id"
-
     def profile(self, rank: int) -> Path:
         """The profiler's trace of rank ``rank`` (`metrics.profile`)."""
         return self.root / "profile" / f"rank-{rank}.json"
+
+    @property
+    def evals(self) -> Path:
+        """Folder of what was evaluated after training (`fsdpq.evaluation_job.Record`)."""
+        return self.root / "evals"
+
+    @property
+    def evaluation_job(self) -> Path:
+        """What the ranks of ``fsdpq eval`` do (`fsdpq.evaluation_job`)."""
+        return self.root / "evaluation.json"
 
     @property
     def report_html(self) -> Path:
@@ -366,7 +384,7 @@ def append_json_line(path: Path, row: dict[str, Any]) -> None:
 
 
 def append_json_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Appends ``rows`` to ``path`` as lines of JSON: all of them, or none where the disk refuses."""
+    """Appends ``rows`` to ``path`` as lines of JSON: all, or none where the disk refuses."""
     lines = "".join(json.dumps(row, ensure_ascii=False, allow_nan=True) + "\n" for row in rows)
     with path.open("ab", buffering=0) as file:
         before, content = file.tell(), memoryview(lines.encode())
@@ -376,15 +394,6 @@ def append_json_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
         except OSError:
             file.truncate(before)
             raise
-
-
-def drop_torn_line(path: Path) -> None:
-    """Cuts off what a killed process left of a last line, so that others can be appended."""
-    if not path.exists():
-        return
-    with path.open("rb+") as file:
-        content = file.read()
-        file.truncate(content.rfind(b"\n") + 1)
 
 
 def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:

@@ -36,11 +36,12 @@ def whole_directory(directory: Path, *, what: str) -> Iterator[Path]:
         shutil.rmtree(directory, ignore_errors=True)
         partial.rename(directory)
     except (OSError, SafetensorError) as error:
-        shutil.rmtree(partial, ignore_errors=True)
         raise ExportError(
             f"{what} cannot be written to {directory}: {error}",
             hint="make room on the disk or make the directory writable, then run again",
         ) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
+from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from transformers import PretrainedConfig
 
 from fsdpq.checkpoint.directory import save_tensors, whole_directory
 from fsdpq.dist import assign_own_rows, gather_whole, own_shard, rank
@@ -35,6 +36,7 @@ def export_adapter(
     options: LoraOptions,
     base_model: str,
     revision: str | None,
+    hf_config: PretrainedConfig,
     saved: Mapping[str, nn.Parameter] = MappingProxyType({}),
 ) -> None:
     """Writes ``adapter_config.json`` and ``adapter_model.safetensors``.
@@ -48,6 +50,7 @@ def export_adapter(
         options: the adapter's section of the recipe.
         base_model: what PEFT loads as the base: a directory or a name on the hub.
         revision: of the base.
+        hf_config: of the base.
         saved: trained Parameters of the base itself, by their names in the transformers model.
 
     Raises:
@@ -66,7 +69,8 @@ def export_adapter(
         return
     with whole_directory(directory, what="the adapter") as partial:
         save_tensors(weights, partial / WEIGHTS_NAME)
-        config = _config(options, list(layers), saved, base_model, revision)
+        config = _config(options, list(layers), saved, hf_config)
+        config.base_model_name_or_path, config.revision = base_model, revision
         config.save_pretrained(str(partial))
 
 
@@ -110,6 +114,77 @@ def import_adapter(
         assign_own_rows(parameter, weights[f"{PREFIX}{name}"])
 
 
+def check_loadable(
+    layers: Mapping[str, AdaptedLayer],
+    hf: nn.Module,
+    *,
+    options: LoraOptions,
+    saved: Mapping[str, nn.Parameter] = MappingProxyType({}),
+) -> None:
+    """Checks, before anything is trained, that PEFT will adapt the layers that are adapted here.
+
+    Args:
+        layers: as for `export_adapter`.
+        hf: the base as transformers builds it, on meta; PEFT's layers go into it.
+        options: the adapter's section of the recipe.
+        saved: as for `export_adapter`.
+
+    Raises:
+        ExportError: it will not.
+    """
+    from peft import get_peft_model
+
+    try:
+        config = _config(options, list(layers), saved, hf.config)  # pyright: ignore
+        wrapped = get_peft_model(hf, config, low_cpu_mem_usage=True)  # pyright: ignore
+        theirs = {
+            name.removeprefix(PREFIX)
+            for name, module in wrapped.named_modules()
+            if hasattr(module, "lora_A")
+        }
+        differing = sorted(theirs ^ layers.keys())
+        problem = f"it adapts {len(differing)} other layers: {', '.join(differing[:3])}"
+    except (ValueError, KeyError, TypeError, NotImplementedError) as error:
+        differing, problem = ["all"], str(error)
+    if differing:
+        raise ExportError(
+            f"PEFT could not load what this recipe trains of a `{type(hf).__name__}`: {problem}",
+            hint="name other layers in `adapter.target_modules`; with `kind: dora` try `lora`",
+        )
+
+
+def wrap_in_peft(hf: nn.Module, directory: Path) -> nn.Module:
+    """Returns PEFT's own model around ``hf``, with the adapter of ``directory`` as PEFT loads it.
+
+    Raises:
+        ExportError: PEFT does not load it, or not all of it, or changes values; PEFT itself only
+            warns of some of this.
+    """
+    from peft import PeftModel, get_peft_model_state_dict
+
+    try:
+        wrapped = PeftModel.from_pretrained(hf, str(directory))  # pyright: ignore
+    except (ValueError, RuntimeError, KeyError, OSError, TypeError) as error:
+        raise ExportError(
+            f"PEFT cannot load the adapter that was written: {error}",
+            hint="report this with the recipe: the trained weights are in the directory's files",
+        ) from error
+    loaded = get_peft_model_state_dict(wrapped, save_embedding_layers=False)
+    written = load_file(directory / WEIGHTS_NAME)
+    differing = sorted(written.keys() ^ loaded.keys()) or sorted(
+        name
+        for name, tensor in written.items()
+        if not torch.equal(tensor.to(loaded[name].dtype), loaded[name].cpu())
+    )
+    if differing:
+        raise ExportError(
+            f"PEFT did not take {len(differing)} of the adapter's tensors as they were written: "
+            f"{', '.join(differing[:3])}",
+            hint="report this with the recipe: the trained weights are in the directory's files",
+        )
+    return wrapped
+
+
 def _adapter_names(layers: Mapping[str, AdaptedLayer]) -> dict[str, tuple[AdaptedLayer, str]]:
     """Layers and names of their trained Parameters, by the names in PEFT's files."""
     return {
@@ -151,8 +226,7 @@ def _config(
     options: LoraOptions,
     names: list[str],
     saved: Mapping[str, nn.Parameter],
-    base_model: str,
-    revision: str | None,
+    hf_config: PretrainedConfig,
 ) -> Any:
     from peft import LoraConfig, TaskType
 
@@ -161,19 +235,47 @@ def _config(
         targets = tuple(sorted({name.rpartition(".")[2] for name in names}))
     elif isinstance(targets, str):  # PEFT would look for it outside the decoder layers, too
         targets = tuple(names)
+    renamed = tuple(target for target in targets if _means_experts(target, hf_config))
+    parameters = [f"{name}.weight" for name in names if _matches_any(name, renamed)]
     times = 2 if options.init in ("pissa", "olora") else 1
     scaled = times**0.5 if options.use_rslora else times
-    return LoraConfig(
+    config = LoraConfig(
         task_type=TaskType.CAUSAL_LM,
-        base_model_name_or_path=base_model,
-        revision=revision,
         r=options.rank * times,
         lora_alpha=options.alpha * scaled,  # pyright: ignore[reportArgumentType] - PEFT takes floats too
-        lora_dropout=options.dropout,
+        lora_dropout=0.0 if parameters else options.dropout,  # PEFT drops nothing beside parameters
         use_rslora=options.use_rslora,
         use_dora=options.kind == "dora",
-        target_modules=list(targets),
+        target_modules=[target for target in targets if target not in renamed],
+        target_parameters=parameters or None,
         modules_to_save=sorted({name.rpartition(".")[0] for name in saved}) or None,
         ensure_weight_tying=len({id(parameter) for parameter in saved.values()}) < len(saved),
         inference_mode=True,
     )
+    # PEFT makes a set of the list, and writes it in an order that is another in every process.
+    config.target_modules = sorted(config.target_modules or ())  # pyright: ignore[reportAttributeAccessIssue]
+    return config
+
+
+def _matches_any(name: str, suffixes: tuple[str, ...]) -> bool:
+    """Whether the last parts of a dotted name are one of ``suffixes``."""
+    return any(name == suffix or name.endswith(f".{suffix}") for suffix in suffixes)
+
+
+def _means_experts(target: str, hf_config: PretrainedConfig) -> bool:
+    """Whether PEFT takes a name of a linear layer for one of experts in a mixture of this family.
+
+    Transformers 5 keeps experts as parameters, and PEFT (0.21, ``transformers_weight_conversion``)
+    translates the old names of their linear layers, also where a dense layer or a shared expert has
+    the same name. A weight that is named as a parameter is not translated.
+    """
+    from peft import LoraConfig
+    from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
+
+    probe = LoraConfig(target_modules=[target])
+    family: Any = SimpleNamespace(config=hf_config)
+    try:
+        convert_peft_config_for_transformers(probe, family, None)
+    except ValueError:  # one of two names that belong together
+        return True
+    return target not in (probe.target_modules or ())

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -34,6 +35,20 @@ DTYPE_NAMES = {
 
 _ENTRY_BYTES = 160
 """The longest header entry of a tensor of few dimensions, without its name."""
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """A tensor of a file, before its values are known."""
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of its values."""
+        return torch.Size(self.shape).numel() * self.dtype.itemsize
 
 
 class TensorStream:
@@ -78,16 +93,44 @@ class TensorStream:
             self._append(name, tensor)
         return tensor.nbytes
 
+    def write_pieces(self, spec: TensorSpec, pieces: Iterable[Tensor]) -> int:
+        """Adds one tensor that comes in pieces; returns its bytes.
+
+        Memory: one piece.
+
+        Args:
+            spec: of the whole tensor.
+            pieces: its elements in order, of any shapes, on the host, in the tensor's dtype.
+        """
+        if spec.num_bytes % ALIGNMENT:
+            whole = torch.cat([piece.reshape(-1) for piece in pieces]).view(spec.shape)
+            return self.write(spec.name, whole)
+        self._enter(spec.name, spec.dtype, spec.shape, spec.num_bytes)
+        written = 0
+        for piece in pieces:
+            self._write_bytes(piece)
+            written += piece.nbytes
+        if written != spec.num_bytes:
+            raise ValueError(f"`{spec.name}` has {spec.num_bytes} bytes, its pieces {written}")
+        return written
+
     def _append(self, name: str, tensor: Tensor) -> None:
-        stop = self._offset + tensor.nbytes
+        self._enter(name, tensor.dtype, tensor.shape, tensor.nbytes)
+        self._write_bytes(tensor)
+
+    def _enter(self, name: str, dtype: torch.dtype, shape: Iterable[int], num_bytes: int) -> None:
+        """Gives the next ``num_bytes`` of the file to a tensor."""
+        stop = self._offset + num_bytes
         self._entries[name] = {
-            "dtype": DTYPE_NAMES[tensor.dtype],
-            "shape": list(tensor.shape),
+            "dtype": DTYPE_NAMES[dtype],
+            "shape": list(shape),
             "data_offsets": [self._offset, stop],
         }
+        self._offset = stop
+
+    def _write_bytes(self, tensor: Tensor) -> None:
         flat = tensor.contiguous().reshape(-1).view(torch.uint8)
         self._file.write(flat.numpy().data)
-        self._offset = stop
 
     def _finish(self) -> None:
         for name, tensor in sorted(self._late.items(), key=lambda item: -item[1].itemsize):

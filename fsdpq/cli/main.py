@@ -18,15 +18,19 @@ from fsdpq.cli.chat import chat_command
 from fsdpq.cli.data import data_group
 from fsdpq.cli.diff import diff_command
 from fsdpq.cli.doctor import doctor_command
+from fsdpq.cli.evaluate import eval_command
 from fsdpq.cli.generate import generate_command
 from fsdpq.cli.importing import import_command
+from fsdpq.cli.merge import merge_command
 from fsdpq.cli.migrate import migrate_command
 from fsdpq.cli.options import recipe_arguments, say, trust_option, warn_of_code
 from fsdpq.cli.prepare import prepare_command
+from fsdpq.cli.push import push_command
 from fsdpq.cli.quantize import quantize_command
 from fsdpq.cli.recipes import recipes_group
 from fsdpq.cli.render import render_error, render_notice
 from fsdpq.cli.reproduce import reproduce_command
+from fsdpq.cli.resume import resume_command
 from fsdpq.errors import ExitCode, FsdpqError, RunStoppedError, UsageError
 
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
@@ -153,13 +157,17 @@ cli.add_command(chat_command)
 cli.add_command(data_group)
 cli.add_command(diff_command)
 cli.add_command(doctor_command)
+cli.add_command(eval_command)
 cli.add_command(generate_command)
 cli.add_command(import_command)
+cli.add_command(merge_command)
 cli.add_command(migrate_command)
 cli.add_command(prepare_command)
+cli.add_command(push_command)
 cli.add_command(quantize_command)
 cli.add_command(recipes_group)
 cli.add_command(reproduce_command)
+cli.add_command(resume_command)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -82,6 +82,15 @@ def checkpoint_text(row: Row) -> str:
     return f"checkpoint {name}: {size} in {row['seconds']:.1f} s"
 
 
+def export_text(row: Row) -> str:
+    """Returns what was written, and whether stock libraries compute the same with it."""
+    wrote = f"wrote {format_bytes(row['num_bytes'])} in {format_seconds(row['seconds'])}"
+    if not row["verified"]:
+        return f"{wrote}, not checked (`export.verify: false`)"
+    difference = f"{row['max_difference']:.1e} of the largest"
+    return f"{wrote}, checked with stock libraries: logits differ by {difference}"
+
+
 def stopped_text(row: Row) -> str:
     """Returns where the ranks ended because they were asked to."""
     if row.get("directory") is None:

@@ -16,6 +16,7 @@ import click
 from fsdpq.cli.render import clean, wants_color
 from fsdpq.cli.run_texts import (
     checkpoint_text,
+    export_text,
     format_bytes,
     format_seconds,
     one_line,
@@ -27,7 +28,7 @@ from fsdpq.cli.run_texts import (
     words_of,
 )
 from fsdpq.launch.ranks.torchrun import Row
-from fsdpq.run_files import RunFiles
+from fsdpq.run_files import RunFiles, read_json_lines
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -41,6 +42,7 @@ _PHASES = {
     "eval": "evaluating",
     "train": "training",
     "export": "exporting",
+    "tasks": "asking the questions of lm-evaluation-harness",
     "report": "writing the report",
 }
 
@@ -63,6 +65,7 @@ class PlainScreen:
         self._load_clock = _LoadClock()
         self._last_step_shown = 0.0
         self._last_save_shown = -STEP_INTERVAL_S
+        self._last_requests_shown = time.monotonic()
         self._last_load_shown: float | None = None
         self._load_lines = 0
         self._samples: dict[str, dict[str, str]] = {}
@@ -75,7 +78,9 @@ class PlainScreen:
             "step": self._show_step,
             "eval": self._show_eval,
             "sample": self._show_sample,
+            "requests": self._show_requests,
             "notice": self._show_notice,
+            "export": self._show_export,
             "resume": self._show_resume,
             "checkpoint": self._show_checkpoint,
             "stop": self._show_stop,
@@ -90,6 +95,7 @@ class PlainScreen:
     def open_run(self, files: RunFiles) -> None:
         """Shows where the run goes; the ranks start now."""
         self._files = files
+        self._samples = _earlier_samples(files)
         self._print(f"run directory {files.root}")
         self._print("starting the ranks")
 
@@ -153,8 +159,17 @@ class PlainScreen:
         self._samples.setdefault(prompt, {})[when] = str(row["answer"])
         self._print(f"{when}: {one_line(prompt)} -> {one_line(str(row['answer']))}")
 
+    def _show_requests(self, row: Row) -> None:
+        now = time.monotonic()
+        if now - self._last_requests_shown >= STEP_INTERVAL_S:
+            self._last_requests_shown = now
+            self._print(f"answered {row['done']} questions")
+
     def _show_notice(self, row: Row) -> None:
         self._print(f"note: {row['message']}")
+
+    def _show_export(self, row: Row) -> None:
+        self._print(export_text(row))
 
     def _show_resume(self, row: Row) -> None:
         self._clock = _StepClock()  # what lies between the two starts is no time of training
@@ -168,7 +183,7 @@ class PlainScreen:
             self._print(checkpoint_text(row))
 
     def _show_stop(self, row: Row) -> None:
-        self._print(f"{row['signal']}: saving after this step; Ctrl-C again ends at once")
+        self._print(f"{row['signal']}: the ranks save after this step and end")
 
     def _show_stopped(self, row: Row) -> None:
         self._print(stopped_text(row))
@@ -246,6 +261,15 @@ class LiveScreen(PlainScreen):
         bar = Progress(*columns, console=console, redirect_stdout=False, redirect_stderr=False)
         bar.start()
         return bar
+
+
+def _earlier_samples(files: RunFiles) -> dict[str, dict[str, str]]:
+    """Returns what the model answered before the run went on: prompt -> when -> answer."""
+    samples: dict[str, dict[str, str]] = {}
+    for row in read_json_lines(files.events):
+        if row.get("event") == "sample":
+            samples.setdefault(str(row["prompt"]), {})[str(row["when"])] = str(row["answer"])
+    return samples
 
 
 class _StepClock:

@@ -192,6 +192,8 @@ RULES: Mapping[str, Rule] = {
         ("dataset_prepared_path", "dataset_processes", "shuffle_merged_datasets"),
         Always(DATA_LOADING),
     ),
+    "merge_lora": Part("export.merge, export.merge_onto"),
+    "merge_method": Always("tensors are merged as they are read, a few rows at a time"),
     **dict.fromkeys(("ddp", "device_map", "gc_steps", "world_size"), Always(BY_ITSELF)),
 }  # fmt: skip
 
@@ -213,6 +215,10 @@ def assemble(draft: Draft) -> None:
     _assemble_bits(draft, adapter)
     if low_rank:
         _assemble_targets(draft)
+    if low_rank and draft.on("merge_lora"):
+        draft.put("export.merge", True, key="merge_lora")
+        if draft.at("quantization.kind") != "none":  # it loads the base anew, unquantized
+            draft.put("export.merge_onto", "original", key="merge_lora")
     if draft.on("sample_packing"):
         draft.put("data.packing", "best_fit", key="sample_packing")
     assemble_training(draft, epochs="num_epochs")

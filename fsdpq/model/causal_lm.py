@@ -24,6 +24,7 @@ from fsdpq.model.document_attention import document_starts, longest_document
 from fsdpq.model.packing import document_bounds, document_mask
 from fsdpq.model.router_loss import RouterLoss
 from fsdpq.model.structure import find_decoder_layers
+from fsdpq.model.token_scores import score_tokens
 from fsdpq.protocols import Losses
 
 HEAD_SCALES = ("logit_scale", "logits_scaling", "lm_head_multiplier", "output_multiplier")
@@ -70,8 +71,10 @@ class OutputHead(nn.Module):
         self.scale = scale
         self.softcap = softcap
 
-    def forward(self, hidden: Tensor, targets: Tensor | None = None) -> Tensor:
-        """Returns logits, or with ``targets`` the sum of the token losses.
+    def forward(
+        self, hidden: Tensor, targets: Tensor | None = None, *, scores: bool = False
+    ) -> Tensor:
+        """Returns logits, or with ``targets`` the sum of the token losses, or their ``scores``.
 
         Logits are the head's product alone: transformers scales and caps them afterwards.
 
@@ -79,12 +82,17 @@ class OutputHead(nn.Module):
             hidden: ``(..., hidden)``; with ``targets`` only the positions that carry loss,
                 ``(num_targets, hidden)``.
             targets: token ids, ``(num_targets,)``, int64; may be empty.
+            scores: see `fsdpq.model.token_scores`.
 
         Returns:
-            Logits ``(..., vocabulary)``, or a scalar in nats.
+            Logits ``(..., vocabulary)``, or a scalar in nats, or scores ``(num_targets, 2)``.
         """
         if targets is None:
             return functional.linear(hidden, self.weight, self.bias)
+        if scores:
+            return score_tokens(
+                hidden * self.scale, self.weight, self.bias, targets, softcap=self.softcap
+            )
         if targets.numel() == 0:
             # Every trained weight gets a gradient, or ranks would reduce different groups.
             trained = [p.float().sum() for p in self.parameters() if p.requires_grad]
@@ -246,13 +254,45 @@ class CausalLM(nn.Module):
         return self.head(kept, targets)
 
     @torch.no_grad()
-    def next_token_logits(self, input_ids: Tensor, cache: Cache) -> Tensor:
+    def token_scores(self, input_ids: Tensor, positions: Tensor, targets: Tensor) -> Tensor:
+        """Returns how likely each target is after its position, ``(num_targets, 2)``, fp32.
+
+        `fsdpq.fsdp.wrap` registers this as another forward. What the numbers are is in
+        `fsdpq.model.token_scores`.
+
+        Args:
+            input_ids: ``(rows, tokens)``, int64, padded at the right.
+            positions: indices into the flattened ``rows * tokens`` positions, ``(num_targets,)``,
+                int64; may repeat, may be none.
+            targets: the token after each, ``(num_targets,)``, int64.
+        """
+        with self._autocast(input_ids.device.type):
+            hidden = self._decode(input_ids, None).last_hidden_state
+            kept = hidden.reshape(-1, hidden.shape[-1]).index_select(0, positions)
+            return self.head(kept, targets, scores=True)
+
+    @torch.no_grad()
+    def next_token_logits(
+        self, input_ids: Tensor, cache: Cache, attention_mask: Tensor | None = None
+    ) -> Tensor:
         """Returns the logits after the last token, ``(rows, vocabulary)``; extends ``cache``.
 
         `fsdpq.fsdp.wrap` registers this as a second forward, so that FSDP gathers for it too.
+
+        Args:
+            input_ids: ``(rows, tokens)``, int64: what the cache does not hold yet.
+            cache: of the tokens before.
+            attention_mask: of rows that are padded at the left, ``(rows, tokens so far)``, int64:
+                0 at padding. Positions are counted without it.
         """
+        options: dict[str, Tensor] = {}
+        if attention_mask is not None:
+            places = (attention_mask.cumsum(-1) - 1).clamp(min=0)
+            options = {"attention_mask": attention_mask}
+            options["position_ids"] = places[:, -input_ids.shape[1] :]
         with self._autocast(input_ids.device.type):
             output = self.hf(
-                input_ids=input_ids, past_key_values=cache, use_cache=True, logits_to_keep=1
-            )
+                input_ids=input_ids, past_key_values=cache, use_cache=True, logits_to_keep=1,
+                **options,
+            )  # fmt: skip
         return output.logits[:, -1]

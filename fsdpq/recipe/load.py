@@ -135,6 +135,39 @@ def load_resolved(path: Path) -> Recipe:
     return recipe
 
 
+def override_resolved(recipe: Recipe, overrides: Sequence[str], *, path: Path) -> LoadedRecipe:
+    """Returns a resolved recipe with ``overrides``, checked.
+
+    A run's relative paths start from a directory that may be gone, so a rule that the recipe breaks
+    by itself is none that the overrides break.
+
+    Args:
+        recipe: a resolved one.
+        overrides: from the command line.
+        path: the file that it stands in, for messages.
+
+    Raises:
+        RecipeError: with all Problems of the overrides.
+    """
+    sections = list_sections()
+    composed = Composition(recipe.model_dump(mode="json"), Marks(), [])
+    parsed, mistakes = parse_overrides(overrides)
+    apply_overrides(composed, parsed, sections)
+    composed.problems += mistakes
+    translator = Translator(composed.data, composed.marks, str(path), sections)
+    changed, mistakes = _validate(composed.data, translator)
+    problems = composed.problems + mistakes
+    if changed is not None and parsed:
+        known = {problem for check in CHECKS for problem in check(recipe, path.parent)}
+        found = {problem: None for check in CHECKS for problem in check(changed, path.parent)}
+        problems += [translator.locate(problem) for problem in found if problem not in known]
+    if problems or changed is None:
+        raise RecipeError(problems[:MAX_PROBLEMS])
+    raw = dump_recipe(changed).encode()
+    notices = tuple(composed.notices)
+    return LoadedRecipe(changed, path, raw, tuple(overrides), composed.marks, notices)
+
+
 def dump_recipe(recipe: Recipe) -> str:
     """Returns ``recipe`` as YAML, every default spelled out; `load_resolved` gives it back."""
     return dump_values(recipe.model_dump(mode="json"))

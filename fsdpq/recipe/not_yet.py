@@ -13,10 +13,7 @@ from fsdpq.errors import Problem
 from fsdpq.recipe.options import Options
 
 IMPLEMENTED: dict[str, tuple[Any, ...]] = {
-    "checkpoint.resume": ("never",),
-    "export.merge": (False,),
     "launch.nnodes": (1,),
-    "launch.max_restarts": (0,),
     "launch.scheduler": ("local",),
 }
 """Keys of which some values do not work yet -> the values that do."""

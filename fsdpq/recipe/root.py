@@ -10,6 +10,7 @@ from pydantic import Field
 from fsdpq.recipe.options import Options
 from fsdpq.recipe.sections.adapter import AdapterOptions, LoraOptions
 from fsdpq.recipe.sections.data import DataOptions
+from fsdpq.recipe.sections.evaluation import EvaluationOptions
 from fsdpq.recipe.sections.fsdp import FsdpOptions
 from fsdpq.recipe.sections.launch import LaunchOptions
 from fsdpq.recipe.sections.lr_scheduler import ConstantScheduleOptions, ScheduleOptions
@@ -62,6 +63,9 @@ class Recipe(Options):
 
     checkpoint: CheckpointOptions = CheckpointOptions.model_construct()
     """What is saved on the way."""
+
+    evaluation: EvaluationOptions = EvaluationOptions.model_construct()
+    """Which tasks it is measured by."""
 
     export: ExportOptions = ExportOptions.model_construct()
     """What the run leaves behind."""

@@ -130,7 +130,7 @@ def write_manifest(directory: Path, saved: SavedCheckpoint) -> None:
     """
     content = {"format": FORMAT, **dataclasses.asdict(saved)}
     document = {**content, "sha256": _digest(content)}
-    write_whole(directory / MANIFEST_NAME, (json.dumps(document, indent=1) + "\n").encode())
+    write_whole(directory / MANIFEST_NAME, _encode(document))
     sync(directory)
 
 
@@ -140,14 +140,16 @@ def read_checkpoint(directory: Path) -> SavedCheckpoint:
     Raises:
         CheckpointError: it is missing or damaged, or of another version; names the file.
     """
-    document = _read_document(directory, MANIFEST_NAME)
+    raw = _read_bytes(directory, MANIFEST_NAME)
+    document = _decode(directory, MANIFEST_NAME, raw)
     try:
+        is_whole = raw == _encode(document)  # blanks and the order of keys included
         sha256 = document.pop("sha256")
         found = document["format"]
-        is_whole = sha256 == _digest(document)
+        is_whole = is_whole and sha256 == _digest(document)
         if is_whole and found == FORMAT:
             return _parse(directory, document)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise damaged(directory, f"{MANIFEST_NAME} cannot be understood") from error
     if is_whole:
         message = f"the checkpoint {directory} has format {found}, this version reads {FORMAT}"
@@ -178,7 +180,7 @@ def read_document(directory: Path, name: str) -> dict[str, Any]:
     Raises:
         CheckpointError: it cannot be read or is no JSON object.
     """
-    return _read_document(directory, name)
+    return _decode(directory, name, _read_bytes(directory, name))
 
 
 def damaged(directory: Path, what: str) -> CheckpointError:
@@ -219,12 +221,15 @@ def _check_file(directory: Path, name: str, file: SavedFile) -> None:
         raise damaged(directory, f"{name} is not what was written")
 
 
-def _read_document(directory: Path, name: str) -> dict[str, Any]:
+def _read_bytes(directory: Path, name: str) -> bytes:
     try:
         with (directory / name).open("rb") as file:
-            raw = file.read(MAX_JSON_BYTES + 1)
+            return file.read(MAX_JSON_BYTES + 1)
     except OSError as error:
         raise damaged(directory, f"{name} cannot be read: {error.strerror or error}") from error
+
+
+def _decode(directory: Path, name: str, raw: bytes) -> dict[str, Any]:
     try:
         document = json.loads(raw)
     except (ValueError, RecursionError) as error:
@@ -232,6 +237,10 @@ def _read_document(directory: Path, name: str) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise damaged(directory, f"{name} is not what was written")
     return cast("dict[str, Any]", document)
+
+
+def _encode(document: Mapping[str, Any]) -> bytes:
+    return (json.dumps(document, indent=1) + "\n").encode()
 
 
 def _parse(directory: Path, document: Mapping[str, Any]) -> SavedCheckpoint:

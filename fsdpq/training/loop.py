@@ -230,15 +230,7 @@ class Trainer:
     def _log(self, window: LogWindow, progress: Progress) -> None:
         """Reads the window's losses from the device, checks them, writes one row."""
         self.check_base()  # first: weights that changed may have spoiled the losses
-        losses = gather_losses([result.loss for result in window.results])
-        norms = torch.stack([result.grad_norm for result in window.results]).cpu()
-        skipped = torch.tensor([result.skipped for result in window.results])
-        # A skipped step's gradients overflowed; its scale is lower now, and nothing is wrong.
-        check_finite(
-            losses,
-            norms.masked_fill(skipped, 0.0),
-            first_step=progress.steps - len(window.results) + 1,
-        )
+        losses, norms, skipped = read_window(window, last_step=progress.steps)
         weights = torch.tensor(window.num_trained, dtype=torch.float64)
         loss = float((losses.sum(dim=1) * weights).sum() / weights.sum())
         seconds = time.monotonic() - window.started
@@ -261,6 +253,27 @@ class Trainer:
         if shares:
             row["aux_loss"] = float(gather_losses(shares).sum(dim=1).mean())
         self.metrics.write(row)
+
+
+def read_window(window: LogWindow, *, last_step: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns losses ``(steps, ranks)``, gradient norms and which steps were skipped, on the host.
+
+    Ranks: all (collective).
+
+    Args:
+        window: with one step at least.
+        last_step: its last.
+
+    Raises:
+        TrainingError: one is not finite.
+    """
+    losses = gather_losses([result.loss for result in window.results])
+    norms = torch.stack([result.grad_norm for result in window.results]).cpu()
+    skipped = torch.tensor([result.skipped for result in window.results])
+    # A skipped step's gradients overflowed; its scale is lower now, and nothing is wrong.
+    first_step = last_step - len(window.results) + 1
+    check_finite(losses, norms.masked_fill(skipped, 0.0), first_step=first_step)
+    return losses, norms, skipped
 
 
 def gather_losses(shares: Sequence[Tensor]) -> Tensor:

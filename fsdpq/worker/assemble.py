@@ -343,7 +343,7 @@ def shard_model(
         device=device,
         layers=list(model.decoder_layers),
         embedding_groups=model.embedding_groups,
-        forward_methods=("losses", "next_token_logits"),
+        forward_methods=("losses", "next_token_logits", "token_scores"),
         precision=precision,
         layer_chunks=recipe.training.layer_chunks,
     )

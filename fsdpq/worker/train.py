@@ -27,15 +27,17 @@ from fsdpq.training.loop import LoopState, Progress, Trainer
 from fsdpq.worker.answerer import Answerer, build_asker
 from fsdpq.worker.assemble import (
     Assembled,
-    Inputs,
     assemble_model,
     read_inputs,
     stop_ids,
 )
-from fsdpq.worker.export.formats import FORMATS, save_template
+from fsdpq.worker.evaluate.after_training import measure_tasks
+from fsdpq.worker.evaluate.subject import Subject
+from fsdpq.worker.export.finish import Trained, check_exportable, export_run
 from fsdpq.worker.from_disk import reading_notices
 from fsdpq.worker.keeping.checkpoints import Checkpoints
 from fsdpq.worker.keeping.ending import Keeping
+from fsdpq.worker.keeping.room import check_room, exported_bytes, wait_for_room
 from fsdpq.worker.keeping.run_state import RunState
 from fsdpq.worker.keeping.watch import RankWatch, group_timeout
 from fsdpq.worker.outputs import WatchedEvents, open_metrics, open_rows
@@ -101,9 +103,11 @@ def train(files: RunFiles, watch: RankWatch, *, trust_remote_code: bool, resume:
         recipe, assembled, data, metrics, events, files=files, device=device,
         breaks_off=watch.breaks_off,
     )  # fmt: skip
-    summary = summarize_setup(recipe, assembled, data, trainer, device)
-    events.write({"event": "setup", **dataclasses.asdict(summary)})
+    check_exportable(recipe, inputs, assembled)
+    setup = dataclasses.asdict(summarize_setup(recipe, assembled, data, trainer, device))
+    events.write({"event": "setup", **setup})
     watch.post_mortem.learn(recipe, assembled, trainer)
+    check_room(recipe, trainer, files.root, events)
     answerer = Answerer(
         assembled,
         tokenizer,
@@ -125,10 +129,12 @@ def train(files: RunFiles, watch: RankWatch, *, trust_remote_code: bool, resume:
     if keeping.end(state):
         dist.wait_for_all()
         return
-    exported = export(recipe, inputs, assembled, files, events)
-    save_template(recipe, tokenizer, answerer.asks, exported)
+    wait_for_room(files.root, exported_bytes(recipe, assembled), watch, events)
     losses = (state.eval_losses.get(0), loss_after)
-    done = summarize_run(progress, train_s, losses, device, exported)
+    done = summarize_run(progress, train_s, losses, device, files.exported(recipe.export.format))
+    trained = Trained(recipe, inputs, assembled, tokenizer, answerer.asks, done)
+    export_run(trained, files, events, device=device)
+    measure_tasks(Subject(recipe, assembled, tokenizer, inputs.model_dir, device), files, events)
     events.write({"event": "done", **dataclasses.asdict(done)})
     report(files, events)
 
@@ -168,7 +174,10 @@ def report(files: RunFiles, events: MetricSink) -> None:
     """
     enter(events, "report")
     if dist.rank() == 0:
-        write_report(files)
+        try:
+            write_report(files)
+        except OSError as error:  # the run is done, whatever becomes of its report
+            notify(events, f"the report cannot be written: {error}")
     dist.wait_for_all()
 
 
@@ -211,8 +220,9 @@ def open_checkpoints(
     """
     lock = json.loads(files.lock.read_text(encoding="utf-8"))
     run = RunState(assembled, trainer, loader, recipe.training.seed)
+    forced = bool((lock.get("resumes") or [{}])[-1].get("forced"))
     base = base_identity(lock)
-    return Checkpoints(recipe, files.checkpoints, run, base=base, events=events)
+    return Checkpoints(recipe, files.checkpoints, run, base=base, events=events, forced=forced)
 
 
 def run_steps(
@@ -233,19 +243,6 @@ def run_steps(
     train_s = checkpoints.train_s
     checkpoints.finish()
     return progress, train_s
-
-
-def export(
-    recipe: Recipe, inputs: Inputs, assembled: Assembled, files: RunFiles, events: MetricSink
-) -> Path:
-    """Writes what was trained, in the recipe's format, and returns where.
-
-    Ranks: all (collective).
-    """
-    enter(events, "export")
-    directory = files.exported(recipe.export.format)
-    FORMATS[recipe.export.format].save(recipe, inputs, assembled, directory)
-    return directory
 
 
 def enter(events: MetricSink, phase: str) -> None:

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from fsdpq.cli.main import main
-from fsdpq.launch import train
+from fsdpq.launch import ready, run_ranks, train
 from fsdpq.recipe.root import recipe_schema_text
 from fsdpq.rows.formats import FORMATS
 
@@ -33,8 +33,9 @@ for arguments in (
 ):
     cli.main(args=arguments, standalone_mode=False)
 import fsdpq.cli.inspection, fsdpq.launch.inspect, fsdpq.pages.inspection
-import fsdpq.cli.screen, fsdpq.launch.train, fsdpq.launch.generate, fsdpq.fetch.resolve
+import fsdpq.cli.screen, fsdpq.launch.train, fsdpq.launch.resume, fsdpq.launch.generate
 import fsdpq.cli.chat, fsdpq.cli.chat_input, fsdpq.launch.chat, fsdpq.launch.answers
+import fsdpq.fetch.resolve
 print("HEAVY", sorted(set({HEAVY!r}) & set(sys.modules)))
 """
 
@@ -138,6 +139,7 @@ def test_kinds_of_a_section_explains_its_keys(capsys: pytest.CaptureFixture[str]
         "quantize",
         "prepare",
         "cache",
+        "resume",
     ],
 )
 def test_every_verb_has_help(capsys: pytest.CaptureFixture[str], verb: str) -> None:
@@ -150,8 +152,8 @@ def fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     inputs: dict[str, Any] = {"model": {"directory": "/m"}, "data": {"path": "/d"}}
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    monkeypatch.setattr(train, "fetch_inputs", lambda *_args, **_kwargs: inputs)
-    monkeypatch.setattr(train, "prepare_inputs", lambda *_args, **_kwargs: {})
+    monkeypatch.setattr(ready, "fetch_inputs", lambda *_args, **_kwargs: inputs)
+    monkeypatch.setattr(ready, "prepare_inputs", lambda *_args, **_kwargs: {})
     monkeypatch.setitem(train.train.__kwdefaults__, "worker", (FAKE_WORKER,))
 
 
@@ -160,7 +162,7 @@ def test_train_prints_the_run_directory(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FAKE_MODE", "finish-quietly")
-    monkeypatch.setattr(train, "run_torchrun", fake_run)
+    monkeypatch.setattr(run_ranks, "run_torchrun", fake_run)
     main(["train", QUICKSTART, "--run-dir", "here"])
     captured = capsys.readouterr()
     assert captured.out == "here\n"
@@ -204,7 +206,7 @@ def test_stopped_run_exits_130_with_one_line(
         })  # fmt: skip
         return 0, "SIGINT"
 
-    monkeypatch.setattr(train, "run_torchrun", stopped)
+    monkeypatch.setattr(run_ranks, "run_torchrun", stopped)
     with pytest.raises(SystemExit) as end:
         main(["train", QUICKSTART, "--run-dir", "here"])
     assert end.value.code == 130

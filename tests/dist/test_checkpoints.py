@@ -172,26 +172,22 @@ def test_methods_go_on(ranks: RankPool, tmp_path: Path, method: str) -> None:
 
 
 OPTIMIZERS: dict[str, dict[str, Any]] = {
-    "adam": {"kind": "adam", "lr": 1e-3},
     "sgd": {"kind": "sgd", "lr": 0.1, "momentum": 0.0},
-    "sgd with momentum": {"kind": "sgd", "lr": 0.1, "momentum": 0.9},
-    "adadelta": {"kind": "adadelta", "lr": 0.5},
     "adamw_8bit": {"kind": "adamw_8bit", "lr": 1e-3},
-    "muon": {"kind": "muon", "lr": 1e-3},
     "LoRA+": {"kind": "adamw", "lr": 1e-3, "lora_plus_ratio": 8.0},
 }
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_optimizers_go_on(ranks: RankPool, tiny: Path, tmp_path: Path, name: str) -> None:
+    # `test_saved_optimizers` has the others, beside their libraries' own.
     # The schedule moves: what is restored are peak learning rates.
     schedule = {"lr_scheduler": {"kind": "linear", "warmup_steps": 2}}
     large = {"adapter": {"kind": "lora", "rank": 32, "alpha": 8.0}}  # 8-bit means from 4096 on
     recipe = sections({"optimizer": OPTIMIZERS[name]}, schedule, large)
     whole = interrupt(ranks, 2, tiny, tmp_path, recipe)
     assert_same(go_on(ranks, 2, tiny, tmp_path, recipe), whole)
-    # A Newton-Schulz iteration in bf16 doubles rounding at each step; 8-bit means of other blocks.
-    rel = {"muon": 1e-3, "adamw_8bit": 1e-3}.get(name, 1e-5)
+    rel = 1e-3 if name == "adamw_8bit" else 1e-5  # its means are rounded in other blocks
     assert_close(go_on(ranks, 1, tiny, tmp_path, recipe), whole, rel=rel)
 
 

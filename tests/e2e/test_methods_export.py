@@ -10,6 +10,7 @@ import torch
 from peft import PeftModel
 from support import reference
 from support.commands import Run
+from support.library_linears import with_library_linears
 from support.ranks import RankPool
 from support.sharded import assemble, train
 from support.tiny import random_rows, save_tiny_llama, tiny_recipe
@@ -21,19 +22,28 @@ from fsdpq.checkpoint import whole_model
 from fsdpq.run_files import RunFiles, read_json_lines
 from fsdpq.worker.assemble import Inputs
 from fsdpq.worker.export.formats import FORMATS
+from fsdpq.worker.export.verify import verify_export
 
+CPU = torch.device("cpu")
+NEW = ("self_attn.o_proj", "mlp.down_proj")
 PROMPT = [5, 17, 230, 44, 9, 101, 77, 300]
+NONE, HQQ = ({"quantization": {"kind": kind}} for kind in ("none", "hqq"))
+FP4 = {"quantization": {"kind": "bnb", "quant_type": "fp4", "double_quant": False}}
 DORA = {"adapter": {"kind": "dora", "rank": 4, "alpha": 16.0}}
-FULL = {"adapter": {"kind": "none"}, "quantization": {"kind": "none"}}
+LORA = {"adapter": {"kind": "lora", "rank": 4, "alpha": 16.0}}
+RSLORA = {"adapter": {**LORA["adapter"], "use_rslora": True}}
+PISSA = {"adapter": {**LORA["adapter"], "init": "pissa"}, **NONE}
+SAVED = {"adapter": {**LORA["adapter"], "modules_to_save": ["embed_tokens", "lm_head"]}}
+FULL = {"adapter": {"kind": "none"}, **NONE}
 PRO = {"adapter": {"kind": "llama_pro", "num_new_layers": 3}}
-PRO_PLAIN = {**PRO, "quantization": {"kind": "none"}}
+PRO_PLAIN = {**PRO, **NONE}
 DELTA = {**PRO, "export": {"format": "delta"}}
 Sections = dict[str, dict[str, Any]]
 
 
 def export_format(sections: Sections) -> str:
     """Returns what the launcher makes of ``export.format``."""
-    auto = "peft" if sections["adapter"]["kind"] == "dora" else "transformers"
+    auto = "peft" if sections["adapter"]["kind"] in ("lora", "dora") else "transformers"
     return sections.get("export", {}).get("format", auto)
 
 
@@ -45,15 +55,18 @@ def logits(model: torch.nn.Module) -> torch.Tensor:
     return model.next_token_logits(torch.tensor([PROMPT[3:]]), cache)[0]  # pyright: ignore
 
 
-def train_and_export(base: Path, exported: Path, sections: Sections) -> torch.Tensor:
-    """Trains three steps, exports, and returns the logits."""
+def train_and_export(base: Path, exported: Path, sections: Sections) -> tuple[torch.Tensor, float]:
+    """Trains three steps, exports and checks; returns the logits and the difference found."""
     whole_model.FILE_BYTES = 1 << 19  # several files
     assembled = assemble(base, **sections)
     batches = [random_rows(4, seed=index) for index in range(3)]
     train(assembled, batches, micro_batch_size=2, lr=1e-2, max_norm=None)
-    inputs = Inputs(base, None, Path("rows.jsonl"))
-    FORMATS[export_format(sections)].save(tiny_recipe(**sections), inputs, assembled, exported)
-    return logits(assembled.model)
+    inputs = Inputs(base, None, None)
+    recipe = tiny_recipe(**{**sections, "export": {"format": export_format(sections)}})
+    FORMATS[recipe.export.format].save(recipe, inputs, assembled, exported)
+    ids = torch.tensor([PROMPT, PROMPT[::-1]])
+    found = verify_export(recipe, inputs, assembled, exported, ids, device=CPU)
+    return logits(assembled.model), found.max_difference
 
 
 def import_and_answer(base: Path, exported: Path, sections: Sections) -> torch.Tensor:
@@ -64,13 +77,15 @@ def import_and_answer(base: Path, exported: Path, sections: Sections) -> torch.T
 
 
 def stock_logits(base: Path, exported: Path, sections: Sections) -> torch.Tensor:
-    """Returns the logits of stock transformers, or of stock PEFT on the rounded base."""
-    if export_format(sections) == "peft":
-        model = PeftModel.from_pretrained(reference.load_dequantized(base), exported)  # pyright: ignore
-    else:
-        model = whole_model_of(exported)
-        if "quantization" not in sections:
-            _round_frozen(model)
+    """Returns the logits of stock transformers or PEFT over the quantization library's linears."""
+    is_adapter = export_format(sections) == "peft"
+    model = reference.load_plain(base) if is_adapter else whole_model_of(exported)
+    quantization = sections.get("quantization", {"kind": "bnb"})
+    if quantization["kind"] != "none":
+        new = () if is_adapter else [f"model.layers.{i}.{n}" for i in (1, 3, 5) for n in NEW]
+        with_library_linears(model, quantization, trained=new)
+    if is_adapter:
+        model = PeftModel.from_pretrained(model, exported)  # pyright: ignore
     with torch.no_grad():
         return model.eval()(input_ids=torch.tensor([PROMPT])).logits[0, -1]
 
@@ -91,25 +106,33 @@ def whole_model_of(exported: Path) -> torch.nn.Module:
     return names["model"]
 
 
-def _round_frozen(model: torch.nn.Module) -> None:
-    """Rounds what was quantized in training: all but the new layers' output projections."""
-    for name, module in model.named_modules():
-        if isinstance(module, torch.nn.Linear) and ".layers." in name:
-            new = int(name.split(".")[2]) % 2 == 1
-            if not (new and name.endswith(("o_proj", "down_proj"))):
-                module.weight.data = reference.round_weight(module.weight.data)
-
-
 @pytest.mark.parametrize(
     ("sections", "tied"),
-    [(DORA, True), (FULL, True), (FULL, False), (PRO, False), (PRO_PLAIN, True), (DELTA, True)],
+    [
+        (DORA, True),
+        (DORA | HQQ, False),
+        (DORA | NONE, True),
+        (LORA | FP4, True),
+        (LORA | HQQ, True),
+        (RSLORA | NONE, False),
+        (PISSA, True),
+        (SAVED, True),
+        (SAVED | HQQ, False),
+        (FULL, True),
+        (FULL, False),
+        (PRO, False),
+        (PRO | HQQ, True),
+        (PRO_PLAIN, True),
+        (DELTA, True),
+    ],
 )
 def test_stock_libraries_reproduce_our_logits(
     ranks: RankPool, tmp_path: Path, sections: Sections, tied: bool
 ) -> None:
     base, exported = save_tokenizer(save_tiny_llama(tmp_path / "base", tied=tied)), tmp_path / "out"
-    ours, others = ranks.run(2, train_and_export, base, exported, sections)
+    (ours, difference), (others, _) = ranks.run(2, train_and_export, base, exported, sections)
     assert torch.equal(ours, others), "all ranks compute the same logits"
+    assert difference < 2e-6, "and the run itself sees that stock libraries reproduce them"
     stock = stock_logits(base, exported, sections)
     # Same weights, fp32 everywhere: only the order of sums differs.
     bound = 2e-5 * stock.abs().max().item()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -26,8 +27,10 @@ def train_and_export(directory: Path, adapter: Path) -> torch.Tensor:
     batches = [random_rows(4, seed=index) for index in range(4)]
     train(assembled, batches, micro_batch_size=2, lr=1e-2, max_norm=None)
     options = tiny_recipe(adapter=ADAPTER).adapter
-    layers = assembled.adapted_layers
-    export_adapter(layers, adapter, options=options, base_model=str(directory), revision=None)
+    export_adapter(
+        assembled.adapted_layers, adapter, options=options, base_model=str(directory),
+        revision="1" * 40, hf_config=assembled.model.hf.config,
+    )  # fmt: skip
     return prefix_logits(assembled.model)
 
 
@@ -75,6 +78,9 @@ def test_stock_peft_reproduces_our_logits(ranks: RankPool, tmp_path: Path, tied:
     adapter = tmp_path / "adapter"
     ours, others = ranks.run(2, train_and_export, directory, adapter)
     assert torch.equal(ours, others), "all ranks compute the same logits"
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    pinned = config["base_model_name_or_path"], config["revision"]
+    assert pinned == (str(directory), "1" * 40)
     stock = _stock_logits(directory, adapter)
     assert stock.shape == (len(PROMPT), VOCAB_SIZE)
     # Same quantized weights, same adapter, fp32 everywhere: only the order of sums differs.

@@ -9,6 +9,8 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
 
 import psutil
 import pytest
@@ -43,6 +45,27 @@ def _check_a_changed_row_is_named(fsdpq: Run, files: RunFiles, moved: Path) -> N
     assert f"{moved / 'rows.jsonl'}" in changed.stdout
 
 
+def _check_export(files: RunFiles, project: Path) -> None:
+    """The export was checked, and its card says nothing private and how to load it."""
+    exported = next(row for row in read_json_lines(files.events) if row["event"] == "export")
+    assert (exported["format"], exported["verified"]) == ("peft", True)
+    assert exported["max_difference"] < 1e-5
+    assert exported["num_bytes"] == sum(path.stat().st_size for path in files.adapter.iterdir())
+    assert not files.adapter.with_suffix(".unverified").exists()
+    card = (files.adapter / "README.md").read_text()
+    for private in (str(project), str(files.root), str(Path.home()), "What is one?"):
+        assert private not in card
+    lock = json.loads(files.lock.read_text())
+    assert lock["inputs"]["model"]["sha256"] in card
+    assert lock["inputs"]["data"]["train"][0]["files"][0]["sha256"] in card
+    code = card.partition("```python\n")[2].partition("```")[0]
+    names: dict[str, Any] = {}
+    exec(code.replace("BASE", str(project / "model")).replace("THIS", str(files.adapter)), names)
+    assert isinstance(names["model"], PeftModel)
+    svg = ElementTree.parse(files.adapter / "loss.svg").getroot()
+    assert len(svg.findall(".//{*}circle[@class='training']")) == 24
+
+
 def test_a_run_leaves_all_that_it_promises(fsdpq: Run, project: Path, tmp_path: Path) -> None:
     files = RunFiles(tmp_path / "first")
     done = fsdpq("train", "recipe.yaml", "--run-dir", str(files.root))
@@ -75,6 +98,8 @@ def test_a_run_leaves_all_that_it_promises(fsdpq: Run, project: Path, tmp_path: 
     for name, weight in weights.items():
         key = name.replace(".weight", ".default.weight")
         assert torch.equal(loaded[key], weight)
+
+    _check_export(files, project)
 
     again = RunFiles(tmp_path / "second")
     reproduced = fsdpq("reproduce", str(files.lock), "--run-dir", str(again.root))

@@ -13,10 +13,16 @@ from torch import Tensor
 from fsdpq.data.dealing.loader import Deal, EpochOrder, Loader
 from fsdpq.data.text.tokenize import Row
 from fsdpq.dist import gather_whole, seed_everything
+from fsdpq.metrics.sinks import NoSink
 from fsdpq.run_files import RunFiles
 from fsdpq.training.loop import LoopState, Trainer
 from fsdpq.worker.keeping.checkpoints import Checkpoints
+from fsdpq.worker.keeping.ending import Keeping
+from fsdpq.worker.keeping.heartbeat import Heartbeat
+from fsdpq.worker.keeping.post_mortem import PostMortem
 from fsdpq.worker.keeping.run_state import RunState
+from fsdpq.worker.keeping.stopping import StopWatch
+from fsdpq.worker.keeping.watch import RankWatch
 from fsdpq.worker.setup import Data, build_trainer
 from support import bases
 from support.sharded import CPU, named_trained, whole_a
@@ -135,7 +141,6 @@ def train_on(
     longest: int = 16,
     held_out: int = 0,
     change: Callable[[Bench], Trainer] | None = None,
-    stop_after: int | None = None,
     base: Path | None = None,
 ) -> Told:
     """Trains to the end, saving as the recipe says; what it wrote and left.
@@ -151,7 +156,6 @@ def train_on(
         longest: row, in tokens.
         held_out: rows for evaluation.
         change: returns another trainer, before training or the restore.
-        stop_after: ends training there, without a save.
         base: a quantized base to load from.
     """
     rows = random_rows(num_rows, seed=5, longest=longest)
@@ -160,8 +164,13 @@ def train_on(
     trainer = bench.trainer if change is None else change(bench)
     state = bench.checkpoints.restore() if resume else None
 
+    files = RunFiles(folder.parent)
+    heartbeat = Heartbeat(folder.parent / f"beat-{dist.get_rank()}")
+    watch = RankWatch(heartbeat, StopWatch(files), PostMortem(files, heartbeat))
+    keeping = Keeping(watch, bench.checkpoints, NoSink())
+
     def after_step(state: LoopState) -> bool:
-        return bench.checkpoints.after_step(state) or state.progress.steps == stop_after
+        return keeping.after_step(state)
 
     with bench.loader:
         bench.checkpoints.begin()

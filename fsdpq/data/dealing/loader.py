@@ -189,6 +189,11 @@ class Loader:
         self.close()
         self._state = saved
 
+    def fits(self, state: Mapping[str, Any]) -> bool:
+        """Whether `load_state_dict` takes ``state``: it belongs to these rows in this order."""
+        saved = LoaderState.from_json(state)
+        return (saved.seed, saved.digest) == (self._state.seed, self._state.digest)
+
     def close(self) -> None:
         """Ends the threads in the background; the loader can be iterated further."""
         if self._steps is not None:

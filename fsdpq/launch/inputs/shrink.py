@@ -12,6 +12,7 @@ from typing import Any
 
 from fsdpq.recipe.root import Recipe
 from fsdpq.recipe.sections.adapter import LlamaProOptions
+from fsdpq.recipe.sections.evaluation import EvaluationOptions
 
 NUM_STEPS = 3
 NUM_RANKS = 2
@@ -52,6 +53,7 @@ def shrink_recipe(recipe: Recipe) -> Shrunk:
         "checkpoint": recipe.checkpoint.model_copy(
             update={"interval": None if recipe.checkpoint.interval is None else 2}
         ),
+        "evaluation": _shrink_evaluation(recipe, replaced),
         "metrics": _shrink_metrics(recipe, replaced),
         "launch": _shrink_launch(recipe, replaced),
     }
@@ -101,6 +103,12 @@ def _shrink_training(recipe: Recipe, replaced: list[str]) -> Any:
         "eval_interval": None if training.eval_interval is None else 2,
     }
     return training.model_copy(update=changed)
+
+
+def _shrink_evaluation(recipe: Recipe, replaced: list[str]) -> EvaluationOptions:
+    if recipe.evaluation.tasks:
+        replaced.append("evaluation: no task is run: their questions would be downloaded")
+    return EvaluationOptions()
 
 
 def _shrink_metrics(recipe: Recipe, replaced: list[str]) -> Any:

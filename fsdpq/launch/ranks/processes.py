@@ -33,9 +33,6 @@ TRUST_FLAG = "--trust-remote-code"
 RESUME_FLAG = "--resume"
 """Argument of the worker that lets it go on from the newest whole checkpoint of its run."""
 
-OTHER_ROWS_FLAG = "--other-rows"
-"""Argument of the worker that goes on over rows that are others than those of the checkpoint."""
-
 HUB_TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_TOKEN_PATH")
 """Environment variables that a rank has no use for: it never asks the hub."""
 
@@ -202,20 +199,24 @@ class ProcessTree:
                 continue
 
 
-def worker_environment(*, num_ranks: int) -> dict[str, str]:
+def worker_environment(*, num_ranks: int, network: bool = False) -> dict[str, str]:
     """Returns the environment of the workers: no network, no hub tokens, threads shared out.
+
+    With ``network`` the hub may be asked, with the user's token.
 
     torchrun would give every rank one thread. On a GPU too the host computes: the optimizer's step
     under ``fsdp.offload``, which is bound by how fast memory is read, and casts while loading.
     """
-    environment = {name: value for name, value in os.environ.items() if name not in HUB_TOKENS}
+    kept_away = () if network else HUB_TOKENS
+    environment = {name: value for name, value in os.environ.items() if name not in kept_away}
     environment.update(
         {
             LAUNCHER_PID: str(os.getpid()),
             "TOKENIZERS_PARALLELISM": "false",
-            "HF_HUB_OFFLINE": "1",
             "HF_HUB_DISABLE_TELEMETRY": "1",
         }
     )
+    if not network:
+        environment["HF_HUB_OFFLINE"] = "1"
     environment.setdefault("OMP_NUM_THREADS", str(max(1, count_cores() // num_ranks)))
     return environment

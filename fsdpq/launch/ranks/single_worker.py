@@ -72,6 +72,7 @@ def run_single_worker(
     *,
     on_line: Callable[[str], None] | None = None,
     memory_hint: str = MEMORY_HINT,
+    network: bool = False,
 ) -> str:
     """Runs ``python`` with ``arguments`` to its end and returns what it printed.
 
@@ -80,6 +81,7 @@ def run_single_worker(
         files: where the worker writes.
         on_line: told the last whole line that the worker printed, while it runs.
         memory_hint: what to do where the system killed it for its memory.
+        network: let it ask the hub, with the user's token.
 
     Raises:
         RunStoppedError: a signal stopped it.
@@ -88,7 +90,8 @@ def run_single_worker(
     files.log.unlink(missing_ok=True)
     files.error.unlink(missing_ok=True)
     oom_kills = count_oom_kills()
-    code = _run([sys.executable, *arguments], files, on_line)
+    environment = worker_alone_environment(network=network)
+    code = _run([sys.executable, *arguments], files, environment, on_line)
     if code == 0:
         text = files.output.read_text(encoding="utf-8")
         files.output.unlink()
@@ -118,16 +121,20 @@ def explain_end(
     return LaunchError(f"the worker ended with exit code {code}", f"its log is `{files.log}`", tail)
 
 
-def worker_alone_environment() -> dict[str, str]:
-    """Returns the environment of a worker that is no rank of a job."""
-    environment = worker_environment(num_ranks=1)
+def worker_alone_environment(*, network: bool = False) -> dict[str, str]:
+    """Returns the environment of a worker that is no rank of a job; see `worker_environment`."""
+    environment = worker_environment(num_ranks=1, network=network)
     for name in GROUP_VARIABLES:
         environment.pop(name, None)
     return environment
 
 
-def _run(command: list[str], files: WorkerFiles, on_line: Callable[[str], None] | None) -> int:
-    environment = worker_alone_environment()
+def _run(
+    command: list[str],
+    files: WorkerFiles,
+    environment: dict[str, str],
+    on_line: Callable[[str], None] | None,
+) -> int:
     with catch_stop_signals() as stop:
         tree = ProcessTree(command, environment=environment, stdout=files.output, stderr=files.log)
         try:

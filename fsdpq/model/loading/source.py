@@ -50,6 +50,23 @@ class BaseSource(Protocol):
         ...
 
 
+class TensorRows(Protocol):
+    """Weights by rows, under the names of `source_name`: `ModelTensors` is one."""
+
+    @property
+    def num_read_bytes(self) -> int:
+        """Bytes that were read so far."""
+        ...
+
+    def read_rows(self, name: str, start: int, stop: int) -> Tensor:
+        """Returns rows ``[start, stop)`` of the first dimension, on the host."""
+        ...
+
+    def read_matrix_rows(self, name: str, start: int, stop: int) -> Tensor:
+        """As `read_rows`, with all but the last dimension flattened to one."""
+        ...
+
+
 class CheckpointSource:
     """An unquantized checkpoint: each rank reads its own rows and quantizes them on its device.
 
@@ -127,7 +144,7 @@ def open_tensors(model: CausalLM, files: CheckpointFiles) -> ModelTensors:
 
 
 def row_reader(
-    tensors: ModelTensors,
+    tensors: TensorRows,
     name: str,
     target: LoadingTarget,
     *,

@@ -18,6 +18,7 @@ from fsdpq.recipe.checks import (
     attention,
     batch,
     data,
+    evaluation,
     formats,
     kernels,
     launch,
@@ -62,6 +63,7 @@ CHECKS: tuple[Check, ...] = (
     *streaming.CHECKS,
     *batch.CHECKS,
     *schedule.CHECKS,
+    *evaluation.CHECKS,
     *output.CHECKS,
     *launch.CHECKS,
 )

@@ -29,11 +29,22 @@ def check_export_fits_adapter(recipe: Recipe, _base_dir: Path) -> Iterator[Probl
 
 
 def check_merge_has_adapter(recipe: Recipe, _base_dir: Path) -> Iterator[Problem]:
-    """``export.merge`` without an adapter that could be merged."""
+    """``export.merge`` where the run leaves a whole model anyway."""
     kind = recipe.adapter.kind
-    if kind not in ("lora", "dora"):
+    if kind not in ("lora", "dora") and recipe.export.format != "delta":
         reason = f"with `adapter.kind: {kind}`: the whole model is written anyway"
         yield from has_no_effect(recipe, "export", "merge", reason)
+
+
+def check_merge_settings_used(recipe: Recipe, _base_dir: Path) -> Iterator[Problem]:
+    """How to merge, without ``export.merge``, or with nothing to choose from."""
+    if not recipe.export.merge:
+        hint = "add `merge: true` to `export`, or delete it"
+        for field in ("merge_onto", "merge_requantize", "merge_dtype"):
+            yield from has_no_effect(recipe, "export", field, "without `export.merge`", hint)
+    elif recipe.quantization.kind == "none":
+        reason = "with `quantization.kind: none`: there are only the original weights"
+        yield from has_no_effect(recipe, "export", "merge_onto", reason)
 
 
 def check_keep_last_used(recipe: Recipe, _base_dir: Path) -> Iterator[Problem]:
@@ -111,6 +122,7 @@ def note_restarts_from_zero(recipe: Recipe, _base_dir: Path) -> Iterator[str]:
 CHECKS = (
     check_export_fits_adapter,
     check_merge_has_adapter,
+    check_merge_settings_used,
     check_keep_last_used,
     check_best_is_evaluated,
     check_sinks_differ,

@@ -46,7 +46,9 @@ class LaunchOptions(Options):
     """``host:port`` where the ranks meet; null takes a free port of this machine."""
 
     max_restarts: int = Field(default=0, ge=0)
-    """How often torchrun starts the ranks again after a failure."""
+    """How often the ranks are started again after a failure that may pass: a rank that was killed,
+    that hangs, or that ends in an error nobody foresaw. They go on from the newest checkpoint. A
+    mistake that would only come again ends the run at once."""
 
     hang_timeout_s: Literal["auto"] | Annotated[float, Field(ge=1)] | None = Field(
         default="auto", examples=[600.0]

@@ -18,8 +18,25 @@ class ExportOptions(Options):
     ``llama_pro`` trained, and which base it belongs to; ``auto`` is ``peft`` or ``transformers``,
     as fits ``adapter.kind``."""
 
+    verify: bool = True
+    """Load what was written with stock transformers and PEFT before the run counts as finished, and
+    compare logits on fixed prompts with those of the trained model. One decoder layer at a time is
+    dequantized."""
+
     merge: bool = False
-    """Also write the base model with the adapter merged into it."""
+    """Also write the base model with what was trained merged into its weights, into ``merged/`` of
+    the run directory, with a receipt; ``fsdpq merge`` does it later."""
+
+    merge_onto: Literal["dequantized", "original"] = "dequantized"
+    """Which weights of the base: the quantized ones that were trained over, dequantized, give the
+    trained model; the ``original`` ones of the checkpoint give another."""
+
+    merge_requantize: Literal["nf4", "hqq"] | None = None
+    """Quantize the merged weights: ``nf4`` is bitsandbytes' 4-bit format, which transformers loads,
+    ``hqq`` a quantized base of fsdpq's own; null writes the merged weights themselves."""
+
+    merge_dtype: Literal["bf16", "fp16", "fp32"] | None = None
+    """Of the weights of the merged model; null is that of the base."""
 
 
 class WandbOptions(Options):

@@ -71,4 +71,6 @@ class CheckpointOptions(Options):
     ``training.eval_interval``."""
 
     resume: Literal["never", "auto"] = "never"
-    """``auto`` goes on from the newest checkpoint of the same run directory."""
+    """``auto`` lets ``fsdpq train`` go on with the newest run of the same recipe, in ``runs/`` or
+    in ``--run-dir``, from its newest checkpoint; it starts one where there is none, and does
+    nothing where that run has finished. ``fsdpq resume`` goes on whatever this says."""

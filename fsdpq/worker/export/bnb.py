@@ -7,6 +7,7 @@ model.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,7 @@ from fsdpq.checkpoint.bnb_format import (
 from fsdpq.dist import Shard, all_gather_rows, rank, shard_range, world_size
 from fsdpq.errors import CheckpointError, ExportError, UsageError
 from fsdpq.model.causal_lm import CausalLM
-from fsdpq.model.loading.checkpoint_names import ModelTensors
-from fsdpq.model.loading.source import open_checkpoint, row_reader
+from fsdpq.model.loading.source import TensorRows, open_checkpoint, row_reader
 from fsdpq.model.loading.targets import (
     checkpoint_name,
     full_shape,
@@ -96,6 +96,21 @@ def write_recipe_bnb(
     )
 
 
+@dataclass(frozen=True)
+class GivenWeights:
+    """The unquantized weights of a model that is to be written.
+
+    Attributes:
+        tensors: the weights, by the model's names.
+        original: the checkpoint that the tokenizer's files are copied from.
+        on_packed: told on rank 0 of each packed matrix by name, and of its whole tensors.
+    """
+
+    tensors: TensorRows
+    original: Path
+    on_packed: Callable[[str, Mapping[str, Tensor]], Any] = lambda _name, _packed: None
+
+
 def save_bnb_checkpoint(
     model: CausalLM,
     directory: Path,
@@ -107,13 +122,7 @@ def save_bnb_checkpoint(
     max_file_bytes: int = MAX_FILE_BYTES,
     report: Callable[[int, int], Any] = lambda _done, _total: None,
 ) -> None:
-    """Writes a model directory that ``AutoModelForCausalLM.from_pretrained`` reads.
-
-    The tensors are those that transformers saves of the same checkpoint with ``load_in_4bit``, bit
-    for bit, where it quantizes the same layers with blocks of 64.
-
-    Ranks: all (collective); rank 0 writes.
-    Memory: one matrix, packed, and the rank's rows of it; on rank 0 one unquantized tensor.
+    """Writes a checkpoint as `save_bnb_weights` does.
 
     Args:
         model: on meta, neither sharded nor adapted; made with ``quantizer``.
@@ -127,24 +136,55 @@ def save_bnb_checkpoint(
 
     Raises:
         CheckpointError: the checkpoint does not fit the model, or is damaged.
+        ExportError: see `save_bnb_weights`.
+    """
+    _check_no_stacks(model)
+    weights = GivenWeights(open_checkpoint(model, directory), directory)
+    save_bnb_weights(
+        model, weights, out, quantizer=quantizer, dtype=dtype, device=device,
+        max_file_bytes=max_file_bytes, report=report,
+    )  # fmt: skip
+
+
+def save_bnb_weights(
+    model: CausalLM,
+    weights: GivenWeights,
+    out: Path,
+    *,
+    quantizer: BnbQuantizer,
+    dtype: torch.dtype,
+    device: torch.device,
+    max_file_bytes: int,
+    report: Callable[[int, int], Any],
+) -> None:
+    """Writes a model directory that ``AutoModelForCausalLM.from_pretrained`` reads.
+
+    The tensors are those that transformers saves of the same checkpoint with ``load_in_4bit``, bit
+    for bit, where it quantizes the same layers with blocks of 64.
+
+    Ranks: all (collective); rank 0 writes.
+    Memory: one matrix, packed, and the rank's rows of it; on rank 0 one unquantized tensor.
+
+    Args:
+        model: on meta, neither sharded nor adapted; made with ``quantizer``.
+        weights: of the model.
+        out: where to; replaced if it is there.
+        quantizer: of all packed matrices.
+        dtype: of the weights before they are quantized, and of those that stay.
+        device: this rank's; rows are quantized there.
+        max_file_bytes: a file is full at this size.
+        report: told ``(done_bytes, total_bytes)`` of what is written, after each target.
+
+    Raises:
         ExportError: experts are quantized, which transformers cannot read, or ``out`` cannot be
             written.
     """
-    targets = loading_targets(model)
-    stacks = [name for name, target in targets.items() if isinstance(target, PackedExperts)]
-    if stacks:
-        raise ExportError(
-            f"transformers cannot read quantized experts, and {len(stacks)} stacks of them are "
-            f"(`{stacks[0]}`)",
-            hint="add `experts` to `quantization.modules_to_not_convert`, or write fsdpq's own "
-            "format",
-        )
-    tensors = open_checkpoint(model, directory)
+    _check_no_stacks(model)
     groups = [
-        _packed_group(name, target, tensors, quantizer, dtype=dtype, device=device)
+        _packed_group(name, target, weights, quantizer, dtype=dtype, device=device)
         if isinstance(target, PackedMatrix)
-        else _plain_group(name, target, tensors)
-        for name, target in targets.items()
+        else _plain_group(name, target, weights.tensors)
+        for name, target in loading_targets(model).items()
     ]
     config = model.hf.config
     config.dtype = dtype
@@ -155,9 +195,21 @@ def save_bnb_checkpoint(
         unquantized=_plain_linears(model),
     )
     write_bnb_directory(
-        groups, out, config=config, original=directory, max_file_bytes=max_file_bytes,
+        groups, out, config=config, original=weights.original, max_file_bytes=max_file_bytes,
         report=report,
     )  # fmt: skip
+
+
+def _check_no_stacks(model: CausalLM) -> None:
+    targets = loading_targets(model)
+    stacks = [name for name, target in targets.items() if isinstance(target, PackedExperts)]
+    if stacks:
+        raise ExportError(
+            f"transformers cannot read quantized experts, and {len(stacks)} stacks of them are "
+            f"(`{stacks[0]}`)",
+            hint="add `experts` to `quantization.modules_to_not_convert`, or write fsdpq's own "
+            "format",
+        )
 
 
 def _plain_linears(model: CausalLM) -> Sequence[str]:
@@ -172,7 +224,7 @@ def _plain_linears(model: CausalLM) -> Sequence[str]:
     ]
 
 
-def _plain_group(name: str, target: nn.Parameter, tensors: ModelTensors) -> TensorGroup:
+def _plain_group(name: str, target: nn.Parameter, tensors: TensorRows) -> TensorGroup:
     def gather() -> Mapping[str, Tensor]:
         if rank() != 0:
             return {}
@@ -188,7 +240,7 @@ def _plain_group(name: str, target: nn.Parameter, tensors: ModelTensors) -> Tens
 def _packed_group(
     name: str,
     target: PackedMatrix,
-    tensors: ModelTensors,
+    weights: GivenWeights,
     quantizer: BnbQuantizer,
     *,
     dtype: torch.dtype,
@@ -201,7 +253,7 @@ def _packed_group(
 
     def gather() -> Mapping[str, Tensor]:
         shards = {part: _own_rows(shape, device) for part, shape in shapes.items()}
-        read = row_reader(tensors, name, target, dtype=dtype, device=device)
+        read = row_reader(weights.tensors, name, target, dtype=dtype, device=device)
         quantizer.quantize_shards(read, (rows, columns), shards)
         whole = {
             part: all_gather_rows(shard.rows, shapes[part][0]).cpu()
@@ -209,6 +261,7 @@ def _packed_group(
         }
         if rank() != 0:
             return {}
+        weights.on_packed(name, whole)
         found = quantizer.library_parts(whole, (rows, columns), dtype)
         return {f"{name}.{part}" if part else name: tensor for part, tensor in found.items()}
 

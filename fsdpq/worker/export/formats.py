@@ -53,6 +53,7 @@ def save_peft(recipe: Recipe, inputs: Inputs, assembled: Assembled, directory: P
         options=recipe.adapter,  # pyright: ignore[reportArgumentType] - a check of the recipe
         base_model=_base_name(recipe, inputs),
         revision=inputs.model_revision,
+        hf_config=assembled.model.hf.config,
         saved=assembled.trained_base,
     )
 

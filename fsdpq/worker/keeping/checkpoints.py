@@ -33,7 +33,7 @@ from fsdpq.tensor_files.checkpoint_manifest import (
     read_document,
     step_directory,
 )
-from fsdpq.training.loop import LoopState
+from fsdpq.training.loop import LoopState, read_window
 from fsdpq.worker.keeping.run_state import RunState, copy_to_host
 
 
@@ -69,6 +69,7 @@ class Checkpoints:
         run: what is saved.
         base: what identifies the base (`fsdpq.tensor_files.checkpoint_manifest.base_identity`).
         events: takes rows of ``events.jsonl``.
+        forced: go on although the rows, or their order, are others: from the first of them.
     """
 
     def __init__(
@@ -79,8 +80,10 @@ class Checkpoints:
         *,
         base: Mapping[str, Any],
         events: MetricSink,
+        forced: bool = False,
     ) -> None:
         self._recipe = recipe
+        self._forced = forced
         self._options = recipe.checkpoint
         self._folder = folder
         self._run = run
@@ -114,7 +117,7 @@ class Checkpoints:
             CheckpointError: there are checkpoints and none of them is whole, or the newest whole
                 one does not fit this run.
         """
-        directory = self._newest_whole()
+        directory = self.newest_whole()
         if directory is None:
             return None
         saved = read_checkpoint(directory)
@@ -122,9 +125,13 @@ class Checkpoints:
         kinds = saved.recipe["optimizer"]["kind"], self._recipe.optimizer.kind
         if kinds[0] != kinds[1]:
             self._notice(f"the checkpoint has states of {kinds[0]}: {kinds[1]} starts anew")
+        other_rows = self._forced and not self._run.loader.fits(facts["loader"])
+        if other_rows:
+            self._notice("the rows or their order are others: training goes on at the first row")
         state = self._run.restore(
             CheckpointReader(directory, saved), facts, self._group,
             world_size=saved.world_size, with_optimizer=kinds[0] == kinds[1],
+            other_rows=other_rows,
         )  # fmt: skip
         self._seconds_before = facts["train_s"]
         self._last_step = saved.step
@@ -189,7 +196,13 @@ class Checkpoints:
         """Copies the state and starts to write the copy, in the background.
 
         Ranks: all (collective).
+
+        Raises:
+            TrainingError: a loss that no log line has yet is not finite: such a state must not
+                take the place of a good one.
         """
+        if state.window.results:
+            read_window(state.window, last_step=state.progress.steps)
         self._wait()
         started = self._last_time = time.monotonic()
         step = state.progress.steps
@@ -265,8 +278,16 @@ class Checkpoints:
             }
         )
 
-    def _newest_whole(self) -> Path | None:
-        """Returns the newest checkpoint of which every byte is right; names those that are not."""
+    def newest_whole(self) -> Path | None:
+        """Returns the newest checkpoint of which every byte is right, None where there is none.
+
+        Those that are newer and damaged are named in notices.
+
+        Ranks: all (collective); each reads its share of the files.
+
+        Raises:
+            CheckpointError: there are checkpoints and none of them is whole.
+        """
         found = list_checkpoints(self._folder)
         names = dist.gather_texts(" ".join(path.name for path in found))[0].split()
         problems: list[str] = []

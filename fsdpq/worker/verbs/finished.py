@@ -11,7 +11,7 @@ from fsdpq.worker.guard import recorded_errors, take_output
 
 
 def add_finished_verbs(verbs: Any) -> None:
-    """Adds ``answer``."""
+    """Adds ``answer`` and ``merge``."""
     answer = verbs.add_parser("answer")
     answer.add_argument("run_dir", type=Path)
     answer.add_argument("--error", type=Path, required=True)
@@ -23,6 +23,17 @@ def add_finished_verbs(verbs: Any) -> None:
     answer.add_argument("--turns", action="store_true")
     answer.add_argument("--trust-remote-code", action="store_true")
     answer.set_defaults(run=_answer)
+    merge = verbs.add_parser("merge")
+    merge.add_argument("run_dir", type=Path)
+    merge.add_argument("--error", type=Path, required=True)
+    merge.add_argument("--out", type=Path, required=True)
+    merge.add_argument("--onto", choices=("dequantized", "original"), required=True)
+    merge.add_argument("--requantize", choices=("nf4", "hqq"))
+    merge.add_argument("--dtype", choices=("bf16", "fp16", "fp32"))
+    merge.add_argument("--compare-tokens", type=int, required=True)
+    merge.add_argument("--device", choices=("cuda", "cpu"), required=True)
+    merge.add_argument("--trust-remote-code", action="store_true")
+    merge.set_defaults(run=_merge)
 
 
 def _answer(parsed: argparse.Namespace, rank: int) -> None:
@@ -40,3 +51,20 @@ def _answer(parsed: argparse.Namespace, rank: int) -> None:
             trust_remote_code=parsed.trust_remote_code,
         )
         serve_answers(RunFiles(parsed.run_dir), wanted, output)
+
+
+def _merge(parsed: argparse.Namespace, rank: int) -> None:
+    files = RunFiles(parsed.run_dir)
+    with recorded_errors(parsed.error, rank):
+        from fsdpq.worker.merge.run import MergeOptions, merge
+
+        options = MergeOptions(
+            out=parsed.out,
+            onto=parsed.onto,
+            requantize=parsed.requantize,
+            dtype=parsed.dtype,
+            compare_tokens=parsed.compare_tokens,
+            device=parsed.device,
+            trust_remote_code=parsed.trust_remote_code,
+        )
+        merge(files, options)

@@ -11,7 +11,7 @@ from fsdpq.worker.guard import recorded_errors
 
 
 def add_input_verbs(verbs: Any) -> None:
-    """Adds ``inspect``, ``prepare`` and ``smoke-model``."""
+    """Adds ``inspect``, ``prepare``, ``smoke-model`` and ``harness-data``."""
     inspect = verbs.add_parser("inspect")
     inspect.add_argument("run_dir", type=Path)
     inspect.add_argument("--samples", type=int, default=0)
@@ -33,6 +33,11 @@ def add_input_verbs(verbs: Any) -> None:
     smoke_model.add_argument("directory", type=Path)
     smoke_model.add_argument("--error", type=Path, required=True)
     smoke_model.set_defaults(run=_smoke_model)
+    harness_data = verbs.add_parser("harness-data")
+    harness_data.add_argument("--task", action="append", dest="tasks", required=True)
+    harness_data.add_argument("--include-path", type=Path)
+    harness_data.add_argument("--error", type=Path, required=True)
+    harness_data.set_defaults(run=_harness_data)
 
 
 def _inspect(parsed: argparse.Namespace, rank: int) -> None:
@@ -66,3 +71,10 @@ def _smoke_model(parsed: argparse.Namespace, rank: int) -> None:
         from fsdpq.worker.smoke_model import build_smoke_model
 
         build_smoke_model(parsed.spec, parsed.directory)
+
+
+def _harness_data(parsed: argparse.Namespace, rank: int) -> None:
+    with recorded_errors(parsed.error, rank):
+        from fsdpq.worker.evaluate.tasks import fetch_tasks
+
+        fetch_tasks(parsed.tasks, parsed.include_path)

@@ -13,7 +13,7 @@ from fsdpq.worker.keeping.signals import tell_stack_on_request
 
 
 def add_rank_verbs(verbs: Any) -> None:
-    """Adds ``train``, ``quantize`` and ``self-test``."""
+    """Adds ``train``, ``quantize``, ``evaluate`` and ``self-test``."""
     train = verbs.add_parser("train")
     train.add_argument("run_dir", type=Path)
     train.add_argument("--trust-remote-code", action="store_true")
@@ -25,6 +25,10 @@ def add_rank_verbs(verbs: Any) -> None:
     quantize.add_argument("--format", choices=("fsdpq", "bnb"), default="fsdpq")
     quantize.add_argument("--trust-remote-code", action="store_true")
     quantize.set_defaults(run=_quantize)
+    evaluate = verbs.add_parser("evaluate")
+    evaluate.add_argument("run_dir", type=Path)
+    evaluate.add_argument("--trust-remote-code", action="store_true")
+    evaluate.set_defaults(run=_evaluate)
     self_test = verbs.add_parser("self-test")
     self_test.add_argument("run_dir", type=Path)
     self_test.add_argument("--device", choices=("cuda", "cpu"), required=True)
@@ -55,6 +59,15 @@ def _quantize(parsed: argparse.Namespace, rank: int) -> None:
             from fsdpq.worker.quantize import quantize
 
             quantize(files, parsed.out, trust_remote_code=trust)
+
+
+def _evaluate(parsed: argparse.Namespace, rank: int) -> None:
+    files = RunFiles(parsed.run_dir)
+    with recorded_errors(files.rank_error(rank), rank):
+        redirect_output(files.rank_log(rank))
+        from fsdpq.worker.evaluate.run import evaluate
+
+        evaluate(files, trust_remote_code=parsed.trust_remote_code)
 
 
 def _self_test(parsed: argparse.Namespace, rank: int) -> None:

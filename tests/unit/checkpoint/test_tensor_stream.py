@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fsdpq.checkpoint.tensor_stream import TensorStream
+from fsdpq.checkpoint.tensor_stream import TensorSpec, TensorStream
 
 
 def test_safetensors_reads_back_odd_sizes_and_dtypes(tmp_path: Path) -> None:
@@ -44,3 +44,21 @@ def test_an_error_leaves_no_readable_file(tmp_path: Path) -> None:
     with pytest.raises(KeyError), TensorStream(path, ["w"]) as stream:
         stream.write("w", {}["no such tensor"])
     assert path.read_bytes()[:8] == bytes(8)
+
+
+def test_pieces_make_up_a_tensor_of_any_size(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    tensors = {
+        "odd": torch.arange(15.0).view(5, 3).bfloat16(),
+        "even": torch.arange(24.0).view(8, 3),
+    }
+    with TensorStream(path, tensors) as stream:
+        for name, tensor in tensors.items():
+            spec = TensorSpec(name, tensor.dtype, tuple(tensor.shape))
+            assert stream.write_pieces(spec, tensor.split(2)) == tensor.nbytes
+    found = load_file(path)
+    for name, tensor in tensors.items():
+        assert torch.equal(found[name], tensor)
+    spec = TensorSpec("short", torch.float32, (8, 3))
+    with pytest.raises(ValueError, match="its pieces 48"), TensorStream(path, ["short"]) as stream:
+        stream.write_pieces(spec, [torch.zeros(4, 3)])

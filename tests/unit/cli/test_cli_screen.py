@@ -211,7 +211,7 @@ def test_checkpoints_and_resumes_are_lines_and_not_many() -> None:
         "checkpoint step-00000004: 3.00 MiB in 0.4 s",
         "going on from step 4 (step-00000004, saved by 1 rank)",
         "there is no checkpoint yet: starting at the first step",
-        "SIGTERM: saving after this step; Ctrl-C again ends at once",
+        "SIGTERM: the ranks save after this step and end",
         "ended after step 5: nothing could be saved",
         "ended after step 5, saved in step-00000004",
     ]

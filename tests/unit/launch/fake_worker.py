@@ -11,7 +11,7 @@ from pathlib import Path
 
 # What torchrun is started with, so that signals for all processes of a job do not end the ranks.
 signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM, signal.SIGINT, signal.SIGUSR1})
-run_dir, rank = Path(sys.argv[1]), int(os.environ["RANK"])
+run_dir, rank = Path(sys.argv[-1]), int(os.environ["RANK"])
 mode = os.environ["FAKE_MODE"]
 
 
@@ -29,6 +29,9 @@ def record(kind: str, message: str, *, traceback: str = "", exit_code: int = 1) 
     (run_dir / "logs" / f"rank-{rank}.error.json").write_text(json.dumps(fields))
 
 
+if mode == "kill-once":  # the second start comes to its end
+    mode = "finish" if (run_dir / f"arguments-{rank}").exists() else "kill"
+    (run_dir / f"arguments-{rank}").write_text(" ".join(sys.argv))
 (run_dir / f"pid-{rank}").write_text(str(os.getpid()))
 for step in (1, 2, 3):
     values = {"loss": 1.5, "lr": 1e-4, "tokens_per_s": 100.0, "memory_bytes": 2**20}

@@ -1,0 +1,36 @@
+"""``fsdpq resume``: go on with a run that ended early."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from fsdpq.cli.options import trust_option, warn_of_code
+
+
+@click.command("resume")
+@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("overrides", nargs=-1, metavar="[SECTION.FIELD=VALUE]...")
+@click.option(
+    "--force", is_flag=True,
+    help="Go on although settings, rows or the base are others than those of the checkpoint.",
+)  # fmt: skip
+@trust_option
+def resume_command(
+    run: Path, *, overrides: tuple[str, ...], force: bool, trust_remote_code: bool
+) -> None:
+    """Go on with the run in the directory RUN from its newest whole checkpoint.
+
+    Where and how fast it runs may change: ranks, strategy, offload, micro-batches. RUN is printed
+    on stdout when the run is finished.
+    """
+    from fsdpq.cli.screen import open_screen
+    from fsdpq.launch.resume import resume
+
+    screen = open_screen(sys.stderr)
+    warn_of_code(trust_remote_code)
+    files = resume(run, overrides, screen=screen, force=force, trust_remote_code=trust_remote_code)
+    screen.show_summary()
+    click.echo(files.root)
