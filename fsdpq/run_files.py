@@ -52,7 +52,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import struct
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -165,7 +164,7 @@ class RunFiles:
         return self.root / "stop"
 
     def heartbeat(self, rank: int) -> Path:
-        """When and where rank ``rank`` was last alive: see `Beat`."""
+        """When and where rank ``rank`` was last alive: see `fsdpq.beats`."""
         return self.logs / f"rank-{rank}.heartbeat"
 
     def rank_stack(self, rank: int) -> Path:
@@ -318,41 +317,6 @@ class CheckResult:
     def row(self) -> dict[str, Any]:
         """Returns it as a row of events.jsonl."""
         return {"event": "check", **dataclasses.asdict(self), "time": time.time()}
-
-
-@dataclass(frozen=True)
-class Beat:
-    """A rank's last sign of life: the content of `RunFiles.heartbeat`, of fixed size.
-
-    Attributes:
-        pid: of the rank.
-        count: one more with every sign of the same process.
-        step: the step that it does, counted from 1; 0 before the first.
-        phase: one of `PHASES`, or empty before the first.
-        part: what of the phase: ``data``, ``forward``, ``backward``, ``optimizer``, ``save`` of a
-            step; may be empty.
-    """
-
-    pid: int = 0
-    count: int = 0
-    step: int = 0
-    phase: str = ""
-    part: str = ""
-
-    def pack(self) -> bytes:
-        """Returns it as `BEAT_LAYOUT` says."""
-        return BEAT_LAYOUT.pack(
-            self.pid, self.count, self.step, self.phase.encode(), self.part.encode()
-        )
-
-    @classmethod
-    def unpack(cls, content: bytes) -> Beat:
-        """Returns what `pack` packed."""
-        pid, count, step, phase, part = BEAT_LAYOUT.unpack(content)
-        return cls(pid, count, step, *(text.rstrip(b"\0").decode() for text in (phase, part)))
-
-
-BEAT_LAYOUT = struct.Struct("<qqq16s16s")
 
 
 def write_whole(path: Path, content: bytes) -> None:

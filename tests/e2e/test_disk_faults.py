@@ -13,15 +13,16 @@ from pathlib import Path
 import pytest
 from support.screens import Lines
 
+from fsdpq.beats import Beat
 from fsdpq.launch import run_dir
 from fsdpq.launch.train import train
-from fsdpq.run_files import Beat, RunFiles, read_json_lines
+from fsdpq.run_files import RunFiles, read_json_lines
 from fsdpq.tensor_files.checkpoint_manifest import check_checkpoint, list_checkpoints
 
-STEPS = 120
+STEPS = 60
 SETTINGS = [
     f"training.steps={STEPS}",
-    "checkpoint.interval=10",
+    "checkpoint.interval=5",
     "data.eval_fraction=0",
     "metrics.sample_prompts=[]",
     "metrics.sample_max_new_tokens=48",
@@ -48,7 +49,7 @@ def settings(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> No
 
 def wait_for(files: RunFiles, *, step: int = 0, phase: str = "train") -> None:
     """Waits until rank 0 does a step, or is in a phase, by its heartbeat."""
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 400
     while time.monotonic() < deadline:
         path = files.heartbeat(0)
         if path.exists() and path.stat().st_size:
@@ -81,7 +82,7 @@ def test_a_disk_that_is_full_until_the_end_costs_nothing(project: Path, small_di
 
     def be_full() -> None:
         try:
-            wait_for(files, step=15)
+            wait_for(files, step=8)
             filler = fill(small_disk)
             wait_for(files, phase="export")
             assert max(steps_of(files)) < STEPS, "the disk was full"
@@ -100,7 +101,7 @@ def test_a_disk_that_is_full_until_the_end_costs_nothing(project: Path, small_di
     notices = [row["message"] for row in read_json_lines(files.events) if row["event"] == "notice"]
     assert any("could not be saved" in text and "No space left" in text for text in notices)
     assert any("what is trained cannot be written" in text for text in notices)
-    assert check_checkpoint(list_checkpoints(files.checkpoints)[0]).step == 10
+    assert check_checkpoint(list_checkpoints(files.checkpoints)[0]).step == 5
     assert (files.adapter / "adapter_model.safetensors").exists()
     assert files.report_html.exists()
 
@@ -112,7 +113,7 @@ def test_a_run_directory_that_is_removed_does_not_end_training(
     files, screen = RunFiles(tmp_path / "run"), Lines()
 
     def remove() -> None:
-        wait_for(files, step=15)
+        wait_for(files, step=8)
         shutil.rmtree(files.root, ignore_errors=True)
 
     threading.Thread(target=remove).start()

@@ -12,17 +12,11 @@ from torch import Tensor
 
 from fsdpq.data.dealing.loader import Deal, EpochOrder, Loader
 from fsdpq.data.text.tokenize import Row
-from fsdpq.dist import gather_whole, seed_everything
-from fsdpq.metrics.sinks import NoSink
+from fsdpq.dist import as_rank_0_says, gather_whole, seed_everything
 from fsdpq.run_files import RunFiles
 from fsdpq.training.loop import LoopState, Trainer
 from fsdpq.worker.keeping.checkpoints import Checkpoints
-from fsdpq.worker.keeping.ending import Keeping
-from fsdpq.worker.keeping.heartbeat import Heartbeat
-from fsdpq.worker.keeping.post_mortem import PostMortem
 from fsdpq.worker.keeping.run_state import RunState
-from fsdpq.worker.keeping.stopping import StopWatch
-from fsdpq.worker.keeping.watch import RankWatch
 from fsdpq.worker.setup import Data, build_trainer
 from support import bases
 from support.sharded import CPU, named_trained, whole_a
@@ -164,13 +158,12 @@ def train_on(
     trainer = bench.trainer if change is None else change(bench)
     state = bench.checkpoints.restore() if resume else None
 
-    files = RunFiles(folder.parent)
-    heartbeat = Heartbeat(folder.parent / f"beat-{dist.get_rank()}")
-    watch = RankWatch(heartbeat, StopWatch(files), PostMortem(files, heartbeat))
-    keeping = Keeping(watch, bench.checkpoints, NoSink())
-
     def after_step(state: LoopState) -> bool:
-        return keeping.after_step(state)
+        checkpoints = bench.checkpoints
+        minutes_passed = as_rank_0_says(checkpoints.minutes_passed())
+        if checkpoints.is_due(state, minutes_passed=minutes_passed):
+            checkpoints.start(state)
+        return False
 
     with bench.loader:
         bench.checkpoints.begin()

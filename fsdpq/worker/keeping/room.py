@@ -84,6 +84,7 @@ def wait_for_room(directory: Path, num_bytes: int, watch: RankWatch, events: Met
     Raises:
         EnvironmentProblemError: they cannot, for `PATIENCE_S` or until a signal came.
     """
+    watch.heartbeat.enter("export")
     deadline, is_told = time.monotonic() + PATIENCE_S, False
     while problem := dist.gather_texts(_probe(directory, num_bytes))[0]:
         agreed = watch.stop.ask(due=time.monotonic() > deadline)
