@@ -22,6 +22,10 @@ BASE, TRAINED = "base", "trained"
 """The models that are measured, in this order: before what was trained is loaded, and after."""
 
 
+CHECKPOINT = "checkpoint"
+"""How what was trained is stored where no run exported it."""
+
+
 @dataclass(frozen=True)
 class EvaluationJob:
     """What is measured.
@@ -34,7 +38,7 @@ class EvaluationJob:
         stride: tokens that each window of a text scores; 0 where rows are measured.
         models: `BASE`, `TRAINED` or both.
         trained: directory of what was trained, None for the base alone.
-        trained_format: how it is stored: a value of ``export.format``, or ``checkpoint``.
+        trained_format: how it is stored: a value of ``export.format``, or `CHECKPOINT`.
         include_path: folder of tasks that the command line named, None for none.
         run_dir: of the run, whose report is made anew; None for a recipe.
     """

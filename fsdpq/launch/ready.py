@@ -12,6 +12,7 @@ from typing import Any
 
 from fsdpq.launch.inputs.base_cache import find_base
 from fsdpq.launch.inputs.fetched import fetch_inputs, make_inputs, shrink
+from fsdpq.launch.inputs.harness_data import fetch_task_data
 from fsdpq.launch.inputs.prepare import prepare_inputs
 from fsdpq.launch.lock_file import describe_run
 from fsdpq.launch.machine.devices import check_bf16, list_gpus
@@ -94,6 +95,8 @@ def gather_inputs(
         FsdpqError: one message for whatever cannot be had.
     """
     loaded, recipe, trust = settled.loaded, settled.recipe, settled.trust_remote_code
+    if recipe.evaluation.tasks:
+        fetch_task_data(recipe.evaluation.tasks, screen=screen)
     inputs = (
         make_inputs(loaded, screen=screen)
         if settled.smoke

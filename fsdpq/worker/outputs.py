@@ -14,6 +14,9 @@ from fsdpq.recipe.root import Recipe
 from fsdpq.run_files import RunFiles, write_whole
 from fsdpq.worker.keeping.heartbeat import Heartbeat
 
+WANDB_ID = "wandb-id"
+"""File of the run directory with its id at Weights & Biases: a resumed run goes on there."""
+
 
 def open_rows(path: Path) -> JsonlSink | NoSink:
     """Returns what takes rows for ``path``: a file on rank 0, nothing elsewhere."""
@@ -33,7 +36,7 @@ def open_metrics(recipe: Recipe, files: RunFiles, events: MetricSink) -> ManySin
                 recipe.metrics.wandb,
                 files.root,
                 name=files.root.name,
-                run_id=_run_id(files.wandb_id),
+                run_id=_run_id(files.root / WANDB_ID),
                 settings=recipe.model_dump(mode="json"),
                 notify=lambda text: events.write({"event": "notice", "message": text}),
             )
