@@ -52,14 +52,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import struct
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-PHASES = ("data", "load", "eval", "train", "export", "report")
+PHASES = ("data", "load", "eval", "train", "export", "tasks", "report")
 """The phases of a training run, in order; ``eval`` comes again after ``train``. A run that writes a
 quantized base has one phase, ``quantize``."""
 
@@ -130,11 +129,6 @@ class RunFiles:
         return self.logs / f"rank-{rank}.error.json"
 
     @property
-    def generate_error(self) -> Path:
-        """The error that ended ``fsdpq generate``, as JSON: see `RankError`."""
-        return self.logs / "generate.error.json"
-
-    @property
     def adapter(self) -> Path:
         """The trained adapter in PEFT's format."""
         return self.root / "adapter"
@@ -154,11 +148,6 @@ class RunFiles:
         """The base with the trained change in its weights (``export.merge``)."""
         return self.root / "merged"
 
-    @property
-    def merge_error(self) -> Path:
-        """The error that ended ``fsdpq merge``, as JSON: see `RankError`."""
-        return self.logs / "merge.error.json"
-
     def exported(self, export_format: str) -> Path:
         """What the run leaves behind, by ``export.format``."""
         names = {"peft": self.adapter, "transformers": self.model, "delta": self.delta}
@@ -175,7 +164,7 @@ class RunFiles:
         return self.root / "stop"
 
     def heartbeat(self, rank: int) -> Path:
-        """When and where rank ``rank`` was last alive: see `Beat`."""
+        """When and where rank ``rank`` was last alive: see `fsdpq.beats`."""
         return self.logs / f"rank-{rank}.heartbeat"
 
     def rank_stack(self, rank: int) -> Path:
@@ -195,11 +184,6 @@ class RunFiles:
     def evals(self) -> Path:
         """Folder of what was evaluated after training (`fsdpq.evaluation_job.Record`)."""
         return self.root / "evals"
-
-    @property
-    def evaluation_job(self) -> Path:
-        """What the ranks of ``fsdpq eval`` do (`fsdpq.evaluation_job`)."""
-        return self.root / "evaluation.json"
 
     @property
     def report_html(self) -> Path:
@@ -330,41 +314,6 @@ class CheckResult:
         return {"event": "check", **dataclasses.asdict(self), "time": time.time()}
 
 
-@dataclass(frozen=True)
-class Beat:
-    """A rank's last sign of life: the content of `RunFiles.heartbeat`, of fixed size.
-
-    Attributes:
-        pid: of the rank.
-        count: one more with every sign of the same process.
-        step: the step that it does, counted from 1; 0 before the first.
-        phase: one of `PHASES`, or empty before the first.
-        part: what of the phase: ``data``, ``forward``, ``backward``, ``optimizer``, ``save`` of a
-            step; may be empty.
-    """
-
-    pid: int = 0
-    count: int = 0
-    step: int = 0
-    phase: str = ""
-    part: str = ""
-
-    def pack(self) -> bytes:
-        """Returns it as `BEAT_LAYOUT` says."""
-        return BEAT_LAYOUT.pack(
-            self.pid, self.count, self.step, self.phase.encode(), self.part.encode()
-        )
-
-    @classmethod
-    def unpack(cls, content: bytes) -> Beat:
-        """Returns what `pack` packed."""
-        pid, count, step, phase, part = BEAT_LAYOUT.unpack(content)
-        return cls(pid, count, step, *(text.rstrip(b"\0").decode() for text in (phase, part)))
-
-
-BEAT_LAYOUT = struct.Struct("<qqq16s16s")
-
-
 def write_whole(path: Path, content: bytes) -> None:
     """Writes ``path`` so that a reader sees the old content, or none, or all of the new."""
     temporary = path.with_name(f".{path.name}.tmp")
@@ -404,15 +353,6 @@ def append_json_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
         except OSError:
             file.truncate(before)
             raise
-
-
-def drop_torn_line(path: Path) -> None:
-    """Cuts off what a killed process left of a last line, so that others can be appended."""
-    if not path.exists():
-        return
-    with path.open("rb+") as file:
-        content = file.read()
-        file.truncate(content.rfind(b"\n") + 1)
 
 
 def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:

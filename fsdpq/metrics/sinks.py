@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import collections
 import importlib
+import queue
 import sys
 import threading
 import time
@@ -16,10 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from fsdpq.recipe.sections.output import WandbOptions
-from fsdpq.run_files import append_json_lines, drop_torn_line
+from fsdpq.run_files import append_json_lines
 
 MAX_WAITING = 10_000
 """Rows that are kept while the disk takes none; the oldest are dropped first."""
+
+
+WANDB_FINISH_S = 60.0
+"""How long the end of a run waits for wandb to send what is left."""
 
 
 class JsonlSink:
@@ -34,24 +39,38 @@ class JsonlSink:
         self._waiting: collections.deque[dict[str, Any]] = collections.deque(maxlen=MAX_WAITING)
         self._is_told = False
         self._lock = threading.Lock()  # a checkpoint's thread writes events too
-        drop_torn_line(path)
+        _drop_torn_line(path)
 
     def write(self, row: Mapping[str, Any]) -> None:
         """Appends one row, after those that wait."""
         with self._lock:
             self._waiting.append({**row, "time": time.time()})
-            try:
-                append_json_lines(self.path, self._waiting)
-            except OSError as error:
-                if not self._is_told:
-                    sys.stderr.write(f"{self.path} takes no rows, they wait: {error}\n")
-                self._is_told = True
-            else:
-                self._waiting.clear()
-                self._is_told = False
+            self._append()
 
     def finish(self) -> None:
-        """Does nothing: rows are on disk, or cannot be."""
+        """Appends what waits, if the disk takes it now."""
+        with self._lock:
+            self._append()
+
+    def _append(self) -> None:
+        try:
+            append_json_lines(self.path, self._waiting)
+        except OSError as error:
+            if not self._is_told:
+                sys.stderr.write(f"{self.path} takes no rows, they wait: {error}\n")
+            self._is_told = True
+        else:
+            self._waiting.clear()
+            self._is_told = False
+
+
+def _drop_torn_line(path: Path) -> None:
+    """Cuts off what a killed process left of a last line, so that others can be appended."""
+    if not path.exists():
+        return
+    with path.open("rb+") as file:
+        content = file.read()
+        file.truncate(content.rfind(b"\n") + 1)
 
 
 class NoSink:
@@ -118,7 +137,7 @@ class TensorboardSink:
 
 
 class WandbSink:
-    """Sends the numbers of a row to Weights & Biases.
+    """Sends the numbers of a row to Weights & Biases, from a thread: nothing waits for the service.
 
     A package that is missing is found before the launch (`fsdpq.registry.check_packages`).
 
@@ -128,7 +147,7 @@ class WandbSink:
         name: of the run, where the options give none.
         run_id: by which a resumed run goes on where the first was.
         settings: the recipe, as plain values.
-        notify: told once when wandb fails; the sink drops rows from then on.
+        notify: told once when wandb fails or does not answer; rows are dropped from then on.
     """
 
     def __init__(
@@ -143,7 +162,10 @@ class WandbSink:
     ) -> None:
         self._notify = notify
         self._run: Any = None
-        self._attempt(
+        self._has_failed = False
+        self._actions: queue.Queue[Callable[[], Any] | None] = queue.Queue(MAX_WAITING)
+        self._thread = threading.Thread(target=self._send, daemon=True, name="fsdpq-wandb")
+        self._put(
             lambda: self._start(
                 project=options.project,
                 entity=options.entity,
@@ -157,27 +179,48 @@ class WandbSink:
                 resume="allow",
             )
         )
+        self._thread.start()
 
     def write(self, row: Mapping[str, Any]) -> None:
-        """Sends one row."""
-        if self._run is not None:
-            numbers = scalars(row)
-            self._attempt(lambda: self._run.log(numbers, step=row.get("step", 0)))
+        """Sends one row, soon."""
+        numbers, step = scalars(row), row.get("step", 0)
+        self._put(lambda: self._run.log(numbers, step=step))
 
     def finish(self) -> None:
-        """Sends what is left."""
-        if self._run is not None:
-            self._attempt(self._run.finish)
+        """Sends what is left; waits `WANDB_FINISH_S` at most."""
+        self._put(self._finish)
+        self._put(None)
+        if not self._has_failed:
+            self._thread.join(WANDB_FINISH_S)
+            if self._thread.is_alive():
+                self._fail(f"no answer for {WANDB_FINISH_S:.0f} s")
 
     def _start(self, **settings: Any) -> None:
         self._run = importlib.import_module("wandb").init(**settings)
 
-    def _attempt(self, action: Callable[[], Any]) -> None:
+    def _finish(self) -> None:
+        self._run.finish()
+
+    def _put(self, action: Callable[[], Any] | None) -> None:
+        if self._has_failed:
+            return
         try:
-            action()
-        except Exception as error:  # a foreign service must not end a run, whatever it raises
-            self._run = None
-            self._notify(f"wandb failed ({error}): metrics go to metrics.jsonl only from here on")
+            self._actions.put_nowait(action)
+        except queue.Full:
+            self._fail(f"{MAX_WAITING} rows wait to be sent")
+
+    def _send(self) -> None:
+        """Runs in the thread."""
+        while not self._has_failed and (action := self._actions.get()) is not None:
+            try:
+                action()
+            except Exception as error:  # a foreign service must not end a run, whatever it raises
+                self._fail(str(error))
+
+    def _fail(self, reason: str) -> None:
+        if not self._has_failed:
+            self._has_failed = True
+            self._notify(f"wandb failed ({reason}): metrics go to metrics.jsonl only from here on")
 
 
 def scalars(row: Mapping[str, Any]) -> dict[str, float]:

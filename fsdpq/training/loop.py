@@ -145,7 +145,9 @@ class Trainer:
         peak = [group["lr"] for group in self.optimizer.param_groups]
         state = state or LoopState()
         progress, first = state.progress, state.progress.steps
+        before = time.monotonic()
         self._evaluate_if_due(state)  # it was broken off where the run was stopped
+        state.window.started += time.monotonic() - before
         for index in range(first, self.total_steps):
             self.on_part("data", index + 1)
             step = state.window.take(steps)

@@ -31,10 +31,13 @@ from fsdpq.worker.assemble import (
     read_inputs,
     stop_ids,
 )
+from fsdpq.worker.evaluate.after_training import measure_tasks
+from fsdpq.worker.evaluate.subject import Subject
 from fsdpq.worker.export.finish import Trained, check_exportable, export_run
 from fsdpq.worker.from_disk import reading_notices
 from fsdpq.worker.keeping.checkpoints import Checkpoints
 from fsdpq.worker.keeping.ending import Keeping
+from fsdpq.worker.keeping.room import check_room, exported_bytes, wait_for_room
 from fsdpq.worker.keeping.run_state import RunState
 from fsdpq.worker.keeping.watch import RankWatch, group_timeout
 from fsdpq.worker.outputs import WatchedEvents, open_metrics, open_rows
@@ -104,6 +107,7 @@ def train(files: RunFiles, watch: RankWatch, *, trust_remote_code: bool, resume:
     setup = dataclasses.asdict(summarize_setup(recipe, assembled, data, trainer, device))
     events.write({"event": "setup", **setup})
     watch.post_mortem.learn(recipe, assembled, trainer)
+    check_room(recipe, trainer, files.root, events)
     answerer = Answerer(
         assembled,
         tokenizer,
@@ -121,14 +125,17 @@ def train(files: RunFiles, watch: RankWatch, *, trust_remote_code: bool, resume:
     progress, train_s = run_steps(trainer, loader, events, checkpoints, state)
     report_stream(data.stream, recipe.data, events)
     loss_after = None if keeping.has_ended else look("after", progress.steps)
-    metrics.finish()
-    if keeping.end(state):
+    if not keeping.end(state):
+        wait_for_room(files.root, exported_bytes(recipe, assembled), watch, events)
+    metrics.finish()  # rows that the disk did not take go there now
+    if keeping.has_ended:
         dist.wait_for_all()
         return
     losses = (state.eval_losses.get(0), loss_after)
     done = summarize_run(progress, train_s, losses, device, files.exported(recipe.export.format))
     trained = Trained(recipe, inputs, assembled, tokenizer, answerer.asks, done)
     export_run(trained, files, events, device=device)
+    measure_tasks(Subject(recipe, assembled, tokenizer, inputs.model_dir, device), files, events)
     events.write({"event": "done", **dataclasses.asdict(done)})
     report(files, events)
 
@@ -168,7 +175,10 @@ def report(files: RunFiles, events: MetricSink) -> None:
     """
     enter(events, "report")
     if dist.rank() == 0:
-        write_report(files)
+        try:
+            write_report(files)
+        except OSError as error:  # the run is done, whatever becomes of its report
+            notify(events, f"the report cannot be written: {error}")
     dist.wait_for_all()
 
 

@@ -8,6 +8,7 @@ for ever on a port where something else answers (torch 2.13).
 from __future__ import annotations
 
 import json
+import os
 import socket
 import sys
 import time
@@ -48,6 +49,8 @@ class JsonLinesTail:
         if not self._path.exists():
             return
         with self._path.open("rb") as file:
+            if file.seek(0, os.SEEK_END) < self._position:
+                self._position = 0  # another file: the directory was removed, or mounted anew
             file.seek(self._position)
             for line in file:
                 if not line.endswith(b"\n"):

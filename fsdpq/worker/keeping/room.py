@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 from fsdpq import dist
 from fsdpq.errors import EnvironmentProblemError
-from fsdpq.protocols import MetricSink
+from fsdpq.protocols import DTYPES, MetricSink
 from fsdpq.recipe.root import Recipe
 from fsdpq.recipe.sections.optimizer import AdamW8bitOptions, MuonOptions, SgdOptions
 from fsdpq.training.loop import Trainer
+from fsdpq.worker.assemble import Assembled
 from fsdpq.worker.keeping.watch import RankWatch
 
 PATIENCE_S = 600.0
@@ -64,50 +65,42 @@ def check_room(recipe: Recipe, trainer: Trainer, directory: Path, events: Metric
         events.write({"event": "notice", "message": text})
 
 
-def wait_for_room(
-    directory: Path, num_bytes: int, watch: RankWatch, events: MetricSink, *, what: str
-) -> None:
+def exported_bytes(recipe: Recipe, assembled: Assembled) -> int:
+    """Returns about what the export takes: the trained weights, or the model in its dtype."""
+    if recipe.export.format == "transformers":
+        return assembled.num_parameters * DTYPES[recipe.model.dtype].itemsize + SPARE_BYTES
+    trained = assembled.trainable
+    return sum(p.numel() * p.element_size() for p in trained) + SPARE_BYTES
+
+
+def wait_for_room(directory: Path, num_bytes: int, watch: RankWatch, events: MetricSink) -> None:
     """Returns once ``num_bytes`` can be written into ``directory``, tried by writing them.
 
-    Tells the user what to free. A wish to end is a reason to give up.
+    Ranks meet in the export, where one that fails would leave the others waiting. A wish to end is
+    a reason to give up.
 
     Ranks: all (collective); rank 0 writes.
 
     Raises:
         EnvironmentProblemError: they cannot, for `PATIENCE_S` or until a signal came.
     """
-    problem = try_again(lambda: _probe(directory, num_bytes), watch, events, what=what)
-    if problem:
-        hint = f"make room for {_size(num_bytes)}, then go on with `fsdpq resume`"
-        raise EnvironmentProblemError(f"{what} cannot be written: {problem}", hint=hint)
-
-
-def try_again(
-    attempt: Callable[[], str], watch: RankWatch, events: MetricSink, *, what: str
-) -> str:
-    """Tries until it works, for `PATIENCE_S`; returns the last problem, or nothing.
-
-    Ranks: all (collective).
-
-    Args:
-        attempt: returns what is in the way, on any rank, or nothing; all ranks call it.
-        watch: of this rank; a new signal ends the waiting.
-        events: told once that the run waits.
-        what: is tried, for the message.
-    """
+    watch.heartbeat.enter("export")
     deadline, is_told = time.monotonic() + PATIENCE_S, False
-    while problem := next((text for text in dist.gather_texts(attempt()) if text), ""):
-        if not is_told:
-            text = f"{what} cannot be written: {problem}; trying again every {RETRY_S:.0f} s for "
-            text += f"{PATIENCE_S / 60:.0f} minutes: make room"
-            events.write({"event": "notice", "message": text})
-            is_told = True
+    while problem := dist.gather_texts(_probe(directory, num_bytes))[0]:
         agreed = watch.stop.ask(due=time.monotonic() > deadline)
         if agreed.due or agreed.stop:
-            return problem
+            hint = f"make room for {_size(num_bytes)}; where there is a checkpoint, `fsdpq resume` "
+            hint += "exports what is trained without training again"
+            raise EnvironmentProblemError(f"what is trained cannot be written: {problem}", hint)
+        if not is_told:
+            text = f"what is trained cannot be written: {problem}; make room for "
+            text += f"{_size(num_bytes)}: it is tried again every {RETRY_S:.0f} s for "
+            text += f"{PATIENCE_S / 60:.0f} minutes"
+            sys.stderr.write(text + "\n")
+            events.write({"event": "notice", "message": text})
+            is_told = True
         watch.heartbeat.beat_again()
         time.sleep(RETRY_S)
-    return ""
 
 
 def _probe(directory: Path, num_bytes: int) -> str:
@@ -119,7 +112,10 @@ def _probe(directory: Path, num_bytes: int) -> str:
         directory.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o600)
         try:
-            os.posix_fallocate(descriptor, 0, num_bytes)
+            if hasattr(os, "posix_fallocate"):  # macOS has none
+                os.posix_fallocate(descriptor, 0, num_bytes)
+            else:
+                os.pwrite(descriptor, bytes(SPARE_BYTES), 0)
         finally:
             os.close(descriptor)
             path.unlink()

@@ -9,14 +9,17 @@ from pathlib import Path
 import psutil
 import pytest
 
+from fsdpq.beats import Beat
 from fsdpq.errors import LaunchError
 from fsdpq.launch.ranks import watch
 from fsdpq.launch.ranks.keeper import SAVING, RunKeeper
+from fsdpq.launch.ranks.processes import StopSignals
 from fsdpq.launch.ranks.stacks import Frame, RankStack
 from fsdpq.launch.ranks.torchrun import run_torchrun
 from fsdpq.launch.ranks.watch import HangWatch, explain_hang
 from fsdpq.recipe.sections.launch import LaunchOptions
-from fsdpq.run_files import Beat, RunFiles
+from fsdpq.run_files import RunFiles
+from fsdpq.tensor_files.checkpoint_manifest import step_directory
 from fsdpq.worker.keeping.heartbeat import Heartbeat
 
 WORKER = (str(Path(__file__).with_name("hanging_worker.py")),)
@@ -43,10 +46,10 @@ def test_a_rank_that_hangs_is_named(
     monkeypatch.setenv("FAKE_MODE", mode)
     with pytest.raises(LaunchError) as caught:
         run_torchrun(
-            files, OPTIONS, on_row=lambda _: None, worker=WORKER, keeper=keeper(files, [], 1.0)
+            files, OPTIONS, on_row=lambda _: None, worker=WORKER, keeper=keeper(files, [], 3.0)
         )
     assert caught.value.message.startswith(
-        "the ranks hang: none has got further for 1 s; rank 1 is stuck in the backward pass of "
+        "the ranks hang: none has got further for 3 s; rank 1 is stuck in the backward pass of "
         f"step 3: {place}"
     )
     assert "rank 0: in the optimizer of step 3, `<module>`" in caught.value.details
@@ -96,6 +99,63 @@ def test_before_training_nothing_is_asked_for(files: RunFiles) -> None:
     assert kept.ask_to_end("SIGTERM")
     assert kept.ask_to_end("SIGTERM")
     assert reported == [SAVING]
+
+
+@pytest.mark.parametrize(
+    ("signals", "insists"),
+    [
+        ([("SIGTERM", 0.0), ("SIGTERM", 0.01)], False),  # on two ways at once
+        ([("SIGUSR1", 0.0), ("SIGTERM", 60.0)], False),  # Slurm, later, while the run saves
+        ([("SIGTERM", 0.0), ("SIGTERM", 5.0)], True),
+        ([("SIGUSR1", 0.0), ("SIGINT", 5.0)], True),
+    ],
+)
+def test_a_wish_is_repeated_or_only_comes_twice(
+    signals: list[tuple[str, float]], insists: bool
+) -> None:
+    stop = StopSignals()
+    for name, at in signals:
+        stop.received.append(getattr(signal, name))
+        stop.times.append(at)
+    assert stop.insists == insists
+    assert stop.name == signals[0][0]
+
+
+@pytest.mark.parametrize(
+    ("saved", "older", "line", "code"),
+    [
+        (True, 0, "stopped by SIGTERM after step 41 of 100; saved: go on from step 41 with", 75),
+        (False, 30, "after step 41 of 100, which could not be saved; go on from step 30 with", 75),
+        (False, 0, "could not be saved, and there is no checkpoint; its metrics and logs", 130),
+    ],
+)
+def test_the_last_line_says_how_to_go_on(
+    files: RunFiles, saved: bool, older: int, line: str, code: int
+) -> None:
+    kept = keeper(files, [])
+    assert kept.stopped(100) is None
+    step = 41 if saved else older
+    if step:
+        step_directory(files.checkpoints, step).mkdir(parents=True)
+    kept.take({"event": "stop", "signal": "SIGTERM"})
+    directory = "somewhere" if saved else None
+    kept.take({"event": "stopped", "step": 41, "directory": directory})
+    error = kept.stopped(100)
+    assert error is not None
+    assert line in error.message
+    assert error.exit_code == code
+    assert (f"`fsdpq resume {files.root}`" in error.message) == (code == 75)
+
+
+def test_a_disk_that_is_gone_is_told_once(files: RunFiles, clock: list[float]) -> None:
+    reported: list[str] = []
+    kept = keeper(files, reported)
+    files.root.rename(files.root.with_name("elsewhere"))
+    for _ in range(5):
+        clock[0] += 3
+        kept.check()
+    assert len(reported) == 1
+    assert reported[0].startswith(f"the run directory `{files.root}` is gone: training goes on")
 
 
 def beating(files: RunFiles) -> tuple[HangWatch, list[Heartbeat]]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib.machinery
 import json
+import subprocess
 import sys
+import threading
 import types
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +16,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+import fsdpq.metrics.sinks as sinks_module
 from fsdpq.metrics.memory import MemoryLog
 from fsdpq.metrics.profile import StepProfiler
 from fsdpq.metrics.sinks import JsonlSink, ManySinks, TensorboardSink, WandbSink
@@ -127,6 +130,73 @@ def test_a_failing_wandb_is_told_once_and_ends_nothing(
     assert len(notices) == 1
     assert "no route to api.wandb.ai" in notices[0]
     assert len(list(read_json_lines(path))) == 4
+
+
+@pytest.mark.parametrize("hangs", ["init", "log", "finish"])
+def test_a_wandb_that_does_not_answer_is_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, hangs: str
+) -> None:
+    run, notices, answers = FakeRun(), [], threading.Event()
+
+    def init(**_settings: Any) -> FakeRun:
+        if hangs == "init":
+            answers.wait()
+        return run
+
+    if hangs != "init":
+        monkeypatch.setattr(run, hangs, lambda *_rows, **_named: answers.wait())
+    fake_wandb(monkeypatch, init)
+    monkeypatch.setattr(sinks_module, "WANDB_FINISH_S", 0.2)
+    monkeypatch.setattr(sinks_module, "MAX_WAITING", 100)
+    path = tmp_path / "metrics.jsonl"
+    sinks = ManySinks([JsonlSink(path), open_wandb(tmp_path, notices)])
+    for _ in range(50 if hangs == "finish" else 200):
+        sinks.write(STEP)
+    sinks.finish()
+    answers.set()
+    assert len(notices) == 1
+    assert ("rows wait" in notices[0]) == (hangs != "finish")
+    assert "no answer" in notices[0] or hangs != "finish"
+
+
+def test_rows_wait_for_a_disk_that_takes_none(tmp_path: Path) -> None:
+    path = tmp_path / "run" / "metrics.jsonl"
+    path.parent.mkdir()
+    path.write_text('{"event": "step", "step": 1}\n{"event": "st')
+    sink = JsonlSink(path)
+    path.parent.rename(tmp_path / "elsewhere")
+    for step in (2, 3):
+        sink.write({"event": "step", "step": step})
+    (tmp_path / "elsewhere").rename(path.parent)
+    sink.finish()
+    assert [row["step"] for row in read_json_lines(path)] == [1, 2, 3]
+    sink.write({"event": "step", "step": 4})
+    assert [row["step"] for row in read_json_lines(path)] == [1, 2, 3, 4]
+
+
+def test_a_line_that_was_cut_by_a_full_disk_is_taken_back(tmp_path: Path) -> None:
+    """``RLIMIT_FSIZE`` refuses the bytes beyond a size, as a full disk does."""
+    path = tmp_path / "metrics.jsonl"
+    done = subprocess.run([sys.executable, "-c", CUT, str(path)], check=True, capture_output=True)
+    assert b"takes no rows, they wait" in done.stderr
+    assert [row["step"] for row in read_json_lines(path)] == [1, 2, 3]
+
+
+CUT = """
+import resource, signal, sys
+from pathlib import Path
+from fsdpq.metrics.sinks import JsonlSink
+path = Path(sys.argv[1])
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+sink = JsonlSink(path)
+sink.write({"event": "step", "step": 1})
+size, (_, hard) = path.stat().st_size, resource.getrlimit(resource.RLIMIT_FSIZE)
+resource.setrlimit(resource.RLIMIT_FSIZE, (size + 10, hard))
+sink.write({"event": "step", "step": 2})
+assert path.stat().st_size == size
+resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+sink.write({"event": "step", "step": 3})
+"""
 
 
 class ListSink:

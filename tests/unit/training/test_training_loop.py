@@ -16,7 +16,7 @@ from fsdpq.data.dealing.collate import Step, build_step
 from fsdpq.errors import DamagedBaseError, TrainingError
 from fsdpq.protocols import Losses
 from fsdpq.recipe.sections.training import TrainingOptions
-from fsdpq.training.loop import Trainer, check_finite
+from fsdpq.training.loop import LoopState, Trainer, check_finite
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -118,11 +118,13 @@ def _train(
     *,
     log_interval: int,
     steps: list[Step],
-    evaluate: Callable[[], float] | None = None,
+    evaluate: Callable[[], float | None] | None = None,
     interval: int | None = None,
     coefficient: float = 0.0,
     check_base: Callable[[], None] = lambda: None,
     source: Iterator[Step] | None = None,
+    state: LoopState | None = None,
+    **hooks: Any,
 ) -> ListSink:
     sink = ListSink()
     parameters = list(model.parameters())
@@ -139,8 +141,9 @@ def _train(
         device=torch.device("cpu"),
         router_aux_loss_coef=coefficient,
         check_base=check_base,
+        **hooks,
     )
-    trainer.run(iter(steps) if source is None else source)
+    trainer.run(iter(steps) if source is None else source, state)
     return sink
 
 
@@ -199,3 +202,29 @@ def test_a_base_that_changed_is_named_before_the_losses_that_it_spoiled() -> Non
     steps = [build_step(random_rows(2), micro_batch_size=2, rank=0, world_size=1)] * 2
     with pytest.raises(DamagedBaseError):
         _train(Bigram(fail_at=1), log_interval=2, steps=steps, check_base=changed)
+
+
+def test_an_evaluation_that_a_stop_broke_off_is_done_where_the_run_goes_on() -> None:
+    steps, state = _steps(5), LoopState()
+    losses: list[float | None] = [None, 0.5, 0.25]  # the first one is broken off
+    settings: Any = {"log_interval": 1, "steps": steps, "interval": 2, "state": state}
+    settings["evaluate"] = lambda: losses.pop(0)
+    model = Bigram()
+    rows = _train(model, **settings, after_step=lambda now: now.progress.steps == 2).rows
+    assert [row["event"] for row in rows] == ["step", "step"]
+    assert not state.eval_losses
+    rows = _train(model, **settings, source=iter(steps[2:])).rows
+    assert [(row["event"], row["step"]) for row in rows] == [
+        ("eval", 2), ("step", 3), ("step", 4), ("eval", 4), ("step", 5),
+    ]  # fmt: skip
+    assert state.eval_losses == {2: 0.5, 4: 0.25}
+
+
+def test_every_part_of_a_step_is_told_as_it_begins() -> None:
+    parts: list[tuple[str, int]] = []
+    step = build_step(random_rows(4), micro_batch_size=2, rank=0, world_size=1)
+    _train(Bigram(), log_interval=1, steps=[step], on_part=lambda *part: parts.append(part))
+    names = [name for name, number in parts if number == 1]
+    assert names == [
+        "data", "forward", "backward", "forward", "backward", "optimizer", "log", "agree",
+    ]  # fmt: skip
