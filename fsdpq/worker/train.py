@@ -119,10 +119,7 @@ def train(files: RunFiles, watch: RankWatch, *, trust_remote_code: bool, resume:
     checkpoints = open_checkpoints(recipe, files, assembled, trainer, loader, events)
     state = first_state(checkpoints, metrics, look, resume=resume or goes_on(recipe))
     keeping = Keeping(watch, checkpoints, events)
-    trainer = dataclasses.replace(
-        trainer, after_step=keeping.after_step, on_part=watch.heartbeat.beat
-    )
-    progress, train_s = run_steps(trainer, loader, events, checkpoints, state)
+    progress, train_s = run_steps(keeping.attach(trainer), loader, events, checkpoints, state)
     report_stream(data.stream, recipe.data, events)
     loss_after = None if keeping.has_ended else look("after", progress.steps)
     if not keeping.end(state):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from fsdpq.protocols import MetricSink
-from fsdpq.training.loop import LoopState
+from fsdpq.training.loop import LoopState, Trainer
 from fsdpq.worker.keeping.checkpoints import Checkpoints
 from fsdpq.worker.keeping.watch import RankWatch
 
@@ -25,6 +27,11 @@ class Keeping:
         self._watch = watch
         self._checkpoints = checkpoints
         self._events = events
+
+    def attach(self, trainer: Trainer) -> Trainer:
+        """Returns the same trainer, which asks after every step and shows that it is alive."""
+        beat = self._watch.heartbeat.beat
+        return dataclasses.replace(trainer, after_step=self.after_step, on_part=beat)
 
     def after_step(self, state: LoopState) -> bool:
         """Saves where that is due, in the background; saves and returns True to end the loop.
