@@ -58,7 +58,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-PHASES = ("data", "load", "eval", "train", "export", "report")
+PHASES = ("data", "load", "eval", "train", "export", "tasks", "report")
 """The phases of a training run, in order; ``eval`` comes again after ``train``. A run that writes a
 quantized base has one phase, ``quantize``."""
 
@@ -129,11 +129,6 @@ class RunFiles:
         return self.logs / f"rank-{rank}.error.json"
 
     @property
-    def generate_error(self) -> Path:
-        """The error that ended ``fsdpq generate``, as JSON: see `RankError`."""
-        return self.logs / "generate.error.json"
-
-    @property
     def adapter(self) -> Path:
         """The trained adapter in PEFT's format."""
         return self.root / "adapter"
@@ -152,11 +147,6 @@ class RunFiles:
     def merged(self) -> Path:
         """The base with the trained change in its weights (``export.merge``)."""
         return self.root / "merged"
-
-    @property
-    def merge_error(self) -> Path:
-        """The error that ended ``fsdpq merge``, as JSON: see `RankError`."""
-        return self.logs / "merge.error.json"
 
     def exported(self, export_format: str) -> Path:
         """What the run leaves behind, by ``export.format``."""
@@ -194,11 +184,6 @@ class RunFiles:
     def evals(self) -> Path:
         """Folder of what was evaluated after training (`fsdpq.evaluation_job.Record`)."""
         return self.root / "evals"
-
-    @property
-    def evaluation_job(self) -> Path:
-        """What the ranks of ``fsdpq eval`` do (`fsdpq.evaluation_job`)."""
-        return self.root / "evaluation.json"
 
     @property
     def report_html(self) -> Path:

@@ -250,7 +250,10 @@ class Chat:
             self._note("nothing to ask again")
             return
         self._note(last.question)
+        num_before = len(self._conversation.turns)
         self._ask(last.question)
+        if len(self._conversation.turns) == num_before:  # no answer: the one before it stays
+            self._conversation.add(last, num_dropped=0)
 
     def _do_base(self, _rest: str) -> None:
         if not self._ready.compares:

@@ -11,6 +11,7 @@ import click
 
 from fsdpq.cli.answers import echo_json, json_option
 from fsdpq.cli.options import say, trust_option, warn_of_code
+from fsdpq.fetch.cache import format_bytes
 
 
 @click.command("merge")
@@ -63,7 +64,7 @@ def merge_command(
 
 
 MODEL_WORDS = {
-    "trained": "trained: adapter on the base",
+    "trained": "trained: adapter beside its base",
     "base": "base before training",
     "merged": "merged",
     "requantized": "quantized again",
@@ -73,9 +74,10 @@ MODEL_WORDS = {
 def receipt_lines(receipt: Mapping[str, Any]) -> Iterator[str]:
     """Yields what the terminal shows of a receipt."""
     how = f", quantized again as {receipt['requantize']}" if receipt["requantize"] else ""
+    count = len(receipt["files"])
     yield (
         f"merged onto the {receipt['onto']} weights in {receipt['dtype']}{how}: "
-        f"{receipt['num_bytes'] / 1e9:.2f} GB in {len(receipt['files'])} files"
+        f"{format_bytes(receipt['num_bytes'])} in {count} file{'' if count == 1 else 's'}"
     )
     yield from _survival_lines(receipt)
     if receipt["likeness"] is not None:

@@ -42,6 +42,7 @@ _PHASES = {
     "eval": "evaluating",
     "train": "training",
     "export": "exporting",
+    "tasks": "asking the questions of lm-evaluation-harness",
     "report": "writing the report",
 }
 
@@ -64,6 +65,7 @@ class PlainScreen:
         self._load_clock = _LoadClock()
         self._last_step_shown = 0.0
         self._last_save_shown = -STEP_INTERVAL_S
+        self._last_requests_shown = time.monotonic()
         self._last_load_shown: float | None = None
         self._load_lines = 0
         self._samples: dict[str, dict[str, str]] = {}
@@ -76,6 +78,7 @@ class PlainScreen:
             "step": self._show_step,
             "eval": self._show_eval,
             "sample": self._show_sample,
+            "requests": self._show_requests,
             "notice": self._show_notice,
             "export": self._show_export,
             "resume": self._show_resume,
@@ -155,6 +158,12 @@ class PlainScreen:
         prompt, when = str(row["prompt"]), str(row["when"])
         self._samples.setdefault(prompt, {})[when] = str(row["answer"])
         self._print(f"{when}: {one_line(prompt)} -> {one_line(str(row['answer']))}")
+
+    def _show_requests(self, row: Row) -> None:
+        now = time.monotonic()
+        if now - self._last_requests_shown >= STEP_INTERVAL_S:
+            self._last_requests_shown = now
+            self._print(f"answered {row['done']} questions")
 
     def _show_notice(self, row: Row) -> None:
         self._print(f"note: {row['message']}")

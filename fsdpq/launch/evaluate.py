@@ -11,13 +11,19 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fsdpq.errors import EnvironmentProblemError, LaunchError, RunStoppedError, UsageError
-from fsdpq.evaluation_job import BASE, TRAINED, EvaluationJob
+from fsdpq.errors import (
+    CheckpointError,
+    EnvironmentProblemError,
+    LaunchError,
+    RunStoppedError,
+    UsageError,
+)
+from fsdpq.evaluation_job import BASE, CHECKPOINT, TRAINED, EvaluationJob
 from fsdpq.launch.inputs.base_cache import find_base, held_inputs
 from fsdpq.launch.inputs.evaluated import (
     HELD_OUT,
@@ -44,6 +50,12 @@ from fsdpq.recipe.root import Recipe
 from fsdpq.registry import check_packages
 from fsdpq.rows.files.kinds import kind_of
 from fsdpq.rows.source import DataSources
+from fsdpq.run_files import RunFiles
+from fsdpq.tensor_files.checkpoint_manifest import (
+    list_checkpoints,
+    read_checkpoint,
+    step_of,
+)
 
 EVALUATOR = ("-m", "fsdpq.worker", "evaluate")
 
@@ -54,7 +66,7 @@ class Trained:
 
     Attributes:
         directory: of the export or the checkpoint.
-        format: ``export.format``, or ``checkpoint``.
+        format: ``export.format``, or `CHECKPOINT`.
         step: of the checkpoint, None for an export.
     """
 
@@ -143,15 +155,45 @@ def find_trained(subject: Subject, question: Question) -> Trained | None:
     Raises:
         UsageError: the run exported nothing, or has no such checkpoint.
     """
-    run = subject.run
+    run, wanted = subject.run, question.checkpoint
     if run is None:
         return None
     export_format = subject.loaded.recipe.export.format
     directory = run.exported(export_format)
-    if not question.checkpoint and directory.is_dir():
+    if not wanted and directory.is_dir():
         return Trained(directory, export_format)
-    message = f"the run `{run.root}` has exported nothing: it did not finish"
-    raise UsageError(message, hint="go on with it, or measure its recipe: the base alone")
+    saved = _read_checkpoints(run)
+    if not saved and not wanted:
+        message = f"the run `{run.root}` has exported nothing and has no checkpoint"
+        raise UsageError(message, hint="name its recipe to measure the base alone")
+    chosen = _choose(saved, wanted or "newest")
+    if chosen is None:
+        known = ", ".join(str(step_of(path)) for path in sorted(saved))
+        message = f"`--checkpoint {wanted}`: the run `{run.root}` has no such checkpoint"
+        raise UsageError(
+            message, hint=f"it has those of the steps {known}" if known else "it has none"
+        )
+    return Trained(chosen, CHECKPOINT, step_of(chosen))
+
+
+def _read_checkpoints(run: RunFiles) -> dict[Path, float | None]:
+    """Returns the run's checkpoints, newest first, with their held-out losses."""
+    found: dict[Path, float | None] = {}
+    for path in list_checkpoints(run.checkpoints):
+        try:
+            found[path] = read_checkpoint(path).eval_loss
+        except CheckpointError:
+            found[path] = None  # damaged: refused only where it is what was asked for
+    return found
+
+
+def _choose(saved: Mapping[Path, float | None], wanted: str) -> Path | None:
+    if wanted == "newest":
+        return next(iter(saved), None)
+    if wanted == "best":
+        losses = {path: loss for path, loss in saved.items() if loss is not None}
+        return min(losses, key=losses.__getitem__, default=None)
+    return next((path for path in saved if str(step_of(path)) == wanted), None)
 
 
 def find_stride(recipe: Recipe, question: Question, sources: DataSources | None) -> int:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from fsdpq.errors import FsdpqError, UsageError
+from fsdpq.fetch.cache import format_bytes
+from fsdpq.launch.answers import choose_device, open_run
 from fsdpq.launch.inputs.base_cache import held_inputs
-from fsdpq.launch.machine.devices import list_gpus
 from fsdpq.launch.quantize import check_out
 from fsdpq.launch.ranks.processes import TRUST_FLAG
 from fsdpq.launch.ranks.single_worker import PROGRESS_S, WorkerFiles, run_single_worker
@@ -105,45 +108,39 @@ def merge_trained(
 def _run_merger(
     files: RunFiles, out: Path, choices: MergeChoices, *, screen: Screen, worker: Sequence[str]
 ) -> dict[str, Any]:
-    recipe = load_resolved(files.resolved)
-    on_gpu = recipe.launch.device == "cuda" and bool(list_gpus())
+    logs = _log_files(files)
     arguments = [
-        *worker, str(files.root), f"--out={out.absolute()}", f"--onto={choices.onto}",
-        f"--device={'cuda' if on_gpu else 'cpu'}", f"--compare-tokens={choices.compare_tokens}",
+        *worker, str(files.root), f"--error={logs.error}", f"--out={out.absolute()}",
+        f"--onto={choices.onto}",
+        f"--device={choose_device(files, 'auto')}", f"--compare-tokens={choices.compare_tokens}",
         *([f"--requantize={choices.requantize}"] if choices.requantize else []),
         *([f"--dtype={choices.dtype}"] if choices.dtype else []),
         *([TRUST_FLAG] if choices.trust_remote_code else []),
     ]  # fmt: skip
-    files.logs.mkdir(exist_ok=True)
-    logs = WorkerFiles(files.logs / "merge.out", files.logs / "merge.log", files.merge_error)
     progress = _Progress(screen.report)
-    with held_inputs(_inputs(files)):
+    inputs = json.loads(files.lock.read_text(encoding="utf-8"))["inputs"]
+    with held_inputs(inputs):
         run_single_worker(arguments, logs, on_line=progress.take, memory_hint=MEMORY_HINT)
+    logs.log.unlink(missing_ok=True)
     return json.loads((out / MERGE_RECEIPT).read_text(encoding="utf-8"))
 
 
-def _inputs(files: RunFiles) -> dict[str, Any]:
-    return json.loads(files.lock.read_text(encoding="utf-8"))["inputs"]
+def _log_files(files: RunFiles) -> WorkerFiles:
+    """Returns names of its own: several merges of one run may go on at once."""
+    if os.access(files.root, os.W_OK):
+        files.logs.mkdir(exist_ok=True)
+    writable = os.access(files.logs, os.W_OK)
+    folder = files.logs if writable else Path(tempfile.mkdtemp(prefix="fsdpq-merge-"))
+    output, log, error = (folder / f"merge-{os.getpid()}.{e}" for e in ("out", "log", "error.json"))
+    return WorkerFiles(output, log, error)
 
 
 def _open_run(run_dir: Path) -> RunFiles:
-    files = RunFiles(run_dir)
-    if not files.resolved.is_file() or not files.lock.is_file():
-        hint = "name a directory that `fsdpq train` made, such as `runs/quickstart-1a2b3c4d`"
-        raise UsageError(f"`{run_dir}` is no run directory", hint=hint)
+    files = open_run(run_dir)
     export_format = load_resolved(files.resolved).export.format
-    exported = files.exported(export_format)
-    if not exported.is_dir():
-        message = f"the run `{run_dir}` has exported nothing: it did not finish"
-        hint = "train it to the end with `fsdpq train`; `logs/` tells why it ended"
-        raise UsageError(message, hint=hint)
     if export_format == "transformers":
         message = "there is nothing to merge: the run left a whole model"
-        raise UsageError(message, hint=f"use `{exported}` as it is")
-    base = Path(_inputs(files)["model"]["directory"])
-    if not base.is_dir():
-        message = f"the base model of the run `{run_dir}` is gone: there is no `{base}`"
-        raise UsageError(message, hint="bring it back there; a new `fsdpq train` fetches it again")
+        raise UsageError(message, hint=f"use `{files.exported(export_format)}` as it is")
     return files
 
 
@@ -168,4 +165,5 @@ class _Progress:
                 self._report(what)
         elif now - self._last >= PROGRESS_S and row["done"] < row["total"]:
             self._last = now
-            self._report(f"{what}: {row['done'] / 1e9:.2f} of {row['total'] / 1e9:.2f} GB")
+            done, total = (format_bytes(row[name]) for name in ("done", "total"))
+            self._report(f"{what}: {done} of {total}")

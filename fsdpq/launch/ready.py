@@ -12,6 +12,7 @@ from typing import Any
 
 from fsdpq.launch.inputs.base_cache import find_base
 from fsdpq.launch.inputs.fetched import fetch_inputs, make_inputs, shrink
+from fsdpq.launch.inputs.harness_data import fetch_task_data
 from fsdpq.launch.inputs.prepare import prepare_inputs
 from fsdpq.launch.lock_file import describe_run
 from fsdpq.launch.machine.devices import check_bf16, list_gpus
@@ -66,6 +67,7 @@ def settle(
 
     Raises:
         EnvironmentProblemError: a device, a port or a package is missing.
+        RecipeError: lm-evaluation-harness has no such task, or its questions cannot be had.
     """
     gpus = [] if smoke else list_gpus()
     wanted = shrink(loaded, screen=screen) if smoke else loaded.recipe
@@ -77,6 +79,8 @@ def settle(
     if recipe.launch.device == "cuda":
         check_bf16(told_dtype(recipe), gpus)
     check_endpoint(recipe.launch)
+    if recipe.evaluation.tasks:
+        fetch_task_data(recipe.evaluation.tasks, screen=screen)
     return Settled(loaded, recipe, gpus, smoke, trust_remote_code)
 
 
@@ -94,6 +98,8 @@ def gather_inputs(
         FsdpqError: one message for whatever cannot be had.
     """
     loaded, recipe, trust = settled.loaded, settled.recipe, settled.trust_remote_code
+    if recipe.evaluation.tasks:
+        fetch_task_data(recipe.evaluation.tasks, screen=screen)
     inputs = (
         make_inputs(loaded, screen=screen)
         if settled.smoke

@@ -159,7 +159,10 @@ def open_saved_run(files: RunFiles) -> SavedRun:
         hint = "name a directory that `fsdpq train` made"
         raise UsageError(f"`{files.lock}` cannot be read: {error}", hint=hint) from None
     directory, saved = _newest(files)
-    return SavedRun(files, lock, directory, saved, _is_finished(files))
+    finished = _is_finished(files)
+    # Killed while it wrote its report: a checkpoint of the last step lets it do that again.
+    is_whole = finished and (saved is None or files.report_html.exists())
+    return SavedRun(files, lock, directory, saved, is_whole)
 
 
 def refusal(run: SavedRun, changes: list[Change], *, hint: str) -> UsageError:

@@ -68,9 +68,11 @@ def report_content(record: RunRecord, *, name: str) -> dict[str, Any]:
         "memory_phases": record.memory_phases,
         "samples": record.samples,
         "notices": record.notices,
+        "export": record.export,
         "resumes": record.resumes,
         "steps": record.steps,
         "evals": record.evals,
+        "evaluations": [_evaluation(row) for row in record.evaluations],
         "settings": record.settings,
         "environment": record.environment,
         "missing": record.missing,
@@ -150,6 +152,21 @@ def _headline(record: RunRecord) -> dict[str, Any]:
         "world_size": setup.get("world_size"),
         "peak_memory_bytes": max(peaks) if peaks else None,
     }
+
+
+def _evaluation(row: Row) -> Row:
+    """Returns a record of `fsdpq.evaluation_job` for the page: one row a number."""
+    numbers: list[Row] = []
+    for model, result in row["models"].items():
+        if result.get("loss") is not None:
+            numbers.append({"model": model, "what": "loss", "value": result["loss"]})
+            numbers.append({"model": model, "what": "perplexity", "value": result["perplexity"]})
+        for task, metrics in (result.get("tasks") or {}).items():
+            numbers += [
+                {"model": model, "what": f"{task}: {name.removesuffix(',none')}", "value": value}
+                for name, value in metrics.items()
+            ]
+    return {**row, "numbers": numbers}
 
 
 def _data(environment: Row) -> Row | None:

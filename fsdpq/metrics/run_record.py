@@ -29,7 +29,10 @@ class RunRecord:
         setup: fields of `fsdpq.run_files.SetupSummary`, empty where missing.
         summary: fields of `fsdpq.run_files.RunSummary`, empty where missing.
         samples: ``prompt``, ``before``, ``after``; an answer that is not there is None.
+        evaluations: what was evaluated apart from training, oldest first
+            (`fsdpq.evaluation_job.Record`).
         notices: messages of the ranks.
+        export: what was exported and how it was checked, the fields of the last ``export`` row.
         resumes: ``step``, ``world_size`` and ``time`` of every start but the first, in order.
         settings: the resolved recipe.
         environment: the lock file.
@@ -43,7 +46,9 @@ class RunRecord:
     setup: Row = field(default_factory=dict)
     summary: Row = field(default_factory=dict)
     samples: list[Row] = field(default_factory=list)
+    evaluations: list[Row] = field(default_factory=list)
     notices: list[str] = field(default_factory=list)
+    export: Row = field(default_factory=dict)
     resumes: list[Row] = field(default_factory=list)
     settings: Row = field(default_factory=dict)
     environment: Row = field(default_factory=dict)
@@ -72,11 +77,20 @@ def read_record(files: RunFiles) -> RunRecord:
     record.memory_phases = _most_of_each_phase(metrics)
     record.setup = _last_event(events, "setup")
     record.summary = _last_event(events, "done")
+    record.export = _last_event(events, "export")
     record.notices = [str(row.get("message", "")) for row in events if row["event"] == "notice"]
     record.samples = _pair_samples(events)
+    record.evaluations = _read_evaluations(files.evals, record)
     if not record.summary:  # a finished run may hold the errors of an earlier attempt
         record.error = _root_cause(files.logs)
     return record
+
+
+def _read_evaluations(folder: Path, record: RunRecord) -> list[Row]:
+    """Reads the records of ``fsdpq eval``, oldest first."""
+    found = [_read_mapping(path, record) for path in sorted(folder.glob("*.json"))]
+    whole = [row for row in found if isinstance(row.get("models"), dict)]
+    return sorted(whole, key=lambda row: str(row.get("created", "")))
 
 
 def _read_mapping(path: Path, record: RunRecord) -> Row:

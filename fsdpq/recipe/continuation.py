@@ -79,6 +79,7 @@ CLASSES: dict[str, Class] = {
     "training.compile": Class.FREE,
     "training.eval_interval": Class.FREE,
     "checkpoint.*": Class.FREE,
+    "evaluation.*": Class.FREE,
     "export.*": Class.FREE,
     "metrics.*": Class.FREE,
     "launch.*": Class.FREE,

@@ -31,6 +31,8 @@ from fsdpq.worker.assemble import (
     read_inputs,
     stop_ids,
 )
+from fsdpq.worker.evaluate.after_training import measure_tasks
+from fsdpq.worker.evaluate.subject import Subject
 from fsdpq.worker.export.finish import Trained, check_exportable, export_run
 from fsdpq.worker.from_disk import reading_notices
 from fsdpq.worker.keeping.checkpoints import Checkpoints
@@ -123,15 +125,17 @@ def train(files: RunFiles, watch: RankWatch, *, trust_remote_code: bool, resume:
     progress, train_s = run_steps(trainer, loader, events, checkpoints, state)
     report_stream(data.stream, recipe.data, events)
     loss_after = None if keeping.has_ended else look("after", progress.steps)
-    metrics.finish()
-    if keeping.end(state):
+    if not keeping.end(state):
+        wait_for_room(files.root, exported_bytes(recipe, assembled), watch, events)
+    metrics.finish()  # rows that the disk did not take go there now
+    if keeping.has_ended:
         dist.wait_for_all()
         return
-    wait_for_room(files.root, exported_bytes(recipe, assembled), watch, events)
     losses = (state.eval_losses.get(0), loss_after)
     done = summarize_run(progress, train_s, losses, device, files.exported(recipe.export.format))
     trained = Trained(recipe, inputs, assembled, tokenizer, answerer.asks, done)
     export_run(trained, files, events, device=device)
+    measure_tasks(Subject(recipe, assembled, tokenizer, inputs.model_dir, device), files, events)
     events.write({"event": "done", **dataclasses.asdict(done)})
     report(files, events)
 

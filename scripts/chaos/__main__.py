@@ -2,7 +2,8 @@
 
 Every configuration is run once in peace. Then disturbed runs of all of them follow by turns until
 enough processes were killed. After each run its losses and its export are compared with those of
-the undisturbed one, and a line goes to ``outcomes.jsonl``; the tables stand in ``table.md``.
+the undisturbed one, and a line goes to ``outcomes.jsonl``; the tables stand in ``table.md``. A
+campaign that was stopped goes on in its directory.
 """
 
 from __future__ import annotations
@@ -22,9 +23,9 @@ from chaos.compare import compare
 from chaos.project import CONFIGURATIONS, Configuration, write_project
 from chaos.runs import Ground, draw_blows, run_disturbed, run_undisturbed
 from chaos.table import Outcome, render
-from fsdpq.run_files import RunFiles, append_json_line
+from fsdpq.run_files import RunFiles, append_json_line, read_json_lines
 
-BLOWS_PER_RUN = (5, 9)
+BLOWS_PER_RUN = (6, 10)
 
 
 class Campaign:
@@ -44,11 +45,11 @@ class Campaign:
         self._configurations = [c for c in CONFIGURATIONS if not wanted or c.name in wanted]
         self._ground = Ground(write_project(out / "project"), out / "runs")
         self._ground.runs.mkdir(exist_ok=True)
-        self._numbers = count()
         self._peaceful: dict[str, RunFiles] = {}
         self._lock = Lock()
         self._locks = {c.name: Lock() for c in self._configurations}
-        self.outcomes: list[Outcome] = []
+        self.outcomes = [Outcome.of_json(row) for row in read_json_lines(out / "outcomes.jsonl")]
+        self._numbers = count(len(self.outcomes))
 
     @property
     def killed(self) -> int:
@@ -100,9 +101,9 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--jobs", type=int, default=1, help="runs at once")
     parser.add_argument("--only", nargs="+", default=[], help="names of configurations")
-    parser.add_argument("--out", type=Path, required=True, help="a new directory")
+    parser.add_argument("--out", type=Path, required=True, help="directory of all of it")
     given = parser.parse_args()
-    given.out.mkdir(parents=True)
+    given.out.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
     campaign = Campaign(given.out.absolute(), seed=given.seed, kills=given.kills, wanted=given.only)
     with ThreadPoolExecutor(given.jobs) as pool:

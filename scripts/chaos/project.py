@@ -92,13 +92,18 @@ CONFIGURATIONS = (
             "checkpoint": {"keep_best": True, "keep_last": 1},
         },
     ),
-    Configuration("other-world-sizes", worlds=(2, 1, 3)),
+    Configuration("other-world-sizes", worlds=(2, 1, 4)),
 )
 """All that the long campaign goes through, by turns."""
 
 
 def write_project(folder: Path) -> Path:
-    """Writes ``model/``, ``rows.jsonl`` and ``held-out.jsonl`` into a folder, and returns it."""
+    """Writes ``model/``, ``rows.jsonl`` and ``held-out.jsonl`` into a folder, and returns it.
+
+    One that is there stays.
+    """
+    if (folder / "model" / "config.json").exists():
+        return folder
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, set_seed
 
@@ -120,7 +125,6 @@ def write_project(folder: Path) -> Path:
         tokenizer_object=tokenizer, eos_token="<|end|>", pad_token="<|end|>"
     )
     fast.chat_template = "{% for m in messages %}{{ m.role }}: {{ m.content }}<|end|>{% endfor %}"
-    fast.save_pretrained(folder / "model")
     set_seed(0)
     config = LlamaConfig(
         vocab_size=320, hidden_size=128, intermediate_size=192, num_hidden_layers=2,
@@ -128,6 +132,7 @@ def write_project(folder: Path) -> Path:
         tie_word_embeddings=True, bos_token_id=0, eos_token_id=0, pad_token_id=0,
     )  # fmt: skip
     LlamaForCausalLM(config).save_pretrained(folder / "model")
+    fast.save_pretrained(folder / "model")
     return folder
 
 

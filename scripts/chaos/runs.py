@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -71,9 +71,15 @@ class Ground:
 
 
 def run_undisturbed(ground: Ground, configuration: Configuration) -> RunFiles:
-    """Runs a configuration from start to end, without checkpoints; returns its directory."""
+    """Runs a configuration from start to end, without checkpoints; returns its directory.
+
+    A run that is there from an earlier campaign, and came to its end, is taken.
+    """
     recipe = write_recipe(ground.project, configuration)
     files = RunFiles(ground.runs / f"{configuration.name}-undisturbed")
+    if files.report_html.exists():
+        return files
+    shutil.rmtree(files.root, ignore_errors=True)
     log = ground.runs / f"{configuration.name}-undisturbed.log"
     quiet = ("checkpoint.interval=null", "checkpoint.resume=never")
     command = ("train", recipe.name, *quiet, "--run-dir", str(files.root))
@@ -90,7 +96,6 @@ def run_disturbed(
     *,
     name: str,
     seed: int = 0,
-    before_last: Callable[[RunFiles], object] = lambda _files: None,
 ) -> Disturbed:
     """Runs a configuration under blows, one a command at most, to its end.
 
@@ -100,16 +105,15 @@ def run_disturbed(
         blows: in order; a command after the last one is left in peace.
         name: of the run directory.
         seed: of small choices: how to go on, and when.
-        before_last: called before the command that is left in peace.
     """
     rng = random.Random(seed)
     recipe = write_recipe(ground.project, configuration)
     run = Disturbed(configuration, RunFiles(ground.runs / name))
+    shutil.rmtree(run.files.root, ignore_errors=True)  # of a campaign that was stopped
     log = ground.runs / f"{name}.log"
+    log.unlink(missing_ok=True)
     waiting = list(blows)
     while True:
-        if not waiting:
-            before_last(run.files)
         command = _command(run, recipe, rng)
         newest = _newest(run.files)
         launcher = ground.start(log, *command)

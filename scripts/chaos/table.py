@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from chaos.blows import Struck
+from chaos.blows import Blow, Struck
 
 PHASES = ("start", "data", "load", "eval", "train", "export", "report")
 
@@ -33,6 +33,12 @@ class Outcome:
     def as_json(self) -> dict[str, Any]:
         """Returns it as plain data, for the campaign's log."""
         return asdict(self)
+
+    @classmethod
+    def of_json(cls, row: dict[str, Any]) -> Outcome:
+        """Returns what `as_json` wrote."""
+        struck = [Struck(**{**each, "blow": Blow(**each["blow"])}) for each in row["struck"]]
+        return cls(**{**row, "struck": tuple(struck), "problems": tuple(row["problems"])})
 
 
 def render(outcomes: Sequence[Outcome]) -> Iterator[str]:

@@ -177,6 +177,15 @@ def test_commands_change_the_conversation(
     assert all(f"  {name}" in ran.err for name in HELP)
 
 
+def test_an_answer_stays_where_another_is_refused(
+    run_dir: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran = chat(run_dir, capsys, monkeypatch, "once\n/retry\n/save talk.jsonl\n")
+    assert "(no; ask another)" in ran.err
+    [row] = [json.loads(line)["messages"] for line in Path("talk.jsonl").read_text().splitlines()]
+    assert [message["content"] for message in row] == ["once", "as once"]
+
+
 def test_rows_without_turns_are_asked_one_at_a_time(
     run_dir: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

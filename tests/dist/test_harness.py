@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from fsdpq.checkpoint.peft import export_adapter, import_adapter
 from fsdpq.dist import rank
 from fsdpq.metrics.sinks import NoSink
+from fsdpq.run_files import RunFiles
 
 pytest.importorskip("lm_eval", reason="lm-evaluation-harness is missing: pip install lm_eval")
 
@@ -27,6 +29,7 @@ from lm_eval.evaluator import simple_evaluate
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
+from fsdpq.worker.evaluate.after_training import measure_tasks
 from fsdpq.worker.evaluate.harness import HarnessModel
 from fsdpq.worker.evaluate.subject import Subject
 from fsdpq.worker.evaluate.tasks import open_waves, run_tasks
@@ -119,12 +122,12 @@ def ask(model: Any, pairs: Sequence[tuple[str, str]]) -> list[Any]:
     ]
 
 
-def run(directory: Path, adapter: Path, tasks: Path) -> dict[str, dict[str, float]]:
-    """Returns what the tasks give over the sharded model, on rank 0.
+def run(directory: Path, adapter: Path, tasks: Path, run_dir: Path) -> None:
+    """Runs the tasks as the end of training does; rank 0 keeps what they give.
 
     Ranks: all (collective).
     """
-    return run_tasks(open_subject(directory, adapter, tasks), NoSink())
+    measure_tasks(open_subject(directory, adapter, tasks), RunFiles(run_dir), NoSink())
 
 
 def run_stock(lm: HFLM, tasks: Path) -> dict[str, dict[str, Any]]:
@@ -164,12 +167,14 @@ def test_answers_and_tasks_are_those_of_the_harness_over_transformers(
         assert mine[1] == pytest.approx(whole, rel=1e-5)
         assert mine[2] == texts
     stock = run_stock(lm, tasks)
-    found = ranks.run(2, run, directory, adapter, tasks)
-    assert found[1] == {}
-    for name in NAMES:
-        metrics = {key: value for key, value in stock[name].items() if key in found[0][name]}
-        assert len(metrics) == len(found[0][name]) > 1
-        assert found[0][name] == pytest.approx(metrics, rel=1e-5)
+    ranks.run(2, run, directory, adapter, tasks, tmp_path)
+    record = json.loads((RunFiles(tmp_path).evals / "after-training.json").read_text())
+    found = record["models"]["trained"]["tasks"]
+    assert list(found) == list(NAMES)
+    for name, mine in found.items():
+        metrics = {key: value for key, value in stock[name].items() if key in mine}
+        assert len(metrics) == len(mine) > 1
+        assert mine == pytest.approx(metrics, rel=1e-5)
 
 
 def test_an_error_on_rank_0_lets_the_others_go(ranks: RankPool, tmp_path: Path) -> None:

@@ -132,7 +132,7 @@ def test_a_talk_in_a_terminal(
     screen.send("/undo\n")
     screen.wait("taken back: What is one(?s:.*)> ")
     # The line is edited: what was typed wrong is taken back, and an arrow brings the last one.
-    screen.send("/nonsene\x7f\x7fse\n")
+    screen.send("/nonsenxx\x7f\x7fse\n")
     screen.wait("there is no `/nonsense`(?s:.*)> ")
     screen.send("\x1b[A\n")
     screen.wait("there is no `/nonsense`(?s:.*)> ")

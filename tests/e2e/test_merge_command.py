@@ -19,7 +19,7 @@ def test_a_run_leaves_a_merged_model_and_merges_again_in_another_way(
 ) -> None:
     files, out = RunFiles(tmp_path / "run"), tmp_path / "out"
     done = fsdpq(
-        "train", "recipe.yaml", "training.steps=6", "metrics.sample_prompts=[]",
+        "train", "recipe.yaml", "training.steps=6",
         "export.merge=true", "data.chat_template=terse.jinja", "--run-dir", str(files.root),
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fsdpq.data.dealing.loader import Deal, EpochOrder, Loader
 from fsdpq.data.text.tokenize import Row
-from fsdpq.dist import gather_numbers, gather_whole, seed_everything
+from fsdpq.dist import as_rank_0_says, gather_whole, seed_everything
 from fsdpq.run_files import RunFiles
 from fsdpq.training.loop import LoopState, Trainer
 from fsdpq.worker.keeping.checkpoints import Checkpoints
@@ -160,8 +160,8 @@ def train_on(
 
     def after_step(state: LoopState) -> bool:
         checkpoints = bench.checkpoints
-        passed = any(gather_numbers(float(checkpoints.minutes_passed())))
-        if checkpoints.is_due(state, minutes_passed=passed):
+        minutes_passed = as_rank_0_says(checkpoints.minutes_passed())
+        if checkpoints.is_due(state, minutes_passed=minutes_passed):
             checkpoints.start(state)
         return False
 

@@ -29,11 +29,21 @@ from fsdpq.rows.source import DataSources
 from fsdpq.run_files import RunFiles
 
 OPEN_KEYS = (
-    "data.", "evaluation.", "fsdp.", "launch.", "model.attn_implementation", "model.dtype",
-    "model.use_liger_kernel", "quantization.", "training.compile", "training.micro_batch_size",
+    "data.packing", "data.roles_to_train", "data.seq_len", "data.train_on_eos",
+    "data.train_on_prompt", "data.truncation", "data.turns_to_train", "evaluation.", "fsdp.",
+    "launch.", "model.attn_implementation", "model.dtype", "model.use_liger_kernel",
+    "quantization.", "training.compile", "training.micro_batch_size",
 )  # fmt: skip
-"""Keys that an evaluation can change; a dot at the end is a whole section."""
+"""Keys that an evaluation of a run can change; a dot at the end is a whole section."""
 
+NAMED_ROWS_KEYS = (
+    "data.columns", "data.columns.", "data.config", "data.format", "data.max_rows",
+    "data.on_bad_row", "data.revision", "data.split",
+)  # fmt: skip
+"""The same for rows that the command line names; those of a run are settled."""
+
+RECIPE_KEYS = ("data.", "model.")
+"""What else an evaluation of a recipe can change."""
 
 HELD_OUT, OWN_EVAL, NAMED, NONE = "held_out", "own_eval", "named", "none"
 """Which rows are measured: those held out from training, all of ``data.eval`` of a streamed run,
@@ -78,7 +88,8 @@ def open_subject(
         UsageError: it is neither, or the base model of the run is gone.
         RecipeError: an override is wrong, or of a key that cannot change.
     """
-    check_open(overrides, OPEN_KEYS if target.is_dir() else (*OPEN_KEYS, "model."))
+    keys = [*OPEN_KEYS, *(NAMED_ROWS_KEYS if question.data else ())]
+    check_open(overrides, keys if target.is_dir() else [*keys, *RECIPE_KEYS])
     if target.is_dir():
         files = RunFiles(target)
         lock = _read_lock(files)
@@ -104,8 +115,12 @@ def _rows_of(recipe: Recipe, question: Question) -> str:
     return OWN_EVAL if recipe.data.streaming and recipe.data.eval is not None else HELD_OUT
 
 
-def check_open(overrides: Sequence[str], keys: Sequence[str] = OPEN_KEYS) -> None:
+def check_open(overrides: Sequence[str], keys: Sequence[str]) -> None:
     """Checks that an evaluation reads what ``overrides`` change.
+
+    Args:
+        overrides: from the command line.
+        keys: those that it reads; a dot at the end is all below.
 
     Raises:
         RecipeError: it does not.
@@ -114,9 +129,10 @@ def check_open(overrides: Sequence[str], keys: Sequence[str] = OPEN_KEYS) -> Non
     for text in overrides:
         key = text.lstrip("+~").partition("=")[0]
         if not any(key == name or (name[-1] == "." and key.startswith(name)) for name in keys):
-            message = f"`{key}` has no effect on an evaluation"
+            message = f"`{key}` has no effect on an evaluation: it is settled"
             known = ", ".join(f"`{name}*`" if name[-1] == "." else f"`{name}`" for name in keys)
-            problems.append(Problem(message, key, None, f"an evaluation reads {known}"))
+            hint = f"name other rows with `--data`; what can be changed is {known}"
+            problems.append(Problem(message, key, None, hint))
     if problems:
         raise RecipeError(problems)
 

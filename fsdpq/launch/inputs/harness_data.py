@@ -21,7 +21,7 @@ FETCHER = ("-m", "fsdpq.worker", "harness-data")
 
 def fetch_task_data(
     tasks: Sequence[str],
-    include_path: Path | None,
+    include_path: Path | None = None,
     *,
     screen: Screen,
     worker: Sequence[str] = FETCHER,

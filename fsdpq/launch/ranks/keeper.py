@@ -98,7 +98,7 @@ class RunKeeper:
             return False
         if not self._asked:
             self._asked = True
-            self._report(FINISHING if self._phase in ("export", "report") else SAVING)
+            self._report(FINISHING if self._phase in ("export", "tasks", "report") else SAVING)
             self._send(signal_name)
         return True
 

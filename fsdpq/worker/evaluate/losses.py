@@ -57,6 +57,8 @@ def measure_source(
         raise RuntimeError(f"no rows of {name}")
     num_tokens = count_trained(rows)
     loss = compute()
+    if loss is None:
+        raise RuntimeError(f"the evaluation of {name} was broken off")
     return SourceLoss(name, loss, perplexity(loss), num_tokens, len(rows))
 
 

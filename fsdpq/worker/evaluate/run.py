@@ -12,16 +12,18 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from fsdpq import dist
+from fsdpq.checkpoint.storage import CheckpointReader
 from fsdpq.data.preparing.prepared import PreparedRows
 from fsdpq.data.text.tokenize import digest_rows
 from fsdpq.errors import TrainingError
-from fsdpq.evaluation_job import BASE, EvaluationJob, ModelResult, Record
+from fsdpq.evaluation_job import BASE, CHECKPOINT, EvaluationJob, ModelResult, Record
 from fsdpq.metrics.report import write_report
-from fsdpq.metrics.sinks import JsonlSink, NoSink
+from fsdpq.protocols import MetricSink
 from fsdpq.recipe.load import load_resolved
 from fsdpq.recipe.precision import precision_of
 from fsdpq.recipe.root import Recipe
 from fsdpq.run_files import RunFiles, write_whole
+from fsdpq.tensor_files.checkpoint_manifest import check_checkpoint
 from fsdpq.worker.assemble import (
     Assembled,
     Inputs,
@@ -33,6 +35,7 @@ from fsdpq.worker.evaluate.losses import Groups, group_by_source, measure_losses
 from fsdpq.worker.evaluate.subject import Subject
 from fsdpq.worker.evaluate.windows import cut_windows, read_whole_text
 from fsdpq.worker.export.formats import FORMATS
+from fsdpq.worker.keeping.run_state import restore_weights
 from fsdpq.worker.outputs import open_rows
 from fsdpq.worker.setup import load_data
 from fsdpq.worker.tokenizer import check_context, load_tokenizer
@@ -77,7 +80,7 @@ def evaluate(files: RunFiles, *, trust_remote_code: bool = False) -> None:
 
 
 def load_base(
-    recipe: Recipe, inputs: Inputs, events: JsonlSink | NoSink, device: torch.device
+    recipe: Recipe, inputs: Inputs, events: MetricSink, device: torch.device
 ) -> Assembled:
     """Returns the base with what is to be trained at its initial values, which change nothing.
 
@@ -99,7 +102,7 @@ def load_base(
     return assembled
 
 
-def measure(subject: Subject, groups: Groups, events: JsonlSink | NoSink) -> ModelResult:
+def measure(subject: Subject, groups: Groups, events: MetricSink) -> ModelResult:
     """Returns what the model as it is now gets.
 
     Ranks: all (collective).
@@ -122,7 +125,12 @@ def load_trained(assembled: Assembled, job: EvaluationJob) -> None:
     """
     if job.trained is None:
         raise RuntimeError("this job names nothing that was trained")
-    FORMATS[job.trained_format].load(assembled, job.trained)
+    if job.trained_format != CHECKPOINT:
+        FORMATS[job.trained_format].load(assembled, job.trained)
+        return
+    saved = check_checkpoint(job.trained, share=(dist.rank(), dist.world_size()))
+    reader = CheckpointReader(job.trained, saved)
+    restore_weights(assembled, reader, dist.new_host_group())
 
 
 def read_groups(
@@ -130,7 +138,7 @@ def read_groups(
     recipe: Recipe,
     inputs: Inputs,
     tokenizer: PreTrainedTokenizerBase,
-    events: JsonlSink | NoSink,
+    events: MetricSink,
 ) -> tuple[Groups, str]:
     """Returns the rows to measure by their source, and their digest; none where none are asked for.
 

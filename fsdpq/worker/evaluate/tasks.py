@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from fsdpq import dist
-from fsdpq.metrics.sinks import JsonlSink, NoSink
+from fsdpq.protocols import MetricSink
 from fsdpq.worker.assemble import stop_ids
 from fsdpq.worker.evaluate.answers import Scored, continue_rows, score_rows, text_is_over
 from fsdpq.worker.evaluate.subject import Subject
 from fsdpq.worker.evaluate.waves import Waves
 
 
-def run_tasks(subject: Subject, events: JsonlSink | NoSink) -> dict[str, dict[str, float]]:
+def run_tasks(subject: Subject, events: MetricSink) -> dict[str, dict[str, float]]:
     """Returns the metrics of the recipe's tasks on rank 0, nothing elsewhere.
 
     Ranks: all (collective).
@@ -45,7 +45,7 @@ def _lead(subject: Subject, waves: Waves) -> dict[str, dict[str, float]]:
         waves.dismiss()
 
 
-def open_waves(subject: Subject, events: JsonlSink | NoSink) -> Waves:
+def open_waves(subject: Subject, events: MetricSink) -> Waves:
     """Returns what computes the harness's questions on this rank, and counts them on rank 0."""
     model, tokenizer, device = subject.assembled.model, subject.tokenizer, subject.device
     stops = stop_ids(subject.model_dir, tokenizer)

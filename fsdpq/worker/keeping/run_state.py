@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -55,7 +56,7 @@ class RunState:
         return {
             **{f"{WEIGHTS}/{name}": own_piece(parameter) for name, parameter in named.items()},
             **self._optimizer().pieces(),
-            **self._initial(),
+            **initial_pieces(self.assembled),
             **window_pieces(state.window),
             **random_pieces(self.trainer.device),
         }
@@ -135,30 +136,11 @@ class RunState:
         *,
         with_optimizer: bool,
     ) -> None:
-        named = self.assembled.named_trainable
-        pieces = {f"{WEIGHTS}/{name}": own_piece(parameter) for name, parameter in named.items()}
-        saved = {name for name in reader.names if name.startswith(f"{WEIGHTS}/")}
-        if missing := sorted(saved - pieces.keys()):
-            name = missing[0].removeprefix(f"{WEIGHTS}/")
-            raise CheckpointError(
-                f"the checkpoint has `{name}`, which this run does not train",
-                hint="go on with the recipe that it was saved with",
-            )
         optimizer = self._optimizer()
-        if with_optimizer:
-            pieces |= optimizer.prepare(facts["optimizer"])
-        first = {
-            name: Piece(torch.zeros_like(piece.rows), piece.shape, piece.start)
-            for name, piece in self._initial().items()
-        }
-        load_pieces(reader, pieces | first, group)
+        beside = optimizer.prepare(facts["optimizer"]) if with_optimizer else {}
+        restore_weights(self.assembled, reader, group, beside=beside)
         if with_optimizer:
             optimizer.finish()
-        for name, layer in self.assembled.adapted_layers.items():
-            if layer.initial:
-                layer.restore_initial(
-                    {key: first[f"{INITIAL}/{name}/{key}"].rows for key in layer.initial}
-                )
 
     def _restore_scaler(self, facts: SavedFacts) -> None:
         scaler = self.trainer.scaler
@@ -169,15 +151,57 @@ class RunState:
     def _optimizer(self) -> OptimizerState:
         return OptimizerState(self.trainer.optimizer, self.assembled.named_trainable)
 
-    def _initial(self) -> dict[str, Piece]:
-        """The first values of adapters that took them from the base, dealt as their Parameters."""
-        found: dict[str, Piece] = {}
-        for name, layer in self.assembled.adapted_layers.items():
-            for key, rows in layer.initial.items():
-                parameter: Tensor = getattr(layer, key)
-                like = own_piece(parameter)
-                found[f"{INITIAL}/{name}/{key}"] = Piece(rows, like.shape, like.start)
-        return found
+
+def initial_pieces(assembled: Assembled) -> dict[str, Piece]:
+    """Returns the first values of adapters that took them from the base, dealt as Parameters."""
+    found: dict[str, Piece] = {}
+    for name, layer in assembled.adapted_layers.items():
+        for key, rows in layer.initial.items():
+            parameter: Tensor = getattr(layer, key)
+            like = own_piece(parameter)
+            found[f"{INITIAL}/{name}/{key}"] = Piece(rows, like.shape, like.start)
+    return found
+
+
+def restore_weights(
+    assembled: Assembled,
+    reader: CheckpointReader,
+    group: dist.ProcessGroup,
+    *,
+    beside: Mapping[str, Piece] = MappingProxyType({}),
+) -> None:
+    """Puts the trained weights of a checkpoint into the model, on any number of ranks.
+
+    Ranks: all (collective).
+
+    Args:
+        assembled: the model.
+        reader: of the checkpoint.
+        group: all ranks, over gloo.
+        beside: other pieces to be filled.
+
+    Raises:
+        CheckpointError: it does not fit the model.
+    """
+    named = assembled.named_trainable
+    pieces = {f"{WEIGHTS}/{name}": own_piece(parameter) for name, parameter in named.items()}
+    saved = {name for name in reader.names if name.startswith(f"{WEIGHTS}/")}
+    if missing := sorted(saved - pieces.keys()):
+        name = missing[0].removeprefix(f"{WEIGHTS}/")
+        raise CheckpointError(
+            f"the checkpoint has `{name}`, which this run does not train",
+            hint="go on with the recipe that it was saved with",
+        )
+    first = {
+        name: Piece(torch.zeros_like(piece.rows), piece.shape, piece.start)
+        for name, piece in initial_pieces(assembled).items()
+    }
+    load_pieces(reader, pieces | first | dict(beside), group)
+    for name, layer in assembled.adapted_layers.items():
+        if layer.initial:
+            layer.restore_initial(
+                {key: first[f"{INITIAL}/{name}/{key}"].rows for key in layer.initial}
+            )
 
 
 def copy_to_host(pieces: Mapping[str, Piece]) -> dict[str, Piece]:

@@ -9,7 +9,7 @@ from typing import Any
 from fsdpq.run_files import MERGE_RECEIPT
 
 MODEL_WORDS = {
-    "trained": "adapter beside the quantized base (what was trained)",
+    "trained": "trained: adapter beside its base",
     "base": "base before training",
     "merged": "merged",
     "requantized": "merged and quantized again",

@@ -185,7 +185,7 @@ def _share(one: Likeness, base: Likeness) -> float:
 def _verdict_of_merged(onto: str, likeness: Mapping[str, Likeness]) -> str:
     merged, trained = likeness["merged"], likeness["trained"]
     share = _share(merged, likeness["base"])
-    apart = f"({merged.mean_kl:.2g} nats of KL, {share:.1%} of what training changed)"
+    apart = f"({merged.mean_kl:.2g} nats of KL, {share:.2%} of what training changed)"
     if share <= FULL_MATCH:
         return f"The merged model is the trained model {apart}."
     if share <= LOOSE_MATCH:
@@ -206,7 +206,7 @@ def _verdict_of_requantized(how: str, likeness: Mapping[str, Likeness]) -> str:
     again, merged = likeness["requantized"], likeness["merged"]
     share, cost = _share(again, likeness["base"]), again.loss - merged.loss
     text = f"Quantizing again ({how}) costs {cost:+.4f} nats of loss a token, and leaves the model "
-    text += f"{again.mean_kl:.2g} nats of KL from the trained one, {share:.1%} of what training "
+    text += f"{again.mean_kl:.2g} nats of KL from the trained one, {share:.2%} of what training "
     if share > LOOSE_MATCH:
         return text + "changed: serve the adapter beside the quantized base if that is too much."
     return text + "changed."

@@ -22,7 +22,7 @@ from fsdpq.protocols import DTYPES
 from fsdpq.run_files import MERGE_RECEIPT, RunFiles, write_whole
 from fsdpq.worker.export.readers import checkpoint_reader
 from fsdpq.worker.merge.bases import BaseRows
-from fsdpq.worker.merge.card import write_card
+from fsdpq.worker.merge.card import MODEL_WORDS, write_card
 from fsdpq.worker.merge.compare import Documents, choose_documents, compare_models
 from fsdpq.worker.merge.layout import usual_dtype
 from fsdpq.worker.merge.receipt import Likeness, SurvivalBook, verdict
@@ -237,7 +237,7 @@ class _Progress:
 
     def comparing(self, model: str) -> None:
         """Says which model is run."""
-        self._print({"what": f"comparing: {model}", "done": 0, "total": 0})
+        self._print({"what": f"comparing: {MODEL_WORDS[model]}", "done": 0, "total": 0})
 
     def _print(self, row: dict[str, Any]) -> None:
         sys.stdout.write(json.dumps(row) + "\n")

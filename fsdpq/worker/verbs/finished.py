@@ -25,6 +25,7 @@ def add_finished_verbs(verbs: Any) -> None:
     answer.set_defaults(run=_answer)
     merge = verbs.add_parser("merge")
     merge.add_argument("run_dir", type=Path)
+    merge.add_argument("--error", type=Path, required=True)
     merge.add_argument("--out", type=Path, required=True)
     merge.add_argument("--onto", choices=("dequantized", "original"), required=True)
     merge.add_argument("--requantize", choices=("nf4", "hqq"))
@@ -54,7 +55,7 @@ def _answer(parsed: argparse.Namespace, rank: int) -> None:
 
 def _merge(parsed: argparse.Namespace, rank: int) -> None:
     files = RunFiles(parsed.run_dir)
-    with recorded_errors(files.merge_error, rank):
+    with recorded_errors(parsed.error, rank):
         from fsdpq.worker.merge.run import MergeOptions, merge
 
         options = MergeOptions(

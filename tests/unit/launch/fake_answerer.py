@@ -9,6 +9,9 @@ import time
 from typing import Any
 
 
+ANSWERED: set[str] = set()
+
+
 def tell(**event: Any) -> None:
     sys.stdout.write(json.dumps(event) + "\n")
     sys.stdout.flush()
@@ -19,9 +22,10 @@ def answer(request: dict[str, Any], requests: Any) -> None:
     number = request["id"]
     if question == "die":
         os.kill(os.getpid(), 9)
-    if question == "refuse":
+    if question == "refuse" or (question == "once" and question in ANSWERED):
         tell(event="refused", id=number, message="no", hint="ask another")
         return
+    ANSWERED.add(question)
     pieces = ["as ", "before" if not request["trained"] else question]
     if question == "control":
         pieces = ["\x1b[2Jred\ttab", "\nline"]

@@ -59,8 +59,12 @@ def test_the_worker_gets_what_was_asked_for_and_its_receipt_comes_back(tmp_path:
     out = tmp_path / "out"
     receipt = merge(files.root, out, choices, screen=screen, worker=("-c", WORKER))
     assert receipt == RECEIPT
-    assert (out / "arguments").read_text() == (
-        f"{files.root} --out={out} --onto=original --device=cpu --compare-tokens=64 "
+    root, error, *others = (out / "arguments").read_text().split()
+    assert root == str(files.root)
+    assert error.startswith(f"--error={files.logs}/merge-")
+    assert not list(files.logs.iterdir()), "nothing is left of a merge that went well"
+    assert " ".join(others) == (
+        f"--out={out} --onto=original --device=cpu --compare-tokens=64 "
         "--requantize=nf4 --dtype=bf16"
     )
     assert screen.lines == ["comparing: one", "comparing: two"]

@@ -85,6 +85,7 @@ def go_on(files: RunFiles, *overrides: str, force: bool = False) -> list[str]:
 def finish(files: RunFiles) -> None:
     append_json_line(files.events, {"event": "done"})
     append_json_line(files.events, {"event": "phase", "name": "report"})
+    files.report_html.touch()
 
 
 def test_what_is_no_run_is_named(started: Started, tmp_path: Path) -> None:
@@ -252,6 +253,16 @@ def test_a_finished_run_is_left_alone_and_can_be_made_longer(
     append_json_line(files.events, {"event": "phase", "name": "data"})
     go_on(files)
     assert len(started) == 2, "it began again, and did not finish"
+
+
+def test_a_run_that_was_killed_before_its_report_is_not_finished(
+    files: RunFiles, started: Started
+) -> None:
+    save_manifest(files.checkpoints, 5, recipe=resolved(files))
+    finish(files)
+    files.report_html.unlink()
+    go_on(files)
+    assert len(started) == 1
 
 
 def test_one_launcher_at_a_time(files: RunFiles, started: Started) -> None:

@@ -44,6 +44,8 @@ def write_run(root: Path, *, num_steps=4, num_evals=2, done=True, text="plain") 
         sample = {"event": "sample", "when": when, "prompt": text, "answer": f"{when} {text}"}
         append_json_line(files.events, sample)
     if done:
+        exported = {"event": "export", "directory": f"runs/{text}", "num_bytes": 3 * 2**20}
+        append_json_line(files.events, exported | {"verified": True, "max_difference": 3.3e-07})
         summary = {"event": "done", "steps": 4, "train_s": 125.0, "tokens": 25_000}
         summary |= {"trained_tokens": 12_345, "eval_loss_before": 2.5, "eval_loss_after": 1.5}
         summary |= {"peak_memory_bytes": [3 * 2**30, 2 * 2**30], "adapter": "adapter"}
@@ -83,7 +85,8 @@ def test_page_shows_the_numbers_of_the_files(tmp_path):
         "2.500 → 1.500 (-1.000)", "perplexity 12.18 → 4.482", "of 4, in 2 min 05 s",
         "last training loss0.812", "12,345", "of 25,000 read", "4.884M",
         "3.63% of the base's 134.5M", "3.00 GiB", "80.0 MiB", "9.00 MiB", "2.00 GiB",
-        "packages.torch", "2.13.0", "finished",
+        "packages.torch", "2.13.0", "finished", "runs/plain, 3.00 MiB",
+        "differ from the trained model's by at most 3.3e-07 of the largest",
     ):  # fmt: skip
         assert expected in text, expected
 
