@@ -52,7 +52,7 @@ class Continuation:
     Attributes:
         overrides: of the command line.
         force: go on although it becomes another run.
-        from_start: start at the first step where there is no checkpoint yet.
+        from_start: the recipe is given anew: start at the first step where there is no checkpoint.
         hint: what to do where it is refused.
     """
 
@@ -213,7 +213,7 @@ def _write(
 
     A run that starts at its first step gets a new lock.
     """
-    fresh = settled.describe(inputs)
+    fresh, given_anew = settled.describe(inputs), wanted.from_start
     if run.saved is None:
         lock = fresh
     else:
@@ -221,7 +221,7 @@ def _write(
             "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "step": run.saved.step,
             "world_size": settled.recipe.launch.nproc_per_node,
-            "overrides": list(wanted.overrides),
+            "overrides": list(settled.loaded.overrides if given_anew else wanted.overrides),
             "forced": [change.as_json() for change in changes],
             "versions": list_versions(run.lock, fresh),
         }
@@ -229,6 +229,8 @@ def _write(
         lock = {**run.lock, **now, "resumes": [*as_list(run.lock.get("resumes")), entry]}
     write_whole(run.files.lock, (json.dumps(lock, indent=2) + "\n").encode())
     write_whole(run.files.resolved, dump_recipe(settled.recipe).encode())
+    if given_anew:
+        write_whole(run.files.recipe, settled.loaded.raw)
 
 
 def _clear_half_made(files: RunFiles) -> None:

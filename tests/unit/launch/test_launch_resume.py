@@ -299,7 +299,8 @@ def test_auto_starts_goes_on_and_ends(started: Started) -> None:
     save_manifest(files.checkpoints, 4, recipe=resolved(files))
     changed = (*AUTO, "launch.nproc_per_node=1", "checkpoint.interval=3")
     assert train(Path("my.yaml"), changed, run_dir=None, screen=Lines()).root == files.root
-    assert lock_of(files)["resumes"][0]["step"] == 4
+    [entry] = lock_of(files)["resumes"]
+    assert (entry["step"], entry["overrides"]) == (4, list(changed))
     assert len(started) == 3
     finish(files)
     screen = Lines()
