@@ -107,7 +107,6 @@ def train(files: RunFiles, watch: RankWatch, *, trust_remote_code: bool, resume:
     setup = dataclasses.asdict(summarize_setup(recipe, assembled, data, trainer, device))
     events.write({"event": "setup", **setup})
     watch.post_mortem.learn(recipe, assembled, trainer)
-    check_room(recipe, trainer, files.root, events)
     answerer = Answerer(
         assembled,
         tokenizer,
@@ -212,10 +211,11 @@ def open_checkpoints(
     loader: Loader,
     events: MetricSink,
 ) -> Checkpoints:
-    """Returns what saves this run and puts it back.
+    """Returns what saves this run and puts it back; says where the disk is too small for that.
 
     Ranks: all (collective).
     """
+    check_room(recipe, trainer, files.root, events)
     lock = json.loads(files.lock.read_text(encoding="utf-8"))
     run = RunState(assembled, trainer, loader, recipe.training.seed)
     forced = bool((lock.get("resumes") or [{}])[-1].get("forced"))
