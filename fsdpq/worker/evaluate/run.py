@@ -12,7 +12,6 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from fsdpq import dist
-from fsdpq.checkpoint.storage import CheckpointReader
 from fsdpq.data.preparing.prepared import PreparedRows
 from fsdpq.data.text.tokenize import digest_rows
 from fsdpq.errors import TrainingError
@@ -35,7 +34,7 @@ from fsdpq.worker.evaluate.losses import Groups, group_by_source, measure_losses
 from fsdpq.worker.evaluate.subject import Subject
 from fsdpq.worker.evaluate.windows import cut_windows, read_whole_text
 from fsdpq.worker.export.formats import FORMATS
-from fsdpq.worker.keeping.run_state import restore_weights
+from fsdpq.worker.keeping.saved_weights import load_saved_weights
 from fsdpq.worker.outputs import open_rows
 from fsdpq.worker.setup import load_data
 from fsdpq.worker.tokenizer import check_context, load_tokenizer
@@ -128,9 +127,8 @@ def load_trained(assembled: Assembled, job: EvaluationJob) -> None:
     if job.trained_format != CHECKPOINT:
         FORMATS[job.trained_format].load(assembled, job.trained)
         return
-    saved = check_checkpoint(job.trained, share=(dist.rank(), dist.world_size()))
-    reader = CheckpointReader(job.trained, saved)
-    restore_weights(assembled, reader, dist.new_host_group())
+    check_checkpoint(job.trained, share=(dist.rank(), dist.world_size()))
+    load_saved_weights(assembled, job.trained)
 
 
 def read_groups(
