@@ -17,6 +17,10 @@ from typing import Any
 from fsdpq.run_files import RunFiles, write_whole
 
 FORMAT = 1
+"""Version of the record."""
+
+JOB_NAME = "evaluation.json"
+"""File of the job in the run directory of the ranks."""
 
 BASE, TRAINED = "base", "trained"
 """The models that are measured, in this order: before what was trained is loaded, and after."""
@@ -56,12 +60,12 @@ class EvaluationJob:
     def write(self, files: RunFiles) -> None:
         """Writes it into the run directory of the ranks."""
         plain = dataclasses.asdict(self)
-        write_whole(files.evaluation_job, json.dumps(plain, default=str).encode())
+        write_whole(files.root / JOB_NAME, json.dumps(plain, default=str).encode())
 
     @classmethod
     def read(cls, files: RunFiles) -> EvaluationJob:
         """Returns what `write` wrote."""
-        fields = json.loads(files.evaluation_job.read_text(encoding="utf-8"))
+        fields = json.loads((files.root / JOB_NAME).read_text(encoding="utf-8"))
         for name in ("output", "trained", "include_path", "run_dir"):
             fields[name] = None if fields[name] is None else Path(fields[name])
         return cls(**fields)

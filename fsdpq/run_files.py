@@ -186,11 +186,6 @@ class RunFiles:
         return self.root / "evals"
 
     @property
-    def evaluation_job(self) -> Path:
-        """What the ranks of ``fsdpq eval`` do (`fsdpq.evaluation_job`)."""
-        return self.root / "evaluation.json"
-
-    @property
     def report_html(self) -> Path:
         """The report for people."""
         return self.root / "report.html"

@@ -67,6 +67,7 @@ def settle(
 
     Raises:
         EnvironmentProblemError: a device, a port or a package is missing.
+        RecipeError: lm-evaluation-harness has no such task, or its questions cannot be had.
     """
     gpus = [] if smoke else list_gpus()
     wanted = shrink(loaded, screen=screen) if smoke else loaded.recipe
@@ -78,6 +79,8 @@ def settle(
     if recipe.launch.device == "cuda":
         check_bf16(told_dtype(recipe), gpus)
     check_endpoint(recipe.launch)
+    if recipe.evaluation.tasks:
+        fetch_task_data(recipe.evaluation.tasks, screen=screen)
     return Settled(loaded, recipe, gpus, smoke, trust_remote_code)
 
 

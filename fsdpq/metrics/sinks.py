@@ -45,18 +45,23 @@ class JsonlSink:
         """Appends one row, after those that wait."""
         with self._lock:
             self._waiting.append({**row, "time": time.time()})
-            try:
-                append_json_lines(self.path, self._waiting)
-            except OSError as error:
-                if not self._is_told:
-                    sys.stderr.write(f"{self.path} takes no rows, they wait: {error}\n")
-                self._is_told = True
-            else:
-                self._waiting.clear()
-                self._is_told = False
+            self._append()
 
     def finish(self) -> None:
-        """Does nothing: rows are on disk, or cannot be."""
+        """Appends what waits, if the disk takes it now."""
+        with self._lock:
+            self._append()
+
+    def _append(self) -> None:
+        try:
+            append_json_lines(self.path, self._waiting)
+        except OSError as error:
+            if not self._is_told:
+                sys.stderr.write(f"{self.path} takes no rows, they wait: {error}\n")
+            self._is_told = True
+        else:
+            self._waiting.clear()
+            self._is_told = False
 
 
 def _drop_torn_line(path: Path) -> None:

@@ -273,7 +273,7 @@ class CausalLM(nn.Module):
 
     @torch.no_grad()
     def next_token_logits(
-        self, input_ids: Tensor, cache: Cache, attention_mask: Tensor | None = None
+        self, input_ids: Tensor, cache: Cache | None, attention_mask: Tensor | None = None
     ) -> Tensor:
         """Returns the logits after the last token, ``(rows, vocabulary)``; extends ``cache``.
 
@@ -281,7 +281,7 @@ class CausalLM(nn.Module):
 
         Args:
             input_ids: ``(rows, tokens)``, int64: what the cache does not hold yet.
-            cache: of the tokens before.
+            cache: of the tokens before; None for no cache at all.
             attention_mask: of rows that are padded at the left, ``(rows, tokens so far)``, int64:
                 0 at padding. Positions are counted without it.
         """
@@ -292,7 +292,7 @@ class CausalLM(nn.Module):
             options["position_ids"] = places[:, -input_ids.shape[1] :]
         with self._autocast(input_ids.device.type):
             output = self.hf(
-                input_ids=input_ids, past_key_values=cache, use_cache=True, logits_to_keep=1,
-                **options,
+                input_ids=input_ids, past_key_values=cache, use_cache=cache is not None,
+                logits_to_keep=1, **options,
             )  # fmt: skip
         return output.logits[:, -1]

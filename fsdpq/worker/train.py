@@ -125,11 +125,12 @@ def train(files: RunFiles, watch: RankWatch, *, trust_remote_code: bool, resume:
     progress, train_s = run_steps(trainer, loader, events, checkpoints, state)
     report_stream(data.stream, recipe.data, events)
     loss_after = None if keeping.has_ended else look("after", progress.steps)
-    metrics.finish()
-    if keeping.end(state):
+    if not keeping.end(state):
+        wait_for_room(files.root, exported_bytes(recipe, assembled), watch, events)
+    metrics.finish()  # rows that the disk did not take go there now
+    if keeping.has_ended:
         dist.wait_for_all()
         return
-    wait_for_room(files.root, exported_bytes(recipe, assembled), watch, events)
     losses = (state.eval_losses.get(0), loss_after)
     done = summarize_run(progress, train_s, losses, device, files.exported(recipe.export.format))
     trained = Trained(recipe, inputs, assembled, tokenizer, answerer.asks, done)

@@ -25,7 +25,7 @@ from chaos.runs import Ground, draw_blows, run_disturbed, run_undisturbed
 from chaos.table import Outcome, render
 from fsdpq.run_files import RunFiles, append_json_line, read_json_lines
 
-BLOWS_PER_RUN = (5, 9)
+BLOWS_PER_RUN = (6, 10)
 
 
 class Campaign:

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +95,9 @@ def strike(launcher: subprocess.Popen[bytes], files: RunFiles, blow: Blow) -> St
     if not watch.until(reached) or not _sleep(launcher, blow.delay_s):
         return watch.struck(blow, fell=False)
     targets = list(_targets(launcher, blow.victim))
+    if not targets:  # not started yet, or just gone: the launcher is there always
+        blow = replace(blow, victim="launcher")
+        targets = list(_targets(launcher, blow.victim))
     struck = watch.struck(blow, fell=bool(targets))
     for process in targets:
         with contextlib.suppress(psutil.NoSuchProcess):

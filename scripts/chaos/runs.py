@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -97,7 +96,6 @@ def run_disturbed(
     *,
     name: str,
     seed: int = 0,
-    before_last: Callable[[RunFiles], object] = lambda _files: None,
 ) -> Disturbed:
     """Runs a configuration under blows, one a command at most, to its end.
 
@@ -107,7 +105,6 @@ def run_disturbed(
         blows: in order; a command after the last one is left in peace.
         name: of the run directory.
         seed: of small choices: how to go on, and when.
-        before_last: called before the command that is left in peace.
     """
     rng = random.Random(seed)
     recipe = write_recipe(ground.project, configuration)
@@ -117,8 +114,6 @@ def run_disturbed(
     log.unlink(missing_ok=True)
     waiting = list(blows)
     while True:
-        if not waiting:
-            before_last(run.files)
         command = _command(run, recipe, rng)
         newest = _newest(run.files)
         launcher = ground.start(log, *command)

@@ -14,45 +14,29 @@ from chaos.compare import compare
 from chaos.project import CONFIGURATIONS, write_project
 from chaos.runs import Ground, run_disturbed, run_undisturbed
 
-from fsdpq.run_files import RunFiles, read_json_lines
-from fsdpq.tensor_files.checkpoint_manifest import list_checkpoints
+from fsdpq.run_files import read_json_lines
 
 PACKED_WITH_DROPOUT = CONFIGURATIONS[0]
 BLOWS = [
     Blow("load", 0, 0.3, "rank 1", signal.SIGKILL),
     Blow("write", 4, 0.005, "everything", signal.SIGKILL),
-    Blow("steps", 5, 0.02, "launcher", signal.SIGKILL),
-    Blow("write", 3, 0.01, "rank 0", signal.SIGKILL),
+    Blow("write", 5, 0.01, "launcher and rank 0", signal.SIGKILL),
 ]
 
 
-def damage_newest(files: RunFiles) -> None:
-    """Turns a bit of the newest checkpoint over."""
-    path = list_checkpoints(files.checkpoints)[0] / "rank-00001.safetensors"
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
-
-
-@pytest.mark.timeout(900)  # six commands, beside other files
+@pytest.mark.timeout(900)  # five commands, beside other files
 def test_a_run_that_is_killed_again_and_again_ends_as_if_nothing_had_happened(
     tmp_path: Path,
 ) -> None:
     ground = Ground(write_project(tmp_path / "project"), tmp_path)
     peaceful = run_undisturbed(ground, PACKED_WITH_DROPOUT)
-    run = run_disturbed(
-        ground, PACKED_WITH_DROPOUT, BLOWS, name="killed", before_last=damage_newest
-    )
+    run = run_disturbed(ground, PACKED_WITH_DROPOUT, BLOWS, name="killed")
     assert run.findings == []
     assert [struck.blow for struck in run.struck] == BLOWS
     assert run.commands == len(BLOWS) + 1
     largest, problems = compare(peaceful, run.files, same_world=True)
     assert (largest, problems) == (0.0, [])
 
-    events = list(read_json_lines(run.files.events))
-    [notice] = [row["message"] for row in events if "damaged" in str(row.get("message"))]
-    assert "rank-00001.safetensors is not what was written" in notice
-    assert notice in (tmp_path / "killed.log").read_text()
-    resumed = [row["step"] for row in events if row["event"] == "resume"]
-    assert resumed == sorted(resumed)
-    assert 0 < resumed[0] < resumed[-1]
+    resumed = [row["step"] for row in read_json_lines(run.files.events) if row["event"] == "resume"]
+    assert len(resumed) == 2, "the first blow fell before anything was saved"
+    assert 0 < resumed[0] < resumed[1]

@@ -19,7 +19,7 @@ from fsdpq.launch.train import train
 from fsdpq.run_files import RunFiles, read_json_lines
 from fsdpq.tensor_files.checkpoint_manifest import check_checkpoint, list_checkpoints
 
-STEPS = 60
+STEPS = 24
 SETTINGS = [
     f"training.steps={STEPS}",
     "checkpoint.interval=5",
@@ -56,7 +56,7 @@ def wait_for(files: RunFiles, *, step: int = 0, phase: str = "train") -> None:
             beat = Beat.unpack(path.read_bytes())
             if beat.phase == phase and beat.step >= step:
                 return
-        time.sleep(0.01)
+        time.sleep(0.05)
     raise AssertionError(f"rank 0 did not come to {phase}, step {step}")
 
 

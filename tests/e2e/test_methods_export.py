@@ -31,6 +31,7 @@ NONE, HQQ = ({"quantization": {"kind": kind}} for kind in ("none", "hqq"))
 FP4 = {"quantization": {"kind": "bnb", "quant_type": "fp4", "double_quant": False}}
 DORA = {"adapter": {"kind": "dora", "rank": 4, "alpha": 16.0}}
 LORA = {"adapter": {"kind": "lora", "rank": 4, "alpha": 16.0}}
+CHUNKS = {"training": {"layer_chunks": 2}}
 RSLORA = {"adapter": {**LORA["adapter"], "use_rslora": True}}
 PISSA = {"adapter": {**LORA["adapter"], "init": "pissa"}, **NONE}
 SAVED = {"adapter": {**LORA["adapter"], "modules_to_save": ["embed_tokens", "lm_head"]}}
@@ -113,7 +114,7 @@ def whole_model_of(exported: Path) -> torch.nn.Module:
         (DORA | HQQ, False),
         (DORA | NONE, True),
         (LORA | FP4, True),
-        (LORA | HQQ, True),
+        (LORA | HQQ | CHUNKS, True),
         (RSLORA | NONE, False),
         (PISSA, True),
         (SAVED, True),

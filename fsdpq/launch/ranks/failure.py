@@ -103,6 +103,9 @@ def explain_failure(
     num_oom_kills = count_new_oom_kills(oom_kills_before)
     if exit_code < 0:
         return explain_signal("torchrun", -exit_code, num_oom_kills)
+    if not files.logs.is_dir():
+        message = f"the run directory `{files.root}` is gone, and with it why the ranks ended"
+        return EnvironmentProblemError(message, hint="bring it back, or start again elsewhere")
     if shutil.disk_usage(files.root).free < FULL_DISK_BYTES:
         message = f"the disk of `{files.root}` is full"
         return EnvironmentProblemError(message, hint="make room, or choose another --run-dir")

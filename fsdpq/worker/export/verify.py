@@ -15,7 +15,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
-from transformers.cache_utils import DynamicCache
 
 from fsdpq.dist import share_from_first
 from fsdpq.errors import ExportError, FsdpqError
@@ -38,9 +37,9 @@ PROMPTS = (
 
 MAX_TOKENS = 32
 
-TOLERANCE = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 5e-2}
+TOLERANCE = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 1e-1}
 """Largest difference between two logits, as a share of the largest logit, by the dtype of products:
-two orders of summation differ by so much at most over the families of the tests."""
+five times what was seen of a model of 30 layers, and more of the tests' families."""
 
 
 @dataclass(frozen=True)
@@ -138,11 +137,13 @@ def _explain(error: Exception) -> tuple[str, str]:
 def trained_logits(model: CausalLM, ids: Tensor) -> Tensor:
     """Returns the sharded model's logits after the last token of each row, ``(rows, vocabulary)``.
 
+    Without a cache: layers that run over chunks of rows (`training.layer_chunks`) would mix it up.
+
     Ranks: all (collective).
     """
     was_training = model.training
     model.eval()
-    logits = model.next_token_logits(ids, DynamicCache(config=model.hf.config))
+    logits = model.next_token_logits(ids, None)
     model.train(was_training)
     return logits
 

@@ -29,7 +29,7 @@ class Heartbeat:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
             # A page of a file that has no place on the disk would end the rank when it is written.
-            os.posix_fallocate(descriptor, 0, BEAT_LAYOUT.size)
+            os.pwrite(descriptor, bytes(BEAT_LAYOUT.size), 0)
             self._file = mmap.mmap(descriptor, BEAT_LAYOUT.size)
         finally:
             os.close(descriptor)

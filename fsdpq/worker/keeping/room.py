@@ -112,7 +112,10 @@ def _probe(directory: Path, num_bytes: int) -> str:
         directory.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o600)
         try:
-            os.posix_fallocate(descriptor, 0, num_bytes)
+            if hasattr(os, "posix_fallocate"):  # macOS has none
+                os.posix_fallocate(descriptor, 0, num_bytes)
+            else:
+                os.pwrite(descriptor, bytes(SPARE_BYTES), 0)
         finally:
             os.close(descriptor)
             path.unlink()

@@ -37,10 +37,18 @@ def received_signal() -> str:
 def _wait() -> None:
     parent = os.getppid()
     while True:
-        found = signal.sigwaitinfo(SIGNALS)
-        if found.si_signo == signal.SIGTERM and found.si_pid == parent:
+        number, sender = _next_signal()
+        if number == signal.SIGTERM and sender == parent:
             os._exit(ExitCode.RUN_FAILED)  # another rank failed, and torchrun ends this one
-        _received.append(signal.Signals(found.si_signo).name)
+        _received.append(signal.Signals(number).name)
+
+
+def _next_signal() -> tuple[int, int]:
+    """Waits for a signal; returns its number and who sent it, 0 where the system does not tell."""
+    if hasattr(signal, "sigwaitinfo"):  # macOS has none: torchrun's kill follows after 30 s there
+        found = signal.sigwaitinfo(SIGNALS)
+        return found.si_signo, found.si_pid
+    return signal.sigwait(SIGNALS), 0
 
 
 def tell_stack_on_request(path: Path) -> None:

@@ -46,10 +46,10 @@ def test_a_rank_that_hangs_is_named(
     monkeypatch.setenv("FAKE_MODE", mode)
     with pytest.raises(LaunchError) as caught:
         run_torchrun(
-            files, OPTIONS, on_row=lambda _: None, worker=WORKER, keeper=keeper(files, [], 1.0)
+            files, OPTIONS, on_row=lambda _: None, worker=WORKER, keeper=keeper(files, [], 3.0)
         )
     assert caught.value.message.startswith(
-        "the ranks hang: none has got further for 1 s; rank 1 is stuck in the backward pass of "
+        "the ranks hang: none has got further for 3 s; rank 1 is stuck in the backward pass of "
         f"step 3: {place}"
     )
     assert "rank 0: in the optimizer of step 3, `<module>`" in caught.value.details

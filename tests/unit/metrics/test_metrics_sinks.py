@@ -168,6 +168,8 @@ def test_rows_wait_for_a_disk_that_takes_none(tmp_path: Path) -> None:
     for step in (2, 3):
         sink.write({"event": "step", "step": step})
     (tmp_path / "elsewhere").rename(path.parent)
+    sink.finish()
+    assert [row["step"] for row in read_json_lines(path)] == [1, 2, 3]
     sink.write({"event": "step", "step": 4})
     assert [row["step"] for row in read_json_lines(path)] == [1, 2, 3, 4]
 
