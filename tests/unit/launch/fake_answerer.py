@@ -8,7 +8,6 @@ import sys
 import time
 from typing import Any
 
-
 ANSWERED: set[str] = set()
 
 
