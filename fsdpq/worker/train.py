@@ -104,8 +104,7 @@ def train(files: RunFiles, watch: RankWatch, *, trust_remote_code: bool, resume:
         breaks_off=watch.breaks_off,
     )  # fmt: skip
     check_exportable(recipe, inputs, assembled)
-    setup = dataclasses.asdict(summarize_setup(recipe, assembled, data, trainer, device))
-    events.write({"event": "setup", **setup})
+    announce(events, summarize_setup(recipe, assembled, data, trainer, device))
     watch.post_mortem.learn(recipe, assembled, trainer)
     answerer = Answerer(
         assembled,
@@ -246,6 +245,11 @@ def run_steps(
 def enter(events: MetricSink, phase: str) -> None:
     """Tells the screen that a phase begins."""
     events.write({"event": "phase", "name": phase})
+
+
+def announce(events: MetricSink, setup: SetupSummary) -> None:
+    """Tells the screen what is about to be trained."""
+    events.write({"event": "setup", **dataclasses.asdict(setup)})
 
 
 def notify(events: MetricSink, *notices: str) -> None:
