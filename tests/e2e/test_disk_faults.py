@@ -1,9 +1,8 @@
-"""A disk that fills up, or goes, while a run writes to it: nothing that was trained is lost."""
+"""A disk that fills up while a run writes to it: nothing that was trained is lost."""
 
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import threading
 import time
@@ -104,19 +103,3 @@ def test_a_disk_that_is_full_until_the_end_costs_nothing(project: Path, small_di
     assert check_checkpoint(list_checkpoints(files.checkpoints)[0]).step == 5
     assert (files.adapter / "adapter_model.safetensors").exists()
     assert files.report_html.exists()
-
-
-@pytest.mark.usefixtures("settings")
-def test_a_run_directory_that_is_removed_does_not_end_training(
-    project: Path, tmp_path: Path
-) -> None:
-    files, screen = RunFiles(tmp_path / "run"), Lines()
-
-    def remove() -> None:
-        wait_for(files, step=8)
-        shutil.rmtree(files.root, ignore_errors=True)
-
-    threading.Thread(target=remove).start()
-    train(project / "recipe.yaml", SETTINGS, run_dir=files.root, screen=screen)
-    assert check_checkpoint(list_checkpoints(files.checkpoints)[0]).step == STEPS
-    assert (files.adapter / "adapter_model.safetensors").exists()

@@ -8,7 +8,6 @@ for ever on a port where something else answers (torch 2.13).
 from __future__ import annotations
 
 import json
-import os
 import socket
 import sys
 import time
@@ -49,9 +48,10 @@ class JsonLinesTail:
         if not self._path.exists():
             return
         with self._path.open("rb") as file:
-            if file.seek(0, os.SEEK_END) < self._position:
+            file.seek(max(0, self._position - 1))
+            if self._position and file.read(1) != b"\n":
                 self._position = 0  # another file: the directory was removed, or mounted anew
-            file.seek(self._position)
+                file.seek(0)
             for line in file:
                 if not line.endswith(b"\n"):
                     break

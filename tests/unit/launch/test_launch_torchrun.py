@@ -191,6 +191,10 @@ def test_tail_waits_for_the_end_of_a_line(tmp_path: Path) -> None:
     with path.open("a") as file:
         file.write(": 2}\n")
     assert list(tail.read_new()) == [{"a": 2}]
+    path.unlink()  # the directory was removed, and the ranks made it anew
+    path.write_text('{"another": 10}\n{"b": 3}\n')
+    assert list(tail.read_new()) == [{"another": 10}, {"b": 3}]
+    assert list(tail.read_new()) == []
 
 
 def test_workers_share_the_threads_and_stay_off_the_network(
