@@ -56,7 +56,7 @@ def write_run(root: Path, base: Path, quantization: str) -> None:
     from fsdpq.model.loading.checkpoint_files import CheckpointFiles
     from fsdpq.recipe.load import dump_recipe
     from fsdpq.recipe.root import Recipe
-    from fsdpq.run_files import RunFiles
+    from fsdpq.run_files.paths import RunFiles
 
     files = RunFiles(root)
     files.logs.mkdir(parents=True)
@@ -98,7 +98,7 @@ def write_run(root: Path, base: Path, quantization: str) -> None:
 def merge_with_fsdpq(way: str, root: Path, name: str) -> None:
     import torch
 
-    from fsdpq.run_files import RunFiles
+    from fsdpq.run_files.paths import RunFiles
     from fsdpq.worker.merge.run import MergeOptions, merge_run
 
     out = root / f"{name}-{way}-{os.getpid()}"

@@ -41,7 +41,7 @@ from torch.distributed.checkpoint.storage import StorageReader, StorageWriter, W
 from torch.futures import Future
 
 from fsdpq.protocols import Piece
-from fsdpq.run_files import sync, write_whole
+from fsdpq.run_files.writing import sync, write_whole
 from fsdpq.tensor_files.checkpoint_manifest import (
     INDEX_NAME,
     STATE_NAME,

@@ -24,7 +24,7 @@ from fsdpq.errors import FsdpqError, UsageError
 if TYPE_CHECKING:
     from fsdpq.launch.answers import AnswerSession, Choosing, Ready
     from fsdpq.launch.chat import Conversation
-    from fsdpq.run_files import RunFiles
+    from fsdpq.run_files.paths import RunFiles
 
 HELP = {
     "/help": "this list",

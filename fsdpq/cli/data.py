@@ -101,7 +101,7 @@ def write_page(path: Path, content: dict[str, Any]) -> None:
         UsageError: it cannot be written there.
     """
     from fsdpq.pages.inspection import render_inspection_page
-    from fsdpq.run_files import write_whole
+    from fsdpq.run_files.writing import write_whole
 
     page = render_inspection_page(content)
     try:

@@ -16,7 +16,7 @@ from fsdpq.errors import ExitCode, UsageError
 if TYPE_CHECKING:
     from fsdpq.launch.doctor import Finding
     from fsdpq.launch.self_test import Ranks, SelfTest
-    from fsdpq.run_files import CheckResult
+    from fsdpq.run_files.rows import CheckResult
 
 _COLORS = {
     "ok": "green", "passed": "green", "warn": "yellow", "skipped": "yellow",

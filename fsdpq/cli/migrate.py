@@ -17,7 +17,7 @@ def migrate_command(recipe: Path, *, write: bool) -> None:
     """
     from fsdpq.errors import UsageError
     from fsdpq.recipe.migrate import migrate
-    from fsdpq.run_files import write_whole
+    from fsdpq.run_files.writing import write_whole
 
     migrated = migrate(recipe)
     for change in migrated.changes or ("nothing to do: it is of the newest version",):

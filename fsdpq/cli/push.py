@@ -31,7 +31,7 @@ def push_command(
     """
     from fsdpq.cli.run_texts import format_bytes
     from fsdpq.fetch.hub_push import list_upload, push_files
-    from fsdpq.run_files import RunFiles
+    from fsdpq.run_files.paths import RunFiles
 
     uploads = list_upload(RunFiles(run), base=base)
     rows = [(clean(each.name), format_bytes(each.num_bytes)) for each in uploads]

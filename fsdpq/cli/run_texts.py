@@ -12,7 +12,7 @@ from pathlib import Path
 
 from fsdpq.cli.render import render_table
 from fsdpq.launch.ranks.torchrun import Row
-from fsdpq.run_files import RunFiles
+from fsdpq.run_files.paths import RunFiles
 
 MAX_ANSWER = 400
 

@@ -28,7 +28,8 @@ from fsdpq.cli.run_texts import (
     words_of,
 )
 from fsdpq.launch.ranks.torchrun import Row
-from fsdpq.run_files import RunFiles, read_json_lines
+from fsdpq.run_files.paths import RunFiles
+from fsdpq.run_files.writing import read_json_lines
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID

@@ -22,7 +22,7 @@ from typing import Any
 from fsdpq.errors import EnvironmentProblemError, FetchError
 from fsdpq.fetch.drafts import draft_of, remove_drafts, remove_whole
 from fsdpq.fetch.hashes import hash_file, hash_of_hashes
-from fsdpq.run_files import sync
+from fsdpq.run_files.writing import sync
 
 MANIFEST = "fsdpq-cache.json"
 MANIFEST_FORMAT = 1

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from fsdpq.fetch.holds import claim
-from fsdpq.run_files import sync
+from fsdpq.run_files.writing import sync
 
 
 @contextmanager

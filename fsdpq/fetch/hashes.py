@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
-from fsdpq.run_files import write_whole
+from fsdpq.run_files.writing import write_whole
 
 REPORT_BYTES = 2 * 1024**3
 """Hashing more than this is announced: it takes seconds."""

@@ -15,7 +15,8 @@ from typing import Any
 
 from fsdpq.errors import ExportError, FetchError, UsageError
 from fsdpq.fetch.hub import REPOSITORY_PATTERN
-from fsdpq.run_files import RunFiles, read_json_lines
+from fsdpq.run_files.paths import RunFiles
+from fsdpq.run_files.writing import read_json_lines
 
 BASE_KEYS = {"adapter_config.json": "base_model_name_or_path", "delta.json": "base_model"}
 """Files that name the base model, and under which key."""

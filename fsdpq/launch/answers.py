@@ -26,7 +26,7 @@ from fsdpq.launch.ranks.failure import count_oom_kills
 from fsdpq.launch.ranks.processes import TRUST_FLAG, ProcessTree
 from fsdpq.launch.ranks.single_worker import WorkerFiles, explain_end, worker_alone_environment
 from fsdpq.recipe.load import load_resolved
-from fsdpq.run_files import RunFiles
+from fsdpq.run_files.paths import RunFiles
 from fsdpq.tensor_files.checkpoint_manifest import list_checkpoints
 
 ANSWERER = ("-m", "fsdpq.worker", "answer")

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fsdpq.run_files import append_json_line
+from fsdpq.run_files.writing import append_json_line
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from fsdpq.errors import CheckpointError, UsageError
-from fsdpq.run_files import RunFiles
+from fsdpq.run_files.paths import RunFiles
 from fsdpq.tensor_files.checkpoint_manifest import (
     SavedCheckpoint,
     check_checkpoint,

@@ -23,7 +23,6 @@ from fsdpq.errors import (
     RunStoppedError,
     UsageError,
 )
-from fsdpq.evaluation_job import BASE, CHECKPOINT, TRAINED, EvaluationJob
 from fsdpq.launch.inputs.base_cache import find_base, held_inputs
 from fsdpq.launch.inputs.evaluated import (
     HELD_OUT,
@@ -50,7 +49,8 @@ from fsdpq.recipe.root import Recipe
 from fsdpq.registry import check_packages
 from fsdpq.rows.files.kinds import kind_of
 from fsdpq.rows.source import DataSources
-from fsdpq.run_files import RunFiles
+from fsdpq.run_files.evaluation_job import BASE, CHECKPOINT, TRAINED, EvaluationJob
+from fsdpq.run_files.paths import RunFiles
 from fsdpq.tensor_files.checkpoint_manifest import (
     list_checkpoints,
     read_checkpoint,

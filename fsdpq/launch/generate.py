@@ -22,7 +22,7 @@ from fsdpq.rows.files.kinds import read_file
 from fsdpq.rows.files.row import FileError, FileRow
 from fsdpq.rows.messages import read_conversation
 from fsdpq.rows.values import MistakeError
-from fsdpq.run_files import RunFiles
+from fsdpq.run_files.paths import RunFiles
 
 MAX_PROBLEMS = 20
 

@@ -18,7 +18,7 @@ from fsdpq.launch.ranks.single_worker import RowProgress, WorkerFiles, run_singl
 from fsdpq.launch.screen import Screen
 from fsdpq.recipe.load import LoadedRecipe, dump_recipe, load_recipe
 from fsdpq.rows.source import DataSources
-from fsdpq.run_files import RunFiles
+from fsdpq.run_files.paths import RunFiles
 
 INSPECTOR = ("-m", "fsdpq.worker", "inspect")
 

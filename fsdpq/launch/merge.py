@@ -21,7 +21,7 @@ from fsdpq.launch.ranks.single_worker import PROGRESS_S, WorkerFiles, run_single
 from fsdpq.launch.screen import Screen
 from fsdpq.recipe.load import load_resolved
 from fsdpq.recipe.root import Recipe
-from fsdpq.run_files import MERGE_RECEIPT, RunFiles
+from fsdpq.run_files.paths import MERGE_RECEIPT, RunFiles
 
 MERGER = ("-m", "fsdpq.worker", "merge")
 

@@ -19,7 +19,8 @@ from typing import Any
 from fsdpq.errors import UsageError
 from fsdpq.fetch.holds import claim
 from fsdpq.launch.screen import Screen
-from fsdpq.run_files import RunFiles, write_whole
+from fsdpq.run_files.paths import RunFiles
+from fsdpq.run_files.writing import write_whole
 
 RANKS_TIMEOUT_S = 60.0
 """Ranks notice within seconds that their launcher is gone; a slow disk may keep one longer."""

@@ -31,7 +31,7 @@ from fsdpq.recipe.load import LoadedRecipe, load_recipe
 from fsdpq.recipe.root import Recipe
 from fsdpq.recipe.stored_quantization import read_stored_quantization
 from fsdpq.registry import check_packages
-from fsdpq.run_files import sync
+from fsdpq.run_files.writing import sync
 from fsdpq.tensor_files.base_manifest import (
     Key,
     base_key,

@@ -18,7 +18,7 @@ from fsdpq.launch.lock_file import FORMAT, as_list, as_mapping
 from fsdpq.recipe.checks.data import check_data_path_exists
 from fsdpq.recipe.load import LoadedRecipe, dump_values, load_source
 from fsdpq.recipe.source import parse_source
-from fsdpq.run_files import RunFiles
+from fsdpq.run_files.paths import RunFiles
 
 MAX_BYTES = 64 * 10**6
 """A lock lists every file of rows; those of 100,000 files are half of this."""

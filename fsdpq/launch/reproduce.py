@@ -24,7 +24,8 @@ from fsdpq.launch.run_dir import check_run_dir
 from fsdpq.launch.screen import Screen
 from fsdpq.launch.train import train_loaded
 from fsdpq.recipe.load import LoadedRecipe
-from fsdpq.run_files import RunFiles, read_json_lines
+from fsdpq.run_files.paths import RunFiles
+from fsdpq.run_files.writing import read_json_lines
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,8 @@ from fsdpq.launch.saved_run import (
 from fsdpq.launch.screen import Screen
 from fsdpq.recipe.load import LoadedRecipe, dump_recipe
 from fsdpq.recipe.root import Recipe
-from fsdpq.run_files import RunFiles, write_whole
+from fsdpq.run_files.paths import RunFiles
+from fsdpq.run_files.writing import write_whole
 
 INSIST = "go on all the same with `--force`, or start a new run with `fsdpq train`"
 UNDO = (

@@ -13,7 +13,8 @@ from fsdpq.errors import EnvironmentProblemError, UsageError
 from fsdpq.recipe.continuation import hash_run
 from fsdpq.recipe.load import dump_recipe
 from fsdpq.recipe.root import Recipe
-from fsdpq.run_files import RunFiles, write_whole
+from fsdpq.run_files.paths import RunFiles
+from fsdpq.run_files.writing import write_whole
 
 RUNS = Path("runs")
 MIN_FREE_BYTES = 500 * 10**6

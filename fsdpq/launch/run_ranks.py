@@ -17,7 +17,7 @@ from fsdpq.launch.ranks.torchrun import Row, run_torchrun
 from fsdpq.launch.ranks.watch import HangWatch
 from fsdpq.launch.screen import Screen
 from fsdpq.recipe.root import Recipe
-from fsdpq.run_files import RunFiles
+from fsdpq.run_files.paths import RunFiles
 
 
 def run_ranks(

@@ -23,7 +23,8 @@ from fsdpq.recipe.load import load_resolved
 from fsdpq.recipe.marks import Marks
 from fsdpq.recipe.root import Recipe
 from fsdpq.recipe.view import View
-from fsdpq.run_files import RunFiles, read_json_lines
+from fsdpq.run_files.paths import RunFiles
+from fsdpq.run_files.writing import read_json_lines
 from fsdpq.tensor_files.checkpoint_manifest import (
     SavedCheckpoint,
     list_checkpoints,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from fsdpq.launch.ranks.torchrun import Row
-from fsdpq.run_files import RunFiles
+from fsdpq.run_files.paths import RunFiles
 
 
 class Screen(Protocol):

@@ -20,7 +20,8 @@ from fsdpq.launch.machine.devices import list_gpus
 from fsdpq.launch.ranks.failure import count_oom_kills, explain_failure
 from fsdpq.launch.ranks.torchrun import Row, run_torchrun
 from fsdpq.recipe.sections.launch import LaunchOptions
-from fsdpq.run_files import CheckResult, RunFiles
+from fsdpq.run_files.paths import RunFiles
+from fsdpq.run_files.rows import CheckResult
 
 WORKER = ("-m", "fsdpq.worker", "self-test")
 CPU_RANKS = 2

@@ -17,7 +17,7 @@ from fsdpq.launch.run_dir import check_run_dir, create_run_dir
 from fsdpq.launch.run_ranks import run_ranks
 from fsdpq.launch.screen import Screen
 from fsdpq.recipe.load import LoadedRecipe, load_recipe
-from fsdpq.run_files import RunFiles
+from fsdpq.run_files.paths import RunFiles
 
 CheckInputs = Callable[[dict[str, Any]], None]
 """Looks at ``inputs`` of the lock before any rank starts; raises where they will not do."""

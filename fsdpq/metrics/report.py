@@ -17,7 +17,8 @@ from fsdpq.metrics.charts import Chart, build_chart, format_number
 from fsdpq.metrics.run_record import Row, RunRecord, read_record
 from fsdpq.pages.environment import page_environment
 from fsdpq.rows.report import DataReport
-from fsdpq.run_files import RunFiles, write_whole
+from fsdpq.run_files.paths import RunFiles
+from fsdpq.run_files.writing import write_whole
 
 REPORT_FORMAT = 1
 TEMPLATE = "report.html.jinja"
@@ -155,7 +156,7 @@ def _headline(record: RunRecord) -> dict[str, Any]:
 
 
 def _evaluation(row: Row) -> Row:
-    """Returns a record of `fsdpq.evaluation_job` for the page: one row a number."""
+    """Returns a record of `fsdpq.run_files.evaluation_job` for the page: one row a number."""
     numbers: list[Row] = []
     for model, result in row["models"].items():
         if result.get("loss") is not None:

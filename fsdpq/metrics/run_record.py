@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fsdpq.run_files import RunFiles, read_json_lines
+from fsdpq.run_files.paths import RunFiles
+from fsdpq.run_files.writing import read_json_lines
 
 Row = dict[str, Any]
 
@@ -26,11 +27,11 @@ class RunRecord:
         evals: ``eval`` rows, one per step, in order.
         memory_phases: ``phase``, ``bytes`` and ``peak_bytes`` of rank 0, one per phase, in order;
             of micro-batches the one with the most in use.
-        setup: fields of `fsdpq.run_files.SetupSummary`, empty where missing.
-        summary: fields of `fsdpq.run_files.RunSummary`, empty where missing.
+        setup: fields of `fsdpq.run_files.rows.SetupSummary`, empty where missing.
+        summary: fields of `fsdpq.run_files.rows.RunSummary`, empty where missing.
         samples: ``prompt``, ``before``, ``after``; an answer that is not there is None.
         evaluations: what was evaluated apart from training, oldest first
-            (`fsdpq.evaluation_job.Record`).
+            (`fsdpq.run_files.evaluation_job.Record`).
         notices: messages of the ranks.
         export: what was exported and how it was checked, the fields of the last ``export`` row.
         resumes: ``step``, ``world_size`` and ``time`` of every start but the first, in order.

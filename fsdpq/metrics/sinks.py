@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from fsdpq.recipe.sections.output import WandbOptions
-from fsdpq.run_files import append_json_lines
+from fsdpq.run_files.writing import append_json_lines
 
 MAX_WAITING = 10_000
 """Rows that are kept while the disk takes none; the oldest are dropped first."""

@@ -15,7 +15,7 @@ from fsdpq.recipe.compose import COMMAND_LINE
 from fsdpq.recipe.load import load_recipe, load_resolved
 from fsdpq.recipe.root import Recipe
 from fsdpq.recipe.source import KeyPath, Marks, read_source
-from fsdpq.run_files import RunFiles
+from fsdpq.run_files.paths import RunFiles
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from typing import Any
 
 from fsdpq.errors import DamagedDataError
 from fsdpq.rows.report import DataReport
-from fsdpq.run_files import sync, write_whole
+from fsdpq.run_files.writing import sync, write_whole
 
 FORMAT = 1
 """Version of the files' layout; part of the key."""

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from fsdpq.errors import CheckpointError, DamagedBaseError
-from fsdpq.run_files import sync, write_whole
+from fsdpq.run_files.writing import sync, write_whole
 
 FORMAT = 1
 """Version of the files' layout and of what the writer puts into them; part of the key."""

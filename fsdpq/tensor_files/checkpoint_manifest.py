@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from fsdpq.errors import CheckpointError
-from fsdpq.run_files import sync, write_whole
+from fsdpq.run_files.writing import sync, write_whole
 
 FORMAT = 1
 """Version of the files' layout."""

@@ -43,7 +43,7 @@ from fsdpq.errors import UsageError
 from fsdpq.recipe.load import load_resolved
 from fsdpq.recipe.precision import precision_of
 from fsdpq.recipe.root import Recipe
-from fsdpq.run_files import RunFiles
+from fsdpq.run_files.paths import RunFiles
 from fsdpq.training.sample import Sampling
 from fsdpq.worker.answerer import ChatAnswerer, build_asker
 from fsdpq.worker.answering_model import (

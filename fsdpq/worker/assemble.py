@@ -37,7 +37,7 @@ from fsdpq.recipe.precision import Precision, precision_of
 from fsdpq.recipe.root import Recipe
 from fsdpq.registry import resolve_builder
 from fsdpq.rows.source import DataSources
-from fsdpq.run_files import RunFiles
+from fsdpq.run_files.paths import RunFiles
 from fsdpq.worker.base import (
     QuantizedBase,
     check_stored_quantization,

@@ -19,7 +19,7 @@ from fsdpq.recipe.root import Recipe
 from fsdpq.recipe.sections.quantization import BnbOptions, QuantizationOptions
 from fsdpq.recipe.stored_quantization import find_disagreements, read_stored_quantization
 from fsdpq.registry import resolve_builder
-from fsdpq.run_files import RunFiles
+from fsdpq.run_files.paths import RunFiles
 from fsdpq.tensor_files.base_manifest import Key, base_key, is_base
 
 

@@ -17,7 +17,8 @@ from typing import Any, TextIO
 import psutil
 
 from fsdpq.errors import ExitCode, FsdpqError, Problem, RecipeError
-from fsdpq.run_files import RankError, write_whole
+from fsdpq.run_files.rows import RankError
+from fsdpq.run_files.writing import write_whole
 
 POLL_S = 1.0
 

@@ -33,7 +33,8 @@ from fsdpq.model.config import read_config
 from fsdpq.recipe.load import load_resolved
 from fsdpq.recipe.root import Recipe
 from fsdpq.rows.source import DataSources, RowSource
-from fsdpq.run_files import RunFiles, write_whole
+from fsdpq.run_files.paths import RunFiles
+from fsdpq.run_files.writing import write_whole
 from fsdpq.worker.prepare import progress_printer
 from fsdpq.worker.tokenizer import load_tokenizer
 

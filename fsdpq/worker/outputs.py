@@ -11,7 +11,8 @@ from fsdpq import dist
 from fsdpq.metrics.sinks import JsonlSink, ManySinks, NoSink, TensorboardSink, WandbSink
 from fsdpq.protocols import MetricSink
 from fsdpq.recipe.root import Recipe
-from fsdpq.run_files import RunFiles, write_whole
+from fsdpq.run_files.paths import RunFiles
+from fsdpq.run_files.writing import write_whole
 from fsdpq.worker.keeping.heartbeat import Heartbeat
 
 WANDB_ID = "wandb-id"

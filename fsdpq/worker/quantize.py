@@ -15,7 +15,7 @@ from fsdpq.model.loading.base_writer import write_base
 from fsdpq.protocols import Adapter, MetricSink
 from fsdpq.recipe.load import load_resolved
 from fsdpq.recipe.root import Recipe
-from fsdpq.run_files import RunFiles
+from fsdpq.run_files.paths import RunFiles
 from fsdpq.tensor_files.base_manifest import BaseManifest, Key
 from fsdpq.worker.assemble import build_model, read_inputs, resolve_dtype, without_gpu_kernels
 from fsdpq.worker.base import key_of_run, open_checkpoint_source

@@ -21,7 +21,7 @@ from fsdpq.recipe.precision import precision_of
 from fsdpq.recipe.root import Recipe
 from fsdpq.registry import resolve_builder
 from fsdpq.rows.report import DataReport
-from fsdpq.run_files import RunFiles
+from fsdpq.run_files.paths import RunFiles
 from fsdpq.training.loop import Trainer
 from fsdpq.training.scaler import LossScaler
 from fsdpq.worker.assemble import Assembled, Inputs

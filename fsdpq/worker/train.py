@@ -21,7 +21,8 @@ from fsdpq.recipe.load import load_resolved
 from fsdpq.recipe.precision import precision_of
 from fsdpq.recipe.root import Recipe
 from fsdpq.recipe.sections.output import MetricsOptions
-from fsdpq.run_files import RunFiles, RunSummary, SetupSummary
+from fsdpq.run_files.paths import RunFiles
+from fsdpq.run_files.rows import RunSummary, SetupSummary
 from fsdpq.tensor_files.checkpoint_manifest import base_identity
 from fsdpq.training.loop import LoopState, Progress, Trainer
 from fsdpq.worker.answerer import Answerer, build_asker

@@ -23,7 +23,8 @@ from chaos.compare import compare
 from chaos.project import CONFIGURATIONS, Configuration, write_project
 from chaos.runs import Ground, draw_blows, run_disturbed, run_undisturbed
 from chaos.table import Outcome, render
-from fsdpq.run_files import RunFiles, append_json_line, read_json_lines
+from fsdpq.run_files.paths import RunFiles
+from fsdpq.run_files.writing import append_json_line, read_json_lines
 
 BLOWS_PER_RUN = (6, 10)
 

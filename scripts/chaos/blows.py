@@ -15,7 +15,7 @@ from typing import Any
 
 import psutil
 
-from fsdpq.run_files import RunFiles
+from fsdpq.run_files.paths import RunFiles
 
 POLL_S = 0.002
 """Writing a small checkpoint takes some tens of milliseconds."""

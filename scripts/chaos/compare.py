@@ -6,7 +6,8 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from fsdpq.run_files import RunFiles, read_json_lines
+from fsdpq.run_files.paths import RunFiles
+from fsdpq.run_files.writing import read_json_lines
 
 TOLERANCE = 1e-5
 """Of losses, where a run went on with another number of ranks: sums have another order then."""

@@ -15,7 +15,7 @@ from pathlib import Path
 from chaos.blows import SAVING, Blow, Struck, draw, ranks_of, strike
 from chaos.project import Configuration, write_recipe
 from fsdpq.errors import CheckpointError, ExitCode
-from fsdpq.run_files import RunFiles
+from fsdpq.run_files.paths import RunFiles
 from fsdpq.tensor_files.checkpoint_manifest import check_checkpoint, list_checkpoints, step_of
 
 COMMAND_S = 400.0

@@ -13,7 +13,7 @@ from fsdpq.cli.main import main
 from fsdpq.launch import doctor, self_test
 from fsdpq.launch.doctor import FAIL, OK, WARN, Finding
 from fsdpq.launch.self_test import Ranks, SelfTest
-from fsdpq.run_files import CheckResult
+from fsdpq.run_files.rows import CheckResult
 
 FINDINGS = [
     Finding("software", "torch", OK, "2.13.0, CPU build"),

@@ -15,7 +15,7 @@ from support.hub_stand_in import COMMIT, TOKEN, HubStandIn, Repository, hub_stan
 
 from fsdpq.errors import FsdpqError, UsageError
 from fsdpq.fetch.hub_push import list_upload
-from fsdpq.run_files import RunFiles
+from fsdpq.run_files.paths import RunFiles
 
 CARD = """\
 ---

@@ -20,7 +20,7 @@ from fsdpq.checkpoint.peft import export_adapter, import_adapter
 from fsdpq.data.pack import pack_rows
 from fsdpq.data.preparing.prepared import PreparedRows, RowIndex, join_documents
 from fsdpq.data.text.tokenize import Row
-from fsdpq.evaluation_job import ModelResult
+from fsdpq.run_files.evaluation_job import ModelResult
 from fsdpq.worker.evaluate.losses import group_by_source, measure_losses
 from fsdpq.worker.evaluate.windows import cut_windows
 

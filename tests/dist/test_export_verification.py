@@ -22,7 +22,8 @@ from transformers import AutoTokenizer
 from fsdpq.errors import ExportError
 from fsdpq.metrics.sinks import NoSink
 from fsdpq.recipe.root import Recipe
-from fsdpq.run_files import RunFiles, RunSummary
+from fsdpq.run_files.paths import RunFiles
+from fsdpq.run_files.rows import RunSummary
 from fsdpq.worker.assemble import Assembled, Inputs
 from fsdpq.worker.export.finish import Trained, check_exportable, export_run
 from fsdpq.worker.export.formats import FORMATS

@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from fsdpq.checkpoint.peft import export_adapter, import_adapter
 from fsdpq.dist import rank
 from fsdpq.metrics.sinks import NoSink
-from fsdpq.run_files import RunFiles
+from fsdpq.run_files.paths import RunFiles
 
 pytest.importorskip("lm_eval", reason="lm-evaluation-harness is missing: pip install lm_eval")
 

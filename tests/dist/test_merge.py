@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from fsdpq.errors import FsdpqError
-from fsdpq.run_files import RunFiles
+from fsdpq.run_files.paths import RunFiles
 from fsdpq.worker.merge import weights
 from fsdpq.worker.merge.run import MergeOptions, merge_run
 from support import bases, reference

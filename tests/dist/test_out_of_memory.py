@@ -22,7 +22,7 @@ from fsdpq.data.dealing.collate import build_step
 from fsdpq.dist import rank, world_size
 from fsdpq.errors import PlanError
 from fsdpq.metrics.sinks import NoSink
-from fsdpq.run_files import RunFiles
+from fsdpq.run_files.paths import RunFiles
 from fsdpq.worker.keeping.heartbeat import Heartbeat
 from fsdpq.worker.keeping.post_mortem import DeviceMemory, PostMortem, _size
 from fsdpq.worker.setup import Data, build_trainer

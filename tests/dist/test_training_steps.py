@@ -28,7 +28,7 @@ from torch.optim import lr_scheduler
 from fsdpq.data.dealing.collate import build_step
 from fsdpq.data.text.tokenize import Row
 from fsdpq.dist import gather_whole
-from fsdpq.run_files import RunFiles
+from fsdpq.run_files.paths import RunFiles
 from fsdpq.worker.setup import Data, build_trainer
 
 Sections = dict[str, dict[str, Any]]

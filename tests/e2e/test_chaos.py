@@ -14,7 +14,7 @@ from chaos.compare import compare
 from chaos.project import CONFIGURATIONS, write_project
 from chaos.runs import Ground, run_disturbed, run_undisturbed
 
-from fsdpq.run_files import read_json_lines
+from fsdpq.run_files.writing import read_json_lines
 
 PACKED_WITH_DROPOUT = CONFIGURATIONS[0]
 BLOWS = [

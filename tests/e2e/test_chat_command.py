@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from support.commands import Run
 
-from fsdpq.run_files import RunFiles, read_json_lines
+from fsdpq.run_files.paths import RunFiles
+from fsdpq.run_files.writing import read_json_lines
 
 
 @pytest.fixture(scope="module")

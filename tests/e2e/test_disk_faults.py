@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 from support.screens import Lines
 
-from fsdpq.beats import Beat
 from fsdpq.launch import run_dir
 from fsdpq.launch.train import train
-from fsdpq.run_files import RunFiles, read_json_lines
+from fsdpq.run_files.beats import Beat
+from fsdpq.run_files.paths import RunFiles
+from fsdpq.run_files.writing import read_json_lines
 from fsdpq.tensor_files.checkpoint_manifest import check_checkpoint, list_checkpoints
 
 STEPS = 24

@@ -18,7 +18,8 @@ from fsdpq.cli.screen import PlainScreen
 from fsdpq.errors import RecipeError, UsageError
 from fsdpq.launch.evaluate import evaluate
 from fsdpq.launch.question import Question
-from fsdpq.run_files import RunFiles, read_json_lines
+from fsdpq.run_files.paths import RunFiles
+from fsdpq.run_files.writing import read_json_lines
 
 SHORT = (
     "training.steps=6", "checkpoint.interval=3", "training.eval_interval=3",

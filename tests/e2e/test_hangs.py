@@ -14,7 +14,8 @@ from support.screens import Lines
 
 from fsdpq.errors import LaunchError
 from fsdpq.launch.train import train
-from fsdpq.run_files import RunFiles, read_json_lines
+from fsdpq.run_files.paths import RunFiles
+from fsdpq.run_files.writing import read_json_lines
 
 WORKER = Path(__file__).parents[1] / "support" / "misbehaving_worker.py"
 LIMIT_S = 5.0

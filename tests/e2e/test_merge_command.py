@@ -11,7 +11,8 @@ from support.bnb_repository import stored_tensors
 from support.commands import Run
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from fsdpq.run_files import RunFiles, read_json_lines
+from fsdpq.run_files.paths import RunFiles
+from fsdpq.run_files.writing import read_json_lines
 
 
 def test_a_run_leaves_a_merged_model_and_merges_again_in_another_way(

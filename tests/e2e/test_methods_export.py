@@ -19,7 +19,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.cache_utils import DynamicCache
 
 from fsdpq.checkpoint import whole_model
-from fsdpq.run_files import RunFiles, read_json_lines
+from fsdpq.run_files.paths import RunFiles
+from fsdpq.run_files.writing import read_json_lines
 from fsdpq.worker.assemble import Inputs
 from fsdpq.worker.export.formats import FORMATS
 from fsdpq.worker.export.verify import verify_export

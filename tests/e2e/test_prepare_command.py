@@ -7,7 +7,8 @@ from pathlib import Path
 
 from support.commands import Run
 
-from fsdpq.run_files import RunFiles, read_json_lines
+from fsdpq.run_files.paths import RunFiles
+from fsdpq.run_files.writing import read_json_lines
 
 DATA = ("data.packing=best_fit", "data.seq_len=60")
 

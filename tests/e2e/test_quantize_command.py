@@ -13,7 +13,8 @@ from fsdpq.cli.screen import PlainScreen
 from fsdpq.errors import FsdpqError
 from fsdpq.launch.inputs import base_cache
 from fsdpq.launch.train import train
-from fsdpq.run_files import RunFiles, read_json_lines
+from fsdpq.run_files.paths import RunFiles
+from fsdpq.run_files.writing import read_json_lines
 from fsdpq.tensor_files.base_manifest import WEIGHTS_NAME
 
 SHORT = (

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from fsdpq.run_files import RunFiles, read_json_lines
+from fsdpq.run_files.paths import RunFiles
+from fsdpq.run_files.writing import read_json_lines
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "quickstart.yaml"
 SHORTER = (

@@ -17,7 +17,8 @@ import pytest
 from safetensors.torch import load_file
 from support.commands import Run
 
-from fsdpq.run_files import RunFiles, read_json_lines
+from fsdpq.run_files.paths import RunFiles
+from fsdpq.run_files.writing import read_json_lines
 from fsdpq.tensor_files.checkpoint_manifest import list_checkpoints
 
 pytestmark = pytest.mark.usefixtures("project")

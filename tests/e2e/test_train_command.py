@@ -20,7 +20,8 @@ from safetensors.torch import load_file
 from support.commands import Run
 from transformers import AutoModelForCausalLM
 
-from fsdpq.run_files import RunFiles, read_json_lines
+from fsdpq.run_files.paths import RunFiles
+from fsdpq.run_files.writing import read_json_lines
 from fsdpq.tensor_files.checkpoint_manifest import check_checkpoint, list_checkpoints
 
 

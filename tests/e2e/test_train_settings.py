@@ -10,7 +10,8 @@ from support.commands import Run
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoTokenizer
 
-from fsdpq.run_files import RunFiles, read_json_lines
+from fsdpq.run_files.paths import RunFiles
+from fsdpq.run_files.writing import read_json_lines
 
 SETTINGS = (
     "fsdp.strategy=shard_grad_op",

@@ -16,7 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from fsdpq.run_files import RunFiles, read_json_lines
+from fsdpq.run_files.paths import RunFiles
+from fsdpq.run_files.writing import read_json_lines
 
 ROOT = Path(__file__).parents[2]
 PATHS = sorted((ROOT / "recipes").glob("*.yaml"))

@@ -7,7 +7,7 @@ from pathlib import Path
 from fsdpq.launch.machine.resolve import resolve_launch
 from fsdpq.launch.run_dir import create_run_dir
 from fsdpq.recipe.load import load_recipe
-from fsdpq.run_files import RunFiles
+from fsdpq.run_files.paths import RunFiles
 
 ROOT = Path(__file__).parents[2]
 QUICKSTART = ROOT / "recipes" / "quickstart.yaml"

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fsdpq.recipe.load import dump_recipe
-from fsdpq.run_files import RunFiles
+from fsdpq.run_files.paths import RunFiles
 from fsdpq.worker.assemble import Inputs
 from fsdpq.worker.export.formats import FORMATS
 from support.sharded import assemble, train

@@ -13,7 +13,7 @@ from torch import Tensor
 from fsdpq.data.dealing.loader import Deal, EpochOrder, Loader
 from fsdpq.data.text.tokenize import Row
 from fsdpq.dist import gather_numbers, gather_whole, seed_everything
-from fsdpq.run_files import RunFiles
+from fsdpq.run_files.paths import RunFiles
 from fsdpq.training.loop import LoopState, Trainer
 from fsdpq.worker.keeping.checkpoints import Checkpoints
 from fsdpq.worker.keeping.run_state import RunState

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fsdpq.launch.ranks.torchrun import Row
-from fsdpq.run_files import RunFiles
+from fsdpq.run_files.paths import RunFiles
 
 
 class Lines:

@@ -29,7 +29,7 @@ from fsdpq.rows.prepared_files import (
     write_manifest,
 )
 from fsdpq.rows.report import DataReport
-from fsdpq.run_files import sync
+from fsdpq.run_files.writing import sync
 
 Int64 = npt.NDArray[np.int64]
 _DTYPES = {4: np.dtype("<i4"), 1: np.dtype("u1"), 8: np.dtype("<i8")}

@@ -26,7 +26,7 @@ from fsdpq.launch.ranks.failure import read_rank_errors
 from fsdpq.launch.screen import Screen
 from fsdpq.recipe.root import Recipe
 from fsdpq.recipe.stored_quantization import read_stored_quantization
-from fsdpq.run_files import RunFiles
+from fsdpq.run_files.paths import RunFiles
 from fsdpq.tensor_files.base_manifest import (
     WEIGHTS_NAME,
     Key,

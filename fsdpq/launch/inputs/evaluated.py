@@ -26,7 +26,7 @@ from fsdpq.recipe.sections.source import SourceOptions
 from fsdpq.recipe.sections.training import CheckpointOptions
 from fsdpq.rows.files.kinds import kind_of
 from fsdpq.rows.source import DataSources
-from fsdpq.run_files import RunFiles
+from fsdpq.run_files.paths import RunFiles
 
 OPEN_KEYS = (
     "data.packing", "data.roles_to_train", "data.seq_len", "data.train_on_eos",

@@ -22,7 +22,7 @@ from typing import Any
 
 from fsdpq.fetch.cache import cache_root
 from fsdpq.launch.machine.devices import cpu_has_bf16
-from fsdpq.run_files import write_whole
+from fsdpq.run_files.writing import write_whole
 
 FILE_NAME = "cpu-rates.json"
 TIMEOUT_S = 120

@@ -26,7 +26,8 @@ from fsdpq.errors import (
     Problem,
     RecipeError,
 )
-from fsdpq.run_files import RankError, RunFiles
+from fsdpq.run_files.paths import RunFiles
+from fsdpq.run_files.rows import RankError
 from fsdpq.tensor_files.base_manifest import WEIGHTS_NAME, damaged, read_manifest
 
 MEMORY_HINT = (

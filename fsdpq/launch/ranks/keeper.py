@@ -14,7 +14,7 @@ from typing import Any
 from fsdpq.errors import RunSavedError, RunStoppedError
 from fsdpq.launch.ranks.failure import FULL_DISK_BYTES
 from fsdpq.launch.ranks.watch import HangWatch
-from fsdpq.run_files import RunFiles
+from fsdpq.run_files.paths import RunFiles
 from fsdpq.tensor_files.checkpoint_manifest import list_checkpoints, step_of
 
 SAVING = "saving after this step; press Ctrl-C again to end at once"

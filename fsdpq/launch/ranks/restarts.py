@@ -15,7 +15,7 @@ from pathlib import Path
 from fsdpq.errors import CheckpointError, ExitCode, FsdpqError, RecipeError, RunStoppedError
 from fsdpq.launch.ranks.failure import read_rank_errors
 from fsdpq.launch.ranks.keeper import resume_hint
-from fsdpq.run_files import RunFiles
+from fsdpq.run_files.paths import RunFiles
 from fsdpq.tensor_files.checkpoint_manifest import list_checkpoints, read_checkpoint
 
 FINAL_CODES = frozenset(

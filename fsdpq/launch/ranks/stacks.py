@@ -16,7 +16,7 @@ from pathlib import Path
 
 import psutil
 
-from fsdpq.run_files import RunFiles
+from fsdpq.run_files.paths import RunFiles
 
 ANSWER_S = 5.0
 """Time that the ranks get to write their stacks: it takes milliseconds where they can."""

@@ -25,7 +25,7 @@ from fsdpq.launch.ranks.processes import (
     worker_environment,
 )
 from fsdpq.recipe.sections.launch import LaunchOptions
-from fsdpq.run_files import RunFiles
+from fsdpq.run_files.paths import RunFiles
 
 POLL_S = 0.1
 WORKER = ("-m", "fsdpq.worker", "train")

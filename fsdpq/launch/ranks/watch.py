@@ -14,10 +14,10 @@ from typing import Literal
 
 import psutil
 
-from fsdpq.beats import BEAT_LAYOUT, Beat
 from fsdpq.errors import LaunchError
 from fsdpq.launch.ranks.stacks import RankStack, ask_stacks
-from fsdpq.run_files import RunFiles
+from fsdpq.run_files.beats import BEAT_LAYOUT, Beat
+from fsdpq.run_files.paths import RunFiles
 
 MIN_LIMIT_S = 60.0
 PATIENT_S = 1800.0

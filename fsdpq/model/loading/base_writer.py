@@ -38,7 +38,7 @@ from fsdpq.model.loading.source import BaseSource
 from fsdpq.model.loading.targets import LoadingTarget, full_shape, loading_targets
 from fsdpq.model.meta import count_parameters
 from fsdpq.model.quantized_linear import PackedMatrix
-from fsdpq.run_files import write_whole
+from fsdpq.run_files.writing import write_whole
 from fsdpq.tensor_files.base_manifest import (
     CHECKSUMS_NAME,
     CHUNK_BYTES,

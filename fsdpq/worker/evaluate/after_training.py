@@ -8,10 +8,10 @@ from importlib import metadata
 import torch
 
 from fsdpq import dist
-from fsdpq.evaluation_job import TRAINED, ModelResult, Record
 from fsdpq.protocols import MetricSink
 from fsdpq.recipe.precision import precision_of
-from fsdpq.run_files import RunFiles
+from fsdpq.run_files.evaluation_job import TRAINED, ModelResult, Record
+from fsdpq.run_files.paths import RunFiles
 from fsdpq.worker.evaluate.run import write_record
 from fsdpq.worker.evaluate.subject import Subject
 from fsdpq.worker.evaluate.tasks import run_tasks

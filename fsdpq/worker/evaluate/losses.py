@@ -11,9 +11,9 @@ import torch
 
 from fsdpq.data.preparing.prepared import Documents, PreparedRows
 from fsdpq.data.text.tokenize import Row
-from fsdpq.evaluation_job import ModelResult, SourceLoss
 from fsdpq.model.causal_lm import CausalLM
 from fsdpq.recipe.root import Recipe
+from fsdpq.run_files.evaluation_job import ModelResult, SourceLoss
 from fsdpq.worker.steps import build_evaluation
 
 Groups = Mapping[str, Sequence[Row]]

@@ -36,7 +36,7 @@ from fsdpq.quantization.bnb import BnbQuantizer
 from fsdpq.recipe.root import Recipe
 from fsdpq.recipe.sections.quantization import BnbOptions
 from fsdpq.recipe.stored_quantization import read_stored_quantization
-from fsdpq.run_files import RunFiles
+from fsdpq.run_files.paths import RunFiles
 from fsdpq.worker.assemble import resolve_dtype
 from fsdpq.worker.quantize import build_frozen_model, start_job
 from fsdpq.worker.train import load_reporter

@@ -18,7 +18,9 @@ import yaml
 from fsdpq.metrics.loss_plot import draw_losses
 from fsdpq.metrics.report import format_bytes, format_duration
 from fsdpq.metrics.run_record import Row, RunRecord, read_record
-from fsdpq.run_files import RunFiles, RunSummary, write_whole
+from fsdpq.run_files.paths import RunFiles
+from fsdpq.run_files.rows import RunSummary
+from fsdpq.run_files.writing import write_whole
 from fsdpq.worker.export.verify import Verified
 
 CARD_NAME = "README.md"

@@ -17,7 +17,8 @@ from fsdpq.errors import ExportError
 from fsdpq.model.config import read_config
 from fsdpq.protocols import MetricSink
 from fsdpq.recipe.root import Recipe
-from fsdpq.run_files import RunFiles, RunSummary
+from fsdpq.run_files.paths import RunFiles
+from fsdpq.run_files.rows import RunSummary
 from fsdpq.worker.assemble import Assembled, Inputs
 from fsdpq.worker.export.card import write_card
 from fsdpq.worker.export.formats import FORMATS, save_template
@@ -49,7 +50,7 @@ class Trained:
 def export_run(
     trained: Trained, files: RunFiles, events: MetricSink, *, device: torch.device
 ) -> None:
-    """Writes what was trained, in the recipe's format; see `fsdpq.run_files.RunFiles.exported`.
+    """Writes what was trained, in the recipe's format; see `RunFiles.exported`.
 
     It has another name until stock libraries have loaded it and computed the same
     (``export.verify``), and keeps that name where they do not.

@@ -10,7 +10,7 @@ import mmap
 import os
 from pathlib import Path
 
-from fsdpq.beats import BEAT_LAYOUT, Beat
+from fsdpq.run_files.beats import BEAT_LAYOUT, Beat
 
 
 class Heartbeat:

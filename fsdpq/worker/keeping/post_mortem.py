@@ -19,7 +19,7 @@ from fsdpq.dist import launched_rank, rank, world_size
 from fsdpq.errors import PlanError
 from fsdpq.protocols import DTYPES
 from fsdpq.recipe.root import Recipe
-from fsdpq.run_files import RunFiles
+from fsdpq.run_files.paths import RunFiles
 from fsdpq.training.loop import Trainer
 from fsdpq.worker.assemble import Assembled
 from fsdpq.worker.keeping.heartbeat import Heartbeat

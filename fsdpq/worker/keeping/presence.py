@@ -9,7 +9,7 @@ from __future__ import annotations
 import fcntl
 import os
 
-from fsdpq.run_files import RunFiles
+from fsdpq.run_files.paths import RunFiles
 
 
 def show_presence(files: RunFiles) -> None:

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 
 from fsdpq.dist import rank, world_size
-from fsdpq.run_files import RunFiles
+from fsdpq.run_files.paths import RunFiles
 from fsdpq.worker.keeping.signals import received_signal
 
 LOOK_S = 0.2

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from fsdpq.dist import TIMEOUT, WATCHED_TIMEOUT, launched_rank
 from fsdpq.recipe.root import Recipe
-from fsdpq.run_files import RunFiles
+from fsdpq.run_files.paths import RunFiles
 from fsdpq.worker.keeping.heartbeat import Heartbeat
 from fsdpq.worker.keeping.post_mortem import PostMortem
 from fsdpq.worker.keeping.stopping import StopWatch

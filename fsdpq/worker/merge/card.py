@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from fsdpq.run_files import MERGE_RECEIPT
+from fsdpq.run_files.paths import MERGE_RECEIPT
 
 MODEL_WORDS = {
     "trained": "trained: adapter beside its base",

@@ -19,7 +19,8 @@ from fsdpq import dist
 from fsdpq.checkpoint.bnb_format import MAX_FILE_BYTES
 from fsdpq.checkpoint.directory import whole_directory
 from fsdpq.protocols import DTYPES
-from fsdpq.run_files import MERGE_RECEIPT, RunFiles, write_whole
+from fsdpq.run_files.paths import MERGE_RECEIPT, RunFiles
+from fsdpq.run_files.writing import write_whole
 from fsdpq.worker.export.readers import checkpoint_reader
 from fsdpq.worker.merge.bases import BaseRows
 from fsdpq.worker.merge.card import MODEL_WORDS, write_card

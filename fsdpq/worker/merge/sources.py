@@ -19,7 +19,7 @@ from fsdpq.recipe.load import load_resolved
 from fsdpq.recipe.root import Recipe
 from fsdpq.recipe.stored_quantization import read_stored_quantization
 from fsdpq.registry import resolve_builder
-from fsdpq.run_files import RunFiles
+from fsdpq.run_files.paths import RunFiles
 from fsdpq.tensor_files.base_manifest import is_base
 from fsdpq.worker.assemble import Inputs, build_model, read_inputs, resolve_dtype
 from fsdpq.worker.assemble import without_gpu_kernels as plain_recipe

@@ -21,7 +21,8 @@ from torch.distributed.device_mesh import init_device_mesh
 
 from fsdpq import dist
 from fsdpq.errors import ExitCode
-from fsdpq.run_files import CheckResult, append_json_line
+from fsdpq.run_files.rows import CheckResult
+from fsdpq.run_files.writing import append_json_line
 from fsdpq.worker.guard import end_process
 from fsdpq.worker.self_test import (
     byte_checks,

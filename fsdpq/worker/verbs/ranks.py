@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from fsdpq.run_files import RunFiles
+from fsdpq.run_files.paths import RunFiles
 from fsdpq.worker.guard import recorded_errors, redirect_output
 from fsdpq.worker.keeping.presence import show_presence
 from fsdpq.worker.keeping.signals import tell_stack_on_request

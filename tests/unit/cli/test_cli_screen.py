@@ -10,7 +10,7 @@ from fsdpq.cli.render import clean, wants_color
 from fsdpq.cli.run_texts import format_bytes, format_seconds
 from fsdpq.cli.screen import LiveScreen, PlainScreen, open_screen
 from fsdpq.launch.ranks.torchrun import Row
-from fsdpq.run_files import RunFiles
+from fsdpq.run_files.paths import RunFiles
 
 
 class Terminal(io.StringIO):

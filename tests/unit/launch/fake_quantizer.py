@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 from fsdpq.recipe.load import load_resolved
-from fsdpq.run_files import RunFiles
+from fsdpq.run_files.paths import RunFiles
 from fsdpq.tensor_files.base_manifest import BaseManifest, base_key, write_manifest
 
 out, files = Path(sys.argv[2]), RunFiles(Path(sys.argv[-1]))

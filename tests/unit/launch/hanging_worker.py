@@ -6,7 +6,7 @@ import sys
 import time
 from pathlib import Path
 
-from fsdpq.run_files import RunFiles
+from fsdpq.run_files.paths import RunFiles
 from fsdpq.worker.keeping.heartbeat import Heartbeat
 from fsdpq.worker.keeping.signals import note_signals, received_signal, tell_stack_on_request
 

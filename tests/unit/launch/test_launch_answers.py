@@ -24,7 +24,7 @@ from fsdpq.launch.answers import (
 )
 from fsdpq.launch.chat import Conversation, Turn, save_conversation
 from fsdpq.launch.generate import generate, make_question, read_questions
-from fsdpq.run_files import RunFiles
+from fsdpq.run_files.paths import RunFiles
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from fsdpq.launch.inputs.base_cache import find_base, remove_damaged_base
 from fsdpq.launch.machine.resolve import resolve_launch
 from fsdpq.launch.quantize import QuantizeJob
 from fsdpq.recipe.load import load_recipe
-from fsdpq.run_files import RunFiles
+from fsdpq.run_files.paths import RunFiles
 from fsdpq.tensor_files.base_manifest import (
     BaseManifest,
     damaged,

@@ -13,7 +13,7 @@ from fsdpq.errors import EnvironmentProblemError, FsdpqError, UsageError
 from fsdpq.launch import doctor, self_test
 from fsdpq.launch.doctor import FAIL, OK, WARN, Finding
 from fsdpq.launch.self_test import Ranks, choose_ranks, run_self_test
-from fsdpq.run_files import CheckResult
+from fsdpq.run_files.rows import CheckResult
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -11,7 +11,7 @@ import pytest
 from fsdpq.errors import ExitCode, FsdpqError
 from fsdpq.launch.ranks import failure
 from fsdpq.launch.ranks.failure import explain_failure, read_rank_errors, read_torchrun_failures
-from fsdpq.run_files import RunFiles
+from fsdpq.run_files.paths import RunFiles
 
 NOW = 1764000000.0
 STAMP = time.strftime("%Y-%m-%d_%H:%M:%S", time.localtime(NOW))

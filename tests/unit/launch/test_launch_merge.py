@@ -13,7 +13,7 @@ from fsdpq.cli.merge import receipt_lines
 from fsdpq.errors import LaunchError, UsageError
 from fsdpq.launch.merge import MergeChoices, merge, merge_trained
 from fsdpq.recipe.load import dump_recipe
-from fsdpq.run_files import RunFiles
+from fsdpq.run_files.paths import RunFiles
 
 NUMBERS = {
     "change_norm": 0.5, "survived_norm": 0.5, "base_norm": 10.0, "kept": 0.999,

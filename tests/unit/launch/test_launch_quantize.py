@@ -18,7 +18,7 @@ from support.screens import Lines
 from fsdpq.errors import FsdpqError, UsageError
 from fsdpq.launch import quantize as launch_quantize
 from fsdpq.launch.quantize import quantize
-from fsdpq.run_files import RunFiles
+from fsdpq.run_files.paths import RunFiles
 
 ROOT = Path(__file__).parents[3]
 WORKER = (str(Path(__file__).with_name("fake_quantizer.py")),)

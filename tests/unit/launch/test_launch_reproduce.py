@@ -19,7 +19,8 @@ from fsdpq.launch.inputs import prepare
 from fsdpq.launch.recorded import open_recorded
 from fsdpq.launch.reproduce import ReproduceOptions, Reproduction, compare_losses, reproduce
 from fsdpq.launch.train import train
-from fsdpq.run_files import RunFiles, append_json_line
+from fsdpq.run_files.paths import RunFiles
+from fsdpq.run_files.writing import append_json_line
 
 RECIPE = """\
 version: 1

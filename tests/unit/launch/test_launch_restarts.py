@@ -30,7 +30,8 @@ from fsdpq.launch.ranks.restarts import (
 )
 from fsdpq.launch.ranks.torchrun import JsonLinesTail
 from fsdpq.launch.run_ranks import run_ranks
-from fsdpq.run_files import RunFiles, read_json_lines
+from fsdpq.run_files.paths import RunFiles
+from fsdpq.run_files.writing import read_json_lines
 
 WORKER = (str(Path(__file__).with_name("fake_worker.py")),)
 

@@ -23,7 +23,8 @@ from fsdpq.launch.run_dir import create_run_dir, newest_run_dir
 from fsdpq.launch.train import train
 from fsdpq.recipe.load import dump_recipe, load_recipe, load_resolved
 from fsdpq.recipe.root import Recipe
-from fsdpq.run_files import RunFiles, append_json_line
+from fsdpq.run_files.paths import RunFiles
+from fsdpq.run_files.writing import append_json_line
 
 INPUTS: dict[str, Any] = {
     "model": {"directory": "/m", "sha256": "b1", "revision": None, "source": "here"},

@@ -15,7 +15,7 @@ from fsdpq.launch.machine.resolve import resolve_launch
 from fsdpq.launch.run_dir import create_run_dir
 from fsdpq.recipe.load import load_recipe, load_resolved
 from fsdpq.recipe.root import Recipe
-from fsdpq.run_files import RunFiles
+from fsdpq.run_files.paths import RunFiles
 
 QUICKSTART = Path(__file__).parents[3] / "recipes" / "quickstart.yaml"
 

@@ -18,7 +18,7 @@ from fsdpq.launch.ranks import processes
 from fsdpq.launch.ranks.failure import count_oom_kills, explain_failure
 from fsdpq.launch.ranks.torchrun import JsonLinesTail, check_endpoint, run_torchrun
 from fsdpq.recipe.sections.launch import LaunchOptions
-from fsdpq.run_files import RunFiles
+from fsdpq.run_files.paths import RunFiles
 from fsdpq.tensor_files.base_manifest import WEIGHTS_NAME, BaseManifest, write_manifest
 
 WORKER = (str(Path(__file__).with_name("fake_worker.py")),)

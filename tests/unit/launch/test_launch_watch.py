@@ -9,7 +9,6 @@ from pathlib import Path
 import psutil
 import pytest
 
-from fsdpq.beats import Beat
 from fsdpq.errors import LaunchError
 from fsdpq.launch.ranks import watch
 from fsdpq.launch.ranks.keeper import SAVING, RunKeeper
@@ -18,7 +17,8 @@ from fsdpq.launch.ranks.stacks import Frame, RankStack
 from fsdpq.launch.ranks.torchrun import run_torchrun
 from fsdpq.launch.ranks.watch import HangWatch, explain_hang
 from fsdpq.recipe.sections.launch import LaunchOptions
-from fsdpq.run_files import RunFiles
+from fsdpq.run_files.beats import Beat
+from fsdpq.run_files.paths import RunFiles
 from fsdpq.tensor_files.checkpoint_manifest import step_directory
 from fsdpq.worker.keeping.heartbeat import Heartbeat
 

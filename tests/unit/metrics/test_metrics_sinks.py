@@ -21,7 +21,7 @@ from fsdpq.metrics.memory import MemoryLog
 from fsdpq.metrics.profile import StepProfiler
 from fsdpq.metrics.sinks import JsonlSink, ManySinks, TensorboardSink, WandbSink
 from fsdpq.recipe.sections.output import ProfileOptions, WandbOptions
-from fsdpq.run_files import read_json_lines
+from fsdpq.run_files.writing import read_json_lines
 
 CPU = torch.device("cpu")
 STEP = {"event": "step", "step": 3, "total_steps": 9, "loss": 1.5, "grad_norm": None, "lr": 1e-3}

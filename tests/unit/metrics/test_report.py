@@ -14,7 +14,8 @@ import pytest
 
 from fsdpq.metrics.charts import build_chart, format_number, tick_values
 from fsdpq.metrics.report import format_bytes, format_duration, write_report
-from fsdpq.run_files import RunFiles, append_json_line
+from fsdpq.run_files.paths import RunFiles
+from fsdpq.run_files.writing import append_json_line
 
 HOSTILE = "</div><script>alert('x')</script><img src=http://evil.example/x.png>"
 
@@ -290,7 +291,7 @@ def test_units_are_readable():
 def test_report_imports_no_torch(tmp_path):
     code = (
         "import sys; from pathlib import Path; from fsdpq.metrics.report import write_report; "
-        "from fsdpq.run_files import RunFiles; write_report(RunFiles(Path(sys.argv[1]))); "
+        "from fsdpq.run_files.paths import RunFiles; write_report(RunFiles(Path(sys.argv[1]))); "
         "print('torch' in sys.modules)"
     )
     root = Path(__file__).parents[3]

@@ -15,7 +15,7 @@ from torch.distributed.device_mesh import init_device_mesh
 
 from fsdpq import dist
 from fsdpq.dist import Shard
-from fsdpq.run_files import CheckResult
+from fsdpq.run_files.rows import CheckResult
 from fsdpq.worker.self_test import byte_checks, model_check, offload_checks, quantizer_checks, run
 from fsdpq.worker.self_test.check import (
     Bench,

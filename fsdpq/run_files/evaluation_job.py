@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fsdpq.run_files import RunFiles, write_whole
+from fsdpq.run_files.paths import RunFiles
+from fsdpq.run_files.writing import write_whole
 
 FORMAT = 1
 """Version of the record."""

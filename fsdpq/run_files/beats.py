@@ -16,7 +16,7 @@ class Beat:
         pid: of the rank.
         count: one more with every sign of the same process.
         step: the step that it does, counted from 1; 0 before the first.
-        phase: one of `fsdpq.run_files.PHASES`, or empty before the first.
+        phase: one of `fsdpq.run_files.rows.PHASES`, or empty before the first.
         part: what of the phase: ``data``, ``forward``, ``backward``, ``optimizer``, ``save`` of a
             step; may be empty.
     """
