@@ -111,29 +111,52 @@ class TensorboardSink:
 
     Args:
         directory: where the event files go.
+        notify: told once where the disk takes no more; rows are dropped from then on.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, notify: Callable[[str], Any]) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         self._directory = directory
+        self._notify = notify
         self._open = SummaryWriter
-        self._writer = SummaryWriter(str(directory))
+        self._writer: Any = None
+        self._attempt(self._start)
 
     def go_on_after(self, step: int) -> None:
         """Hides what another run of the same directory wrote after ``step``."""
-        self._writer.close()
-        self._writer = self._open(str(self._directory), purge_step=step + 1)
+        if self._writer is not None:
+            self._attempt(lambda: self._start(purge_step=step + 1))
 
     def write(self, row: Mapping[str, Any]) -> None:
         """Writes one row, at once."""
+        if self._writer is not None:
+            self._attempt(lambda: self._write(row))
+
+    def finish(self) -> None:
+        """Closes the files."""
+        if self._writer is not None:
+            self._attempt(self._writer.close)
+
+    def _start(self, **options: Any) -> None:
+        if self._writer is not None:
+            self._writer.close()
+        self._writer = self._open(str(self._directory), **options)
+
+    def _write(self, row: Mapping[str, Any]) -> None:
         for name, value in scalars(row).items():
             self._writer.add_scalar(name, value, row.get("step", 0))
         self._writer.flush()
 
-    def finish(self) -> None:
-        """Closes the files."""
-        self._writer.close()
+    def _attempt(self, action: Callable[[], Any]) -> None:
+        try:
+            action()
+        except OSError as error:
+            self._writer = None
+            self._notify(
+                f"TensorBoard's files cannot be written ({error}): metrics go to metrics.jsonl only "
+                "from here on"
+            )
 
 
 class WandbSink:

@@ -29,8 +29,12 @@ def open_metrics(recipe: Recipe, files: RunFiles, events: MetricSink) -> ManySin
     sinks: list[JsonlSink | NoSink | TensorboardSink | WandbSink] = [open_rows(files.metrics)]
     if dist.rank() != 0:
         return ManySinks(sinks)
+
+    def notify(text: str) -> None:
+        events.write({"event": "notice", "message": text})
+
     if "tensorboard" in recipe.metrics.sinks:
-        sinks.append(TensorboardSink(files.tensorboard))
+        sinks.append(TensorboardSink(files.tensorboard, notify=notify))
     if "wandb" in recipe.metrics.sinks:
         sinks.append(
             WandbSink(
@@ -39,7 +43,7 @@ def open_metrics(recipe: Recipe, files: RunFiles, events: MetricSink) -> ManySin
                 name=files.root.name,
                 run_id=_run_id(files.root / WANDB_ID),
                 settings=recipe.model_dump(mode="json"),
-                notify=lambda text: events.write({"event": "notice", "message": text}),
+                notify=notify,
             )
         )
     return ManySinks(sinks)

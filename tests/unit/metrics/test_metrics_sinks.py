@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.machinery
 import json
 import subprocess
@@ -60,7 +61,7 @@ def open_wandb(tmp_path: Path, notices: list[str], **options: Any) -> WandbSink:
 
 
 def test_tensorboard_reads_back_what_was_written(tmp_path: Path) -> None:
-    sink = TensorboardSink(tmp_path)
+    sink = TensorboardSink(tmp_path, notify=pytest.fail)
     sink.write(STEP)
     sink.write(EVAL)
     sink.finish()
@@ -76,9 +77,29 @@ def test_tensorboard_reads_back_what_was_written(tmp_path: Path) -> None:
     assert (loss.step, loss.value) == (3, 1.5)
 
 
+def test_a_full_disk_ends_tensorboard_and_not_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    sink = TensorboardSink(tmp_path, notify=told.append)
+    sink.write({"event": "step", "step": 1, "loss": 2.0})
+
+    def refuse(_writer: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("torch.utils.tensorboard.SummaryWriter.flush", refuse)
+    for step in (2, 3):
+        sink.write({"event": "step", "step": step, "loss": 2.0})
+    sink.go_on_after(1)
+    sink.finish()
+    assert len(told) == 1
+    assert "No space left on device" in told[0]
+    assert "metrics.jsonl" in told[0]
+
+
 def test_a_resumed_run_hides_the_later_rows_of_tensorboard(tmp_path: Path) -> None:
     for loss, resumed_after in ((1.5, None), (2.5, 2)):
-        sink = TensorboardSink(tmp_path)
+        sink = TensorboardSink(tmp_path, notify=pytest.fail)
         if resumed_after is not None:
             ManySinks([sink]).go_on_after(resumed_after)
         for step in (2, 3) if resumed_after is None else (3,):
