@@ -15,8 +15,8 @@ from fsdpq.cli.render import clean, render_table
 from fsdpq.errors import ExitCode
 
 if TYPE_CHECKING:
-    from fsdpq.launch.drift import DriftReport
     from fsdpq.launch.reproduce import LossComparison
+    from fsdpq.launch.runs.drift import DriftReport
 
 _PATH = click.Path(path_type=Path)
 _HEADINGS = {

@@ -1,6 +1,6 @@
 """A worker process that holds a model and answers, for ``fsdpq generate`` and ``fsdpq chat``.
 
-Requests and events are JSON lines through pipes; `fsdpq.worker.answers` has the tables.
+Requests and events are JSON lines through pipes; `fsdpq.worker.answering.answers` has the tables.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from types import FrameType
 from typing import Any
 
 from fsdpq.errors import LaunchError, RunStoppedError, UsageError
-from fsdpq.launch.checkpoint_choice import choose_checkpoint
 from fsdpq.launch.machine.devices import list_gpus
 from fsdpq.launch.ranks.failure import count_oom_kills
 from fsdpq.launch.ranks.processes import TRUST_FLAG, ProcessTree
 from fsdpq.launch.ranks.single_worker import WorkerFiles, explain_end, worker_alone_environment
+from fsdpq.launch.runs.checkpoint_choice import choose_checkpoint
 from fsdpq.recipe.load import load_resolved
 from fsdpq.run_files.paths import RunFiles
 from fsdpq.tensor_files.checkpoint_manifest import list_checkpoints

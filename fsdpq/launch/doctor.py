@@ -20,7 +20,7 @@ import psutil
 
 from fsdpq.fetch.cache import cache_root, format_bytes
 from fsdpq.launch.machine.devices import NO_BF16, cpu_has_bf16, list_gpus
-from fsdpq.launch.run_dir import MIN_FREE_BYTES, RUNS
+from fsdpq.launch.runs.run_dir import MIN_FREE_BYTES, RUNS
 
 OK, WARN, FAIL = "ok", "warn", "fail"
 

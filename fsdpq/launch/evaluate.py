@@ -34,7 +34,6 @@ from fsdpq.launch.inputs.evaluated import (
 from fsdpq.launch.inputs.fetched import fetch_base_model
 from fsdpq.launch.inputs.harness_data import fetch_task_data
 from fsdpq.launch.inputs.prepare import prepare_inputs
-from fsdpq.launch.lock_file import describe_run
 from fsdpq.launch.machine.devices import check_bf16, list_gpus
 from fsdpq.launch.machine.resolve import resolve_launch
 from fsdpq.launch.quantize import QuantizeJob
@@ -42,7 +41,8 @@ from fsdpq.launch.question import Question
 from fsdpq.launch.ranks.failure import count_oom_kills, explain_failure
 from fsdpq.launch.ranks.processes import TRUST_FLAG
 from fsdpq.launch.ranks.torchrun import check_endpoint, run_torchrun
-from fsdpq.launch.run_dir import create_run_dir
+from fsdpq.launch.runs.lock_file import describe_run
+from fsdpq.launch.runs.run_dir import create_run_dir
 from fsdpq.launch.screen import Screen
 from fsdpq.recipe.checks.facts import told_dtype
 from fsdpq.recipe.root import Recipe

@@ -18,13 +18,13 @@ from fsdpq.errors import EnvironmentProblemError, LaunchError, RunStoppedError, 
 from fsdpq.fetch.drafts import draft_of, remove_drafts
 from fsdpq.fetch.local import copy_model_files
 from fsdpq.launch.inputs.fetched import fetch_base_model
-from fsdpq.launch.lock_file import describe_run
 from fsdpq.launch.machine.devices import check_bf16, list_gpus
 from fsdpq.launch.machine.resolve import resolve_launch
 from fsdpq.launch.ranks.failure import count_oom_kills, explain_failure
 from fsdpq.launch.ranks.processes import TRUST_FLAG
 from fsdpq.launch.ranks.torchrun import check_endpoint, run_torchrun
-from fsdpq.launch.run_dir import create_run_dir
+from fsdpq.launch.runs.lock_file import describe_run
+from fsdpq.launch.runs.run_dir import create_run_dir
 from fsdpq.launch.screen import Screen
 from fsdpq.recipe.checks.facts import told_dtype
 from fsdpq.recipe.load import LoadedRecipe, load_recipe

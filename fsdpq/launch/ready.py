@@ -14,12 +14,12 @@ from fsdpq.launch.inputs.base_cache import find_base
 from fsdpq.launch.inputs.fetched import fetch_inputs, make_inputs, shrink
 from fsdpq.launch.inputs.harness_data import fetch_task_data
 from fsdpq.launch.inputs.prepare import prepare_inputs
-from fsdpq.launch.lock_file import describe_run
 from fsdpq.launch.machine.devices import check_bf16, list_gpus
 from fsdpq.launch.machine.kernels import check_kernels
 from fsdpq.launch.machine.resolve import explain_dtype, resolve_launch
 from fsdpq.launch.quantize import QUANTIZER, QuantizeJob
 from fsdpq.launch.ranks.torchrun import check_endpoint
+from fsdpq.launch.runs.lock_file import describe_run
 from fsdpq.launch.screen import Screen
 from fsdpq.recipe.checks.facts import told_dtype
 from fsdpq.recipe.load import LoadedRecipe

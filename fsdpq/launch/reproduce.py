@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from fsdpq.errors import FsdpqError, RecipeError, UsageError
-from fsdpq.launch.drift import Drift, DriftReport, compare_inputs, compare_locks
 from fsdpq.launch.inputs.fetched import fetch_base_model
-from fsdpq.launch.lock_file import as_list, as_mapping, describe_run
 from fsdpq.launch.machine.devices import list_gpus
 from fsdpq.launch.machine.resolve import resolve_launch
 from fsdpq.launch.ranks.torchrun import WORKER, Row
-from fsdpq.launch.recorded import RecordedRun, open_recorded
-from fsdpq.launch.run_dir import check_run_dir
+from fsdpq.launch.runs.drift import Drift, DriftReport, compare_inputs, compare_locks
+from fsdpq.launch.runs.lock_file import as_list, as_mapping, describe_run
+from fsdpq.launch.runs.recorded import RecordedRun, open_recorded
+from fsdpq.launch.runs.run_dir import check_run_dir
 from fsdpq.launch.screen import Screen
 from fsdpq.launch.train import train_loaded
 from fsdpq.recipe.load import LoadedRecipe

@@ -16,17 +16,17 @@ from typing import Any
 
 from fsdpq.errors import UsageError
 from fsdpq.launch.inputs.base_cache import held_inputs
-from fsdpq.launch.lock_file import as_list
 from fsdpq.launch.machine.devices import list_gpus
-from fsdpq.launch.ownership import owned
 from fsdpq.launch.quantize import QUANTIZER
 from fsdpq.launch.ranks.processes import TRUST_FLAG
 from fsdpq.launch.ranks.torchrun import WORKER
 from fsdpq.launch.ready import Settled, gather_inputs, settle
-from fsdpq.launch.recorded import RecordedRun, open_recorded
-from fsdpq.launch.run_dir import newest_run_dir
 from fsdpq.launch.run_ranks import run_ranks
-from fsdpq.launch.saved_run import (
+from fsdpq.launch.runs.lock_file import as_list
+from fsdpq.launch.runs.ownership import owned
+from fsdpq.launch.runs.recorded import RecordedRun, open_recorded
+from fsdpq.launch.runs.run_dir import newest_run_dir
+from fsdpq.launch.runs.saved_run import (
     Change,
     SavedRun,
     list_versions,

@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from fsdpq.launch.inputs.base_cache import held_inputs
-from fsdpq.launch.ownership import owned
 from fsdpq.launch.quantize import QUANTIZER
 from fsdpq.launch.ranks.processes import TRUST_FLAG
 from fsdpq.launch.ranks.torchrun import WORKER
 from fsdpq.launch.ready import gather_inputs, settle
 from fsdpq.launch.resume import UNDO, Continuation, find_run, go_on
-from fsdpq.launch.run_dir import check_run_dir, create_run_dir
 from fsdpq.launch.run_ranks import run_ranks
+from fsdpq.launch.runs.ownership import owned
+from fsdpq.launch.runs.run_dir import check_run_dir, create_run_dir
 from fsdpq.launch.screen import Screen
 from fsdpq.recipe.load import LoadedRecipe, load_recipe
 from fsdpq.run_files.paths import RunFiles

@@ -154,8 +154,8 @@ class TensorboardSink:
         except OSError as error:
             self._writer = None
             self._notify(
-                f"TensorBoard's files cannot be written ({error}): metrics go to metrics.jsonl only "
-                "from here on"
+                f"TensorBoard's files cannot be written ({error}): metrics go to metrics.jsonl "
+                "only from here on"
             )
 
 

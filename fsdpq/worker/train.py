@@ -25,7 +25,7 @@ from fsdpq.run_files.paths import RunFiles
 from fsdpq.run_files.rows import RunSummary, SetupSummary
 from fsdpq.tensor_files.checkpoint_manifest import base_identity
 from fsdpq.training.loop import LoopState, Progress, Trainer
-from fsdpq.worker.answerer import Answerer, build_asker
+from fsdpq.worker.answering.answerer import Answerer, build_asker
 from fsdpq.worker.assemble import (
     Assembled,
     assemble_model,
@@ -130,9 +130,19 @@ def train(files: RunFiles, watch: RankWatch, *, trust_remote_code: bool, resume:
     losses = (state.eval_losses.get(0), loss_after)
     done = summarize_run(progress, train_s, losses, device, files.exported(recipe.export.format))
     trained = Trained(recipe, inputs, assembled, tokenizer, answerer.asks, done)
+    leave(trained, files, events, device)
+
+
+def leave(trained: Trained, files: RunFiles, events: MetricSink, device: torch.device) -> None:
+    """Exports what was trained, asks it the recipe's tasks, and reports.
+
+    Ranks: all (collective).
+    """
+    recipe, model_dir = trained.recipe, trained.inputs.model_dir
     export_run(trained, files, events, device=device)
-    measure_tasks(Subject(recipe, assembled, tokenizer, inputs.model_dir, device), files, events)
-    events.write({"event": "done", **dataclasses.asdict(done)})
+    subject = Subject(recipe, trained.assembled, trained.tokenizer, model_dir, device)
+    measure_tasks(subject, files, events)
+    events.write({"event": "done", **dataclasses.asdict(trained.summary)})
     report(files, events)
 
 

@@ -26,7 +26,7 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 @pytest.fixture
 def run_dir(tmp_path: Path) -> Path:
     from fsdpq.launch.machine.resolve import resolve_launch
-    from fsdpq.launch.run_dir import create_run_dir
+    from fsdpq.launch.runs.run_dir import create_run_dir
     from fsdpq.recipe.load import load_recipe
 
     recipe = resolve_launch(load_recipe(Path(QUICKSTART)).recipe, num_gpus=0, cpu_dtype="fp32")

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from support.screens import Lines
 
-from fsdpq.launch import run_dir
+from fsdpq.launch.runs import run_dir
 from fsdpq.launch.train import train
 from fsdpq.run_files.beats import Beat
 from fsdpq.run_files.paths import RunFiles

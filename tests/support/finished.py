@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from fsdpq.launch.machine.resolve import resolve_launch
-from fsdpq.launch.run_dir import create_run_dir
+from fsdpq.launch.runs.run_dir import create_run_dir
 from fsdpq.recipe.load import load_recipe
 from fsdpq.run_files.paths import RunFiles
 

@@ -1,6 +1,6 @@
 """Shows others that a rank is at work in a run directory: a lock that ends with the process.
 
-The launcher's side is `fsdpq.launch.ownership`.
+The launcher's side is `fsdpq.launch.runs.ownership`.
 https://man7.org/linux/man-pages/man2/flock.2.html
 """
 

@@ -39,7 +39,7 @@ def add_finished_verbs(verbs: Any) -> None:
 def _answer(parsed: argparse.Namespace, rank: int) -> None:
     with recorded_errors(parsed.error, rank):
         output = take_output()  # before anything is imported that might print
-        from fsdpq.worker.answers import Wanted, serve_answers
+        from fsdpq.worker.answering.answers import Wanted, serve_answers
 
         wanted = Wanted(
             device_type=parsed.device,

@@ -14,10 +14,10 @@ from support.screens import Lines
 from fsdpq.errors import RecipeError, UsageError
 from fsdpq.launch import reproduce as module
 from fsdpq.launch import train as train_module
-from fsdpq.launch.drift import DriftReport, compare_locks
 from fsdpq.launch.inputs import prepare
-from fsdpq.launch.recorded import open_recorded
 from fsdpq.launch.reproduce import ReproduceOptions, Reproduction, compare_losses, reproduce
+from fsdpq.launch.runs.drift import DriftReport, compare_locks
+from fsdpq.launch.runs.recorded import open_recorded
 from fsdpq.launch.train import train
 from fsdpq.run_files.paths import RunFiles
 from fsdpq.run_files.writing import append_json_line

@@ -14,12 +14,12 @@ from support.tiny import tiny_recipe
 
 from fsdpq.errors import CheckpointError, RecipeError, UsageError
 from fsdpq.fetch.holds import hold
-from fsdpq.launch import ownership
 from fsdpq.launch import resume as module
 from fsdpq.launch import train as train_module
 from fsdpq.launch.machine.resolve import resolve_launch
 from fsdpq.launch.resume import find_run, resume
-from fsdpq.launch.run_dir import create_run_dir, newest_run_dir
+from fsdpq.launch.runs import ownership
+from fsdpq.launch.runs.run_dir import create_run_dir, newest_run_dir
 from fsdpq.launch.train import train
 from fsdpq.recipe.load import dump_recipe, load_recipe, load_resolved
 from fsdpq.recipe.root import Recipe

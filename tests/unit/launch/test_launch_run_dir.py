@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 import pytest
 
 from fsdpq.errors import EnvironmentProblemError, UsageError
-from fsdpq.launch import run_dir as module
-from fsdpq.launch.lock_file import describe_checkout, describe_run
 from fsdpq.launch.machine.resolve import resolve_launch
-from fsdpq.launch.run_dir import create_run_dir
+from fsdpq.launch.runs import run_dir as module
+from fsdpq.launch.runs.lock_file import describe_checkout, describe_run
+from fsdpq.launch.runs.run_dir import create_run_dir
 from fsdpq.recipe.load import load_recipe, load_resolved
 from fsdpq.recipe.root import Recipe
 from fsdpq.run_files.paths import RunFiles

@@ -23,9 +23,9 @@ from fsdpq.data.text.tokenize import RowTokenizer
 from fsdpq.errors import UsageError
 from fsdpq.recipe.sections.data import DataOptions
 from fsdpq.training.sample import GREEDY
-from fsdpq.worker import answering_model, answers
-from fsdpq.worker.answerer import Answer, ChatAnswerer
-from fsdpq.worker.answering_model import (
+from fsdpq.worker.answering import answering_model, answers
+from fsdpq.worker.answering.answerer import Answer, ChatAnswerer
+from fsdpq.worker.answering.model import (
     TrainedSwitch,
     answering_recipe,
     assemble_for_answers,

@@ -19,8 +19,8 @@ from fsdpq.recipe.root import Recipe
 from fsdpq.recipe.sections.output import MetricsOptions
 from fsdpq.rows.source import DataSources
 from fsdpq.training.sample import Sampling, generate_ids, iterate_ids
+from fsdpq.worker.answering.prefix_cache import PrefixCache
 from fsdpq.worker.assemble import Assembled
-from fsdpq.worker.prefix_cache import PrefixCache
 
 
 def build_asker(

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from fsdpq.launch.lock_file import as_list, as_mapping
+from fsdpq.launch.runs.lock_file import as_list, as_mapping
 from fsdpq.launch.machine.hardware import NUMERIC_VARIABLES
 
 Lock = Mapping[str, Any]

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from fsdpq.errors import UsageError
-from fsdpq.launch.lock_file import FORMAT, as_list, as_mapping
+from fsdpq.launch.runs.lock_file import FORMAT, as_list, as_mapping
 from fsdpq.recipe.checks.data import check_data_path_exists
 from fsdpq.recipe.load import LoadedRecipe, dump_values, load_source
 from fsdpq.recipe.source import parse_source

@@ -15,7 +15,7 @@ from typing import Any
 
 from fsdpq.errors import CheckpointError, UsageError
 from fsdpq.launch.inputs.prepare_key import key_differences
-from fsdpq.launch.lock_file import as_list, as_mapping
+from fsdpq.launch.runs.lock_file import as_list, as_mapping
 from fsdpq.launch.ready import Settled
 from fsdpq.recipe.continuation import list_changes, read_saved_recipe
 from fsdpq.recipe.difference import Difference, diff_lines

@@ -15,8 +15,8 @@ events:
                  dtype, kept (share of the quantized weights that is dequantized for good),
                  compares (whether ``trained`` may change), notices
     ``text``     id, text: the next piece of the answer
-    ``done``     id, the fields of `fsdpq.worker.answerer.Answer`, dropped (messages that did not
-                 fit the context any more)
+    ``done``     id, the fields of `fsdpq.worker.answering.answerer.Answer`, dropped (messages that
+                 did not fit the context any more)
     ``refused``  id, message, hint: there is no answer; the process goes on
 """
 
@@ -45,8 +45,8 @@ from fsdpq.recipe.precision import precision_of
 from fsdpq.recipe.root import Recipe
 from fsdpq.run_files.paths import RunFiles
 from fsdpq.training.sample import Sampling
-from fsdpq.worker.answerer import ChatAnswerer, build_asker
-from fsdpq.worker.answering_model import (
+from fsdpq.worker.answering.answerer import ChatAnswerer, build_asker
+from fsdpq.worker.answering.model import (
     TrainedSwitch,
     answering_recipe,
     assemble_for_answers,
