@@ -48,8 +48,11 @@ def measure(directory: Path, adapter: Path, packed: bool) -> list[ModelResult]:
     if not adapter.exists():
         batches = [random_rows(4, seed=index) for index in range(4)]
         train(assembled, batches, micro_batch_size=2, lr=1e-2, max_norm=None)
-        layers, options = assembled.adapted_layers, recipe.adapter
-        export_adapter(layers, adapter, options=options, base_model="", revision=None)  # pyright: ignore[reportArgumentType]
+        options: Any = recipe.adapter
+        export_adapter(
+            assembled.adapted_layers, adapter, options=options, base_model="", revision=None,
+            hf_config=assembled.model.hf.config,
+        )  # fmt: skip
     else:
         import_adapter(assembled.adapted_layers, adapter)
     texts = [

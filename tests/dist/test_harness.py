@@ -69,8 +69,10 @@ def train_adapter(directory: Path, adapter: Path) -> None:
     batches = [random_rows(4, seed=index) for index in range(4)]
     train(assembled, batches, micro_batch_size=2, lr=1e-2, max_norm=None)
     options: Any = tiny_recipe(**SECTIONS).adapter
-    layers = assembled.adapted_layers
-    export_adapter(layers, adapter, options=options, base_model=str(directory), revision=None)
+    export_adapter(
+        assembled.adapted_layers, adapter, options=options, base_model=str(directory),
+        revision=None, hf_config=assembled.model.hf.config,
+    )  # fmt: skip
 
 
 def open_subject(directory: Path, adapter: Path, tasks: Path | None = None) -> Subject:

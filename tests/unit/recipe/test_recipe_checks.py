@@ -631,7 +631,8 @@ def test_chunks_of_unpacked_rows_are_said_to_be_padded() -> None:
 
 
 def test_restarts_without_checkpoints_are_mentioned() -> None:
-    [notice] = output.note_restarts_from_zero(recipe(launch__max_restarts=1), Path())
+    never = {"launch__max_restarts": 1, "checkpoint__interval_minutes": None}
+    [notice] = output.note_restarts_from_zero(recipe(**never), Path())
     assert "step 1" in notice
-    kept = recipe(launch__max_restarts=1, checkpoint__interval=5)
+    kept = recipe(**never, checkpoint__interval=5)
     assert list(output.note_restarts_from_zero(kept, Path())) == []

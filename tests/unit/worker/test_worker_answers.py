@@ -23,7 +23,8 @@ from fsdpq.data.text.tokenize import RowTokenizer
 from fsdpq.errors import UsageError
 from fsdpq.recipe.sections.data import DataOptions
 from fsdpq.training.sample import GREEDY
-from fsdpq.worker.answering import answering_model, answers
+from fsdpq.worker.answering import answers
+from fsdpq.worker.answering import model as answering_model
 from fsdpq.worker.answering.answerer import Answer, ChatAnswerer
 from fsdpq.worker.answering.model import (
     TrainedSwitch,
