@@ -24,11 +24,11 @@ from fsdpq.tensor_files.checkpoint_manifest import list_checkpoints
 pytestmark = pytest.mark.usefixtures("project")
 
 STEPS = 24
-# The recipe's learning rate of 1e-2 makes a run where the order of a sum matters after some steps: two
-# undisturbed runs, on one rank and on two, then differ by 2e-2 at the end. With this one by 2e-7.
+# The recipe's learning rate of 1e-2 makes a run where the order of a sum matters after some steps:
+# two undisturbed runs, on one rank and on two, then differ by 2e-2 at the end. With this by 2e-7.
 SETTINGS = (
-    "optimizer.lr=1e-3", "checkpoint.interval=4", "training.eval_interval=8", "training.micro_batch_size=2",
-    "export.format=peft",
+    "optimizer.lr=1e-3", "checkpoint.interval=4", "training.eval_interval=8",
+    "training.micro_batch_size=2", "export.format=peft",
 )  # fmt: skip
 
 
