@@ -99,7 +99,7 @@ class CheckpointWriter(StorageWriter):
         """Makes the draft, on rank 0."""
         self._rank = int(kwargs.get("rank") or 0)
         if is_coordinator:
-            self._draft.parent.mkdir(exist_ok=True)
+            self._draft.parent.mkdir(parents=True, exist_ok=True)
             remove_tree(self._draft)
             self._draft.mkdir()
 

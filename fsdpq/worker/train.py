@@ -38,6 +38,7 @@ from fsdpq.worker.export.finish import Trained, check_exportable, export_run
 from fsdpq.worker.from_disk import reading_notices
 from fsdpq.worker.keeping.checkpoints import Checkpoints
 from fsdpq.worker.keeping.ending import Keeping
+from fsdpq.worker.keeping.essentials import Essentials
 from fsdpq.worker.keeping.room import check_room, exported_bytes, wait_for_room
 from fsdpq.worker.keeping.run_state import RunState
 from fsdpq.worker.keeping.watch import RankWatch, group_timeout
@@ -230,7 +231,10 @@ def open_checkpoints(
     run = RunState(assembled, trainer, loader, recipe.training.seed)
     forced = bool((lock.get("resumes") or [{}])[-1].get("forced"))
     base = base_identity(lock)
-    return Checkpoints(recipe, files.checkpoints, run, base=base, events=events, forced=forced)
+    return Checkpoints(
+        recipe, files.checkpoints, run, base=base, events=events, forced=forced,
+        essentials=Essentials(files),
+    )  # fmt: skip
 
 
 def run_steps(

@@ -104,3 +104,29 @@ def test_a_disk_that_is_full_until_the_end_costs_nothing(project: Path, small_di
     assert check_checkpoint(list_checkpoints(files.checkpoints)[0]).step == 5
     assert (files.adapter / "adapter_model.safetensors").exists()
     assert files.report_html.exists()
+
+
+@pytest.mark.usefixtures("settings")
+def test_a_run_directory_that_is_removed_is_made_anew(project: Path, tmp_path: Path) -> None:
+    """The next checkpoint brings back what resuming needs; the adapter comes where it should."""
+    files, screen = RunFiles(tmp_path / "run"), Lines()
+    faults: list[BaseException] = []
+
+    def remove() -> None:
+        try:
+            wait_for(files, step=8)
+            files.root.rename(tmp_path / "removed")  # at once, as an unmounted disk goes
+        except BaseException as fault:
+            faults.append(fault)
+
+    thread = threading.Thread(target=remove)
+    thread.start()
+    train(project / "recipe.yaml", SETTINGS, run_dir=files.root, screen=screen)
+    thread.join()
+    assert not faults
+    assert (files.adapter / "adapter_model.safetensors").exists()
+    saved = check_checkpoint(list_checkpoints(files.checkpoints)[0])
+    assert saved.step == STEPS
+    assert files.lock.exists()
+    assert files.resolved.exists()
+    assert files.report_html.exists()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+from collections.abc import Mapping
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -234,21 +235,30 @@ def _data(record: RunRecord) -> list[str]:
 
 
 def _training(record: RunRecord, verified: Verified | None) -> list[str]:
-    setup, summary = record.setup, record.summary
+    summary = record.summary
     versions = record.environment.get("packages", {})
     peaks = summary.get("peak_memory_bytes") or []
     rows = [
         ("steps", summary.get("steps")),
         ("tokens", f"{summary['tokens']:,}, {summary['trained_tokens']:,} of them carried loss"),
         ("time", format_duration(summary.get("train_s"))),
-        ("trained weights", f"{setup['num_trainable']:,} (base: {setup['num_parameters']:,})"),
-        ("hardware", f"{setup['world_size']} x {setup['device']}, {setup['dtype']}"),
+        *_set_up(record.setup),
         ("peak memory of a rank", format_bytes(max(peaks)) if peaks else ""),
         ("versions", ", ".join(f"{n} {versions[n]}" for n in PACKAGES if versions.get(n))),
         ("seed", record.environment.get("seed")),
     ]
     lines = ["| | |", "| --- | --- |", *(f"| {name} | {_plain(str(v))} |" for name, v in rows), ""]
     return [*lines, _verdict(verified)]
+
+
+def _set_up(setup: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Rows about the start; none where the run directory was removed since."""
+    if not setup:
+        return []
+    return [
+        ("trained weights", f"{setup['num_trainable']:,} (base: {setup['num_parameters']:,})"),
+        ("hardware", f"{setup['world_size']} x {setup['device']}, {setup['dtype']}"),
+    ]
 
 
 def _verdict(verified: Verified | None) -> str:

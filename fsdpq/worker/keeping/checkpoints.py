@@ -34,6 +34,7 @@ from fsdpq.tensor_files.checkpoint_manifest import (
     step_directory,
 )
 from fsdpq.training.loop import LoopState, read_window
+from fsdpq.worker.keeping.essentials import Essentials
 from fsdpq.worker.keeping.run_state import RunState, copy_to_host
 
 
@@ -69,6 +70,7 @@ class Checkpoints:
         run: what is saved.
         base: what identifies the base (`fsdpq.tensor_files.checkpoint_manifest.base_identity`).
         events: takes rows of ``events.jsonl``.
+        essentials: what goes beside the checkpoints, should the run directory have been removed.
         forced: go on although the rows, or their order, are others: from the first of them.
     """
 
@@ -81,6 +83,7 @@ class Checkpoints:
         base: Mapping[str, Any],
         events: MetricSink,
         forced: bool = False,
+        essentials: Essentials | None = None,
     ) -> None:
         self._recipe = recipe
         self._forced = forced
@@ -89,6 +92,7 @@ class Checkpoints:
         self._run = run
         self._base = dict(base)
         self._events = events
+        self._essentials = essentials
         self._group = dist.new_host_group()
         self._thread: Thread | None = None
         self._job: _Job | None = None
@@ -186,11 +190,12 @@ class Checkpoints:
         return directory if self._last_step == state.progress.steps else None
 
     def finish(self) -> None:
-        """Waits for a save that is being written.
+        """Waits for a save that is being written, and leaves a directory that can be resumed.
 
         Ranks: all (collective).
         """
         self._wait()
+        self._put_files_back()
 
     def start(self, state: LoopState) -> None:
         """Copies the state and starts to write the copy, in the background.
@@ -239,6 +244,7 @@ class Checkpoints:
     def _write(self, job: _Job) -> None:
         """Runs in the thread."""
         try:
+            self._put_files_back()
             save_pieces(job.writer, job.pieces, self._group)
             if dist.rank() == 0:
                 job.saved = read_checkpoint(job.directory)
@@ -326,6 +332,10 @@ class Checkpoints:
         for directory, saved in manifests.items():
             if saved is None or saved.step not in kept:
                 remove_tree(directory)
+
+    def _put_files_back(self) -> None:
+        if self._essentials is not None:
+            self._attempt("put the run's files back", self._essentials.put_back)
 
     def _remove_drafts(self) -> None:
         for draft in list_drafts(self._folder):
