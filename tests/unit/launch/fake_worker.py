@@ -29,9 +29,11 @@ def record(kind: str, message: str, *, traceback: str = "", exit_code: int = 1) 
     (run_dir / "logs" / f"rank-{rank}.error.json").write_text(json.dumps(fields))
 
 
+waits_for_peer = False
 if mode == "kill-once":  # the second start comes to its end
     mode = "finish" if (run_dir / f"arguments-{rank}").exists() else "kill"
     (run_dir / f"arguments-{rank}").write_text(" ".join(sys.argv))
+    waits_for_peer = True
 (run_dir / f"pid-{rank}").write_text(str(os.getpid()))
 for step in (1, 2, 3):
     values = {"loss": 1.5, "lr": 1e-4, "tokens_per_s": 100.0, "memory_bytes": 2**20}
@@ -58,6 +60,8 @@ if mode == "cut" and rank == 1:  # the file of the weights is cut while it is ma
         file.truncate(100)
     bytes(mapping[-1:])
 if mode == "kill" and rank == 1:
+    while waits_for_peer and not (run_dir / "logs" / "rank-0.error.json").exists():
+        time.sleep(0.01)  # the test looks for the peer's record, which torchrun may come before
     os.kill(os.getpid(), signal.SIGKILL)
 if mode in ("kill", "cut"):  # what a peer of a killed rank does
     time.sleep(0.05)
