@@ -19,15 +19,13 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from fsdpq.errors import LaunchError, RunStoppedError, UsageError
-from fsdpq.launch.machine.devices import list_gpus
+from fsdpq.errors import LaunchError, RunStoppedError
 from fsdpq.launch.ranks.failure import count_oom_kills
 from fsdpq.launch.ranks.processes import TRUST_FLAG, ProcessTree
 from fsdpq.launch.ranks.single_worker import WorkerFiles, explain_end, worker_alone_environment
 from fsdpq.launch.runs.checkpoint_choice import choose_checkpoint
-from fsdpq.recipe.load import load_resolved
+from fsdpq.launch.runs.trained_run import choose_device, open_run
 from fsdpq.run_files.paths import RunFiles
-from fsdpq.tensor_files.checkpoint_manifest import list_checkpoints
 
 ANSWERER = ("-m", "fsdpq.worker", "answer")
 
@@ -115,49 +113,6 @@ class Ready:
     kept: float
     compares: bool
     notices: list[str] = field(default_factory=list[str])
-
-
-def open_run(run_dir: Path, *, needs_export: bool = True) -> RunFiles:
-    """Returns the paths of a run that has something to answer with.
-
-    Args:
-        run_dir: of the run.
-        needs_export: False takes one that has not finished.
-
-    Raises:
-        UsageError: it is none, has not finished, or its base model is gone.
-    """
-    files = RunFiles(run_dir)
-    if not files.resolved.is_file() or not files.lock.is_file():
-        hint = "name a directory that `fsdpq train` made, such as `runs/quickstart-1a2b3c4d`"
-        raise UsageError(f"`{run_dir}` is no run directory", hint=hint)
-    exported = any(path.is_dir() for path in (files.adapter, files.model, files.delta))
-    if needs_export and not exported:
-        message = f"the run `{run_dir}` has exported nothing: it did not finish"
-        hint = "train it to the end with `fsdpq resume`; `logs/` tells why it ended"
-        if list_checkpoints(files.checkpoints):
-            hint = "`--checkpoint newest` answers with what it saved last"
-        raise UsageError(message, hint=hint)
-    base = Path(json.loads(files.lock.read_text(encoding="utf-8"))["inputs"]["model"]["directory"])
-    if not base.is_dir():
-        message = f"the base model of the run `{run_dir}` is gone: there is no `{base}`"
-        raise UsageError(message, hint="bring it back there; a new `fsdpq train` fetches it again")
-    return files
-
-
-def choose_device(files: RunFiles, device: str) -> str:
-    """Returns ``cuda`` or ``cpu``.
-
-    Raises:
-        UsageError: ``cuda`` is asked for, and there is no GPU.
-    """
-    if device == "cpu":
-        return device
-    has_gpu = bool(list_gpus())
-    if device == "cuda" and not has_gpu:
-        raise UsageError("there is no GPU for `--device cuda`", hint="`fsdpq doctor` tells more")
-    wanted = device == "cuda" or load_resolved(files.resolved).launch.device == "cuda"
-    return "cuda" if wanted and has_gpu else "cpu"
 
 
 class AnswerSession:

@@ -13,11 +13,11 @@ from typing import Any
 
 from fsdpq.errors import FsdpqError, UsageError
 from fsdpq.fetch.cache import format_bytes
-from fsdpq.launch.answers import choose_device, open_run
 from fsdpq.launch.inputs.base_cache import held_inputs
 from fsdpq.launch.quantize import check_out
 from fsdpq.launch.ranks.processes import TRUST_FLAG
 from fsdpq.launch.ranks.single_worker import PROGRESS_S, WorkerFiles, run_single_worker
+from fsdpq.launch.runs.trained_run import choose_device, open_run
 from fsdpq.launch.screen import Screen
 from fsdpq.recipe.load import load_resolved
 from fsdpq.recipe.root import Recipe

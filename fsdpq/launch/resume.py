@@ -33,6 +33,7 @@ from fsdpq.launch.runs.saved_run import (
     open_saved_run,
     refusal,
 )
+from fsdpq.launch.runs.trained_run import NAME_A_RUN
 from fsdpq.launch.screen import Screen
 from fsdpq.recipe.load import LoadedRecipe, dump_recipe
 from fsdpq.recipe.root import Recipe
@@ -90,8 +91,7 @@ def resume(
     """
     files = RunFiles(run_dir)
     if not files.lock.is_file():
-        hint = "name a directory that `fsdpq train` made, such as `runs/quickstart-1a2b3c4d`"
-        raise UsageError(f"`{run_dir}` is no run directory", hint=hint)
+        raise UsageError(f"`{run_dir}` is no run directory", hint=NAME_A_RUN)
     recorded = open_recorded(run_dir, trust_remote_code=trust_remote_code)
     loaded = load_for_this_machine(recorded, overrides, screen=screen)
     for notice in loaded.notices:

@@ -6,7 +6,6 @@ otherwise, may be overridden (`OPEN_KEYS`); the rest is refused, because it woul
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +15,7 @@ from fsdpq.errors import Problem, RecipeError, UsageError
 from fsdpq.fetch.data import fetch_data
 from fsdpq.fetch.row_files import is_pattern
 from fsdpq.launch.question import Question
+from fsdpq.launch.runs.trained_run import check_is_run, read_lock
 from fsdpq.launch.screen import Screen
 from fsdpq.recipe.load import LoadedRecipe, load_recipe, load_resolved, override_resolved
 from fsdpq.recipe.root import Recipe
@@ -92,7 +92,8 @@ def open_subject(
     check_open(overrides, keys if target.is_dir() else [*keys, *RECIPE_KEYS])
     if target.is_dir():
         files = RunFiles(target)
-        lock = _read_lock(files)
+        check_is_run(files, hint="name a directory that `fsdpq train` made, or a recipe file")
+        lock = read_lock(files)
         recipe = load_resolved(files.resolved)
         path = files.resolved
     else:
@@ -188,18 +189,6 @@ def _source_options(question: Question) -> SourceOptions:
         return SourceOptions(dataset=named, format="text" if question.stride else "auto")
     is_text = question.stride is not None or kind_of(path) == ".txt"
     return SourceOptions(path=str(path.absolute()), format="text" if is_text else "auto")
-
-
-def _read_lock(files: RunFiles) -> dict[str, Any]:
-    if not files.resolved.is_file() or not files.lock.is_file():
-        hint = "name a directory that `fsdpq train` made, or a recipe file"
-        raise UsageError(f"`{files.root}` is no run directory", hint=hint)
-    lock: dict[str, Any] = json.loads(files.lock.read_text(encoding="utf-8"))
-    base = Path(lock["inputs"]["model"]["directory"])
-    if not base.is_dir():
-        message = f"the base model of the run `{files.root}` is gone: there is no `{base}`"
-        raise UsageError(message, hint="bring it back there; a new `fsdpq train` fetches it again")
-    return lock
 
 
 def find_sources(subject: Subject, *, screen: Screen) -> DataSources | None:

@@ -19,11 +19,11 @@ from fsdpq.launch.answers import (
     AnswerSession,
     Choosing,
     Loading,
-    choose_device,
     stop_signals_raised,
 )
 from fsdpq.launch.chat import Conversation, Turn, save_conversation
 from fsdpq.launch.generate import generate, make_question, read_questions
+from fsdpq.launch.runs.trained_run import choose_device
 from fsdpq.run_files.paths import RunFiles
 
 
@@ -154,7 +154,7 @@ def test_the_device_is_that_of_the_run_where_there_is_one(
     gpus: list[str],
     chosen: str,
 ) -> None:
-    monkeypatch.setattr("fsdpq.launch.answers.list_gpus", lambda: gpus)
+    monkeypatch.setattr("fsdpq.launch.runs.trained_run.list_gpus", lambda: gpus)
     text = files.resolved.read_text()
     files.resolved.write_text(text.replace("device: cpu", f"device: {trained_on}"))
     assert choose_device(files, device) == chosen
@@ -163,7 +163,7 @@ def test_the_device_is_that_of_the_run_where_there_is_one(
 def test_a_gpu_that_is_not_there_is_no_device(
     files: RunFiles, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fsdpq.launch.answers.list_gpus", list)
+    monkeypatch.setattr("fsdpq.launch.runs.trained_run.list_gpus", list)
     with pytest.raises(UsageError, match="no GPU for `--device cuda`"):
         choose_device(files, "cuda")
 
