@@ -31,6 +31,11 @@ class RunFiles:
         return self.root / "run.lock.json"
 
     @property
+    def plan(self) -> Path:
+        """What was planned before the ranks started (`fsdpq.plan.result.Plan`), as JSON."""
+        return self.root / "plan.json"
+
+    @property
     def metrics(self) -> Path:
         """One JSON line per logged step and per evaluation."""
         return self.root / "metrics.jsonl"
