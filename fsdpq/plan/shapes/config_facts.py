@@ -57,3 +57,22 @@ def size_of(config: Mapping[str, Any], name: str) -> int | None:
         if isinstance(value, int) and not isinstance(value, bool) and value > 0:
             return value
     return None
+
+
+def attention_sizes(text: Mapping[str, Any], hidden_size: int) -> dict[str, Any]:
+    """Returns the sizes of attention as fields of `fsdpq.plan.shape.ModelShape`.
+
+    Args:
+        text: the part of a config that is about the language model.
+        hidden_size: for a config that does not say it.
+    """
+    hidden = size_of(text, "hidden_size") or hidden_size
+    heads = size_of(text, "num_attention_heads") or 1
+    return {
+        "hidden_size": hidden,
+        "intermediate_size": size_of(text, "intermediate_size") or 0,
+        "num_attention_heads": heads,
+        "num_key_value_heads": size_of(text, "num_key_value_heads") or heads,
+        "head_dim": size_of(text, "head_dim") or hidden // heads,
+        "max_position_embeddings": size_of(text, "max_position_embeddings") or 0,
+    }

@@ -22,6 +22,11 @@ OLD_BLOCKS = {"block_sparse_moe": "mlp"}
 """What files call a mixture -> what transformers 5 calls it."""
 
 
+def is_stack(name: str, shape: tuple[int, ...]) -> bool:
+    """Whether a tensor of a decoder layer is a matrix of all experts of a mixture."""
+    return len(shape) == 3 and "experts." in name
+
+
 def join_experts(tensors: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
     """Returns the tensors of one decoder layer with its experts as stacks.
 

@@ -14,8 +14,9 @@ from typing import Any
 
 from fsdpq.errors import CheckpointError
 from fsdpq.plan.shape import GroupShape, ModelShape, TensorKind, TensorShape
-from fsdpq.plan.shapes.config_facts import size_of, text_config
-from fsdpq.plan.shapes.experts import join_experts
+from fsdpq.plan.shapes.config_facts import attention_sizes, size_of, text_config
+from fsdpq.plan.shapes.experts import is_stack, join_experts
+from fsdpq.plan.shapes.layer_facts import with_layer_facts
 
 Tensors = Mapping[str, tuple[int, ...]]
 """Name in the files -> shape."""
@@ -28,12 +29,6 @@ NO_PARAMETERS = re.compile(
 
 _SMALL_BUFFERS = ("e_score_correction_bias",)
 """Where they have one dimension; Ernie's of two is a parameter."""
-
-RESIDUAL_ENDINGS = (
-    "o_proj", "out_proj", "down_proj", "dense", "dense_4h_to_h", "fc2", "fc_out", "c_proj", "wo",
-    "w2",
-)  # fmt: skip
-"""Last parts of the names of linear layers that write to the residual stream."""
 
 HEADS = ("lm_head", "embed_out", "output")
 EMBEDDINGS = ("embed_tokens", "wte", "word_embeddings", "embed_in", "tok_embeddings", "embeddings")
@@ -62,7 +57,17 @@ def shape_from_tensors(name: str, config: Mapping[str, Any], tensors: Tensors) -
     embedding, head = _find_tables(name, outside, vocab_size)
     is_tied = _is_tied(config, head)
     groups += _outer_groups(outside, embedding, head, is_tied=is_tied)
-    return _described(name, text, groups, prefix, found[embedding], is_tied=is_tied)
+    shape = ModelShape(
+        name=name,
+        source="headers",
+        model_type=str(text.get("model_type", "")),
+        groups=tuple(groups),
+        vocab_size=found[embedding][0],
+        tie_word_embeddings=is_tied,
+        layers_prefix=prefix,
+        **attention_sizes(text, found[embedding][1]),
+    )
+    return with_layer_facts(shape, text)
 
 
 def _is_parameter(name: str, shape: tuple[int, ...]) -> bool:
@@ -117,19 +122,15 @@ def _layer_groups(layers: Mapping[int, Tensors], num_experts: int) -> list[Group
 def _layer_tensors(tensors: Tensors, num_experts: int) -> Iterator[TensorShape]:
     joined = join_experts(tensors)
     blocks = {
-        name.rpartition("experts")[0] for name, shape in joined.items() if _is_stack(name, shape)
+        name.rpartition("experts")[0] for name, shape in joined.items() if is_stack(name, shape)
     }
     for name, shape in sorted(joined.items()):  # files are cut anywhere
         beside = any(name.startswith(block) for block in blocks)
         yield TensorShape(name, shape, _kind(name, shape, num_experts if beside else 0))
 
 
-def _is_stack(name: str, shape: tuple[int, ...]) -> bool:
-    return len(shape) == 3 and "experts." in name
-
-
 def _kind(name: str, shape: tuple[int, ...], num_experts: int) -> TensorKind:
-    if _is_stack(name, shape):
+    if is_stack(name, shape):
         return "experts"
     if len(shape) != 2 or not name.endswith(".weight"):
         return "plain"
@@ -177,70 +178,3 @@ def _outer_groups(
     groups = [GroupShape("embedding", (table, *extra))]
     groups += [] if is_tied else [GroupShape("head", tuple(of_head))]
     return [*groups, GroupShape("root", tuple(rest))]
-
-
-def _described(
-    name: str,
-    text: Mapping[str, Any],
-    groups: list[GroupShape],
-    prefix: str,
-    table: tuple[int, ...],
-    *,
-    is_tied: bool,
-) -> ModelShape:
-    """Returns the shape with what its config and its first layers say of it."""
-    tensors = {t.name: t.shape for g in reversed(groups) if g.name == "layer" for t in g.tensors}
-    hidden = size_of(text, "hidden_size") or table[1]
-    heads = size_of(text, "num_attention_heads") or 1
-    head_dim = size_of(text, "head_dim") or hidden // heads
-    experts = [s for n, s in tensors.items() if _is_stack(n, s) and n.endswith("down_proj")]
-    linears = [n.removesuffix(".weight") for n, s in tensors.items() if len(s) == 2]
-    return ModelShape(
-        name=name,
-        source="headers",
-        model_type=str(text.get("model_type", "")),
-        groups=tuple(groups),
-        hidden_size=hidden,
-        intermediate_size=size_of(text, "intermediate_size") or _widest(tensors, hidden),
-        num_attention_heads=heads,
-        num_key_value_heads=size_of(text, "num_key_value_heads") or heads,
-        head_dim=head_dim,
-        vocab_size=table[0],
-        max_position_embeddings=size_of(text, "max_position_embeddings") or 0,
-        tie_word_embeddings=is_tied,
-        gated=any(part in n for n in tensors for part in ("gate_proj", "gate_up", ".w3.")),
-        layer_norms=_count_norms(groups[0], hidden),
-        qk_norm=_qk_norm(tensors, head_dim),
-        num_experts=experts[0][0] if experts else 0,
-        num_experts_per_tok=(size_of(text, "num_experts_per_tok") or 1) if experts else 0,
-        moe_intermediate_size=_expert_width(experts[0], hidden) if experts else 0,
-        softcap=bool(text.get("final_logit_softcapping")),
-        layers_prefix=prefix,
-        residual_linears=tuple(
-            n
-            for n in linears
-            if n.split(".")[-1] in RESIDUAL_ENDINGS and tensors[f"{n}.weight"][0] == hidden
-        ),
-    )
-
-
-def _expert_width(down: tuple[int, ...], hidden: int) -> int:
-    """Returns the hidden size of one expert from the stack ``(experts, hidden, width)``."""
-    return down[2] if down[1] == hidden else down[1]
-
-
-def _widest(tensors: Tensors, hidden: int) -> int:
-    """Returns the inputs of the widest matrix that gives the hidden size."""
-    return max((s[1] for s in tensors.values() if len(s) == 2 and s[0] == hidden), default=0)
-
-
-def _count_norms(layer: GroupShape, hidden: int) -> int:
-    norms = [t for t in layer.tensors if t.shape == (hidden,) and t.name.endswith(".weight")]
-    return len([t for t in norms if not t.name.endswith(("q_norm.weight", "k_norm.weight"))])
-
-
-def _qk_norm(tensors: Tensors, head_dim: int) -> Any:
-    for name, shape in tensors.items():
-        if name.endswith(("q_norm.weight", "query_layernorm.weight")):
-            return "head" if shape == (head_dim,) else "full"
-    return "none"
