@@ -88,9 +88,10 @@ def test_no_two_cards_share_a_name() -> None:
 
 
 def test_rates_are_those_of_tensor_cores_and_clock() -> None:
-    """A tensor core of a GeForce does 128 operations a clock with sums in fp32, of a workstation 256.
+    """A GeForce's tensor core does 128 operations a clock with sums in fp32, a workstation's 256.
 
-    An SM of an A100 does 2048, of an H100 4096. Cores and boost clocks are those of NVIDIA's architecture papers.
+    An SM of an A100 does 2048, of an H100 4096. Cores and boost clocks are those of NVIDIA's
+    architecture papers.
     """
     counted = {
         "RTX 3090": 328 * 128 * 1.695e9,
