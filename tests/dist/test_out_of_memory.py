@@ -127,7 +127,7 @@ def test_a_post_mortem_says_where_what_and_what_helps(
         assert said.lines["other processes, and CUDA itself"] == "768.00 MiB"
         is_in_layers = part in ("forward", "evaluate")
         gathered = said.lines["gathered weights of the layers in use"]
-        assert (gathered != "0 bytes") == (is_in_layers or part == "backward")
+        assert (gathered != "0 B") == (is_in_layers or part == "backward")
         helps = set(said.lines) & set(EDITS)
         assert helps == {edit for edit, parts in EDITS.items() if part in parts}
 
