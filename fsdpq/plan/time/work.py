@@ -189,8 +189,9 @@ class _LayerCounter:
     def _recomputed(self, layer: LayerMatrices) -> Work:
         """Returns what backward computes again of a checkpointed layer.
 
-        It ends at the last tensor that is kept for backward: the last product is not done, nor
-        that with B before it, which keeps what it reads before it multiplies.
+        It ends at the last tensor that is kept for backward, and an operator keeps what it reads
+        before it computes: the last product is not done. Where that is quantized it keeps nothing,
+        and the product with B before it is not done either.
         """
         total = self._forward(layer.matrices)
         last = layer.matrices[-1]
@@ -198,7 +199,7 @@ class _LayerCounter:
             return total
         left_out = self._dequantized(last) + Work(
             2.0 * self.workload.tokens * last.weights,
-            2.0 * self.workload.tokens * last.rank * last.out_features,
+            2.0 * self.workload.tokens * last.rank * last.out_features * last.quantized,
             forward_linears=self._calls(last),
         )
         return total + left_out * -1.0
