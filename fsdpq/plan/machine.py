@@ -49,3 +49,8 @@ class Machine:
     network_bandwidth: float | None = None
     price_per_hour: float | None = None
     is_this: bool = False
+
+    @property
+    def gpu_bytes(self) -> int | None:
+        """Memory of the smallest GPU; None where there is none, or where nobody said."""
+        return min((gpu.memory_bytes for gpu in self.gpus or ()), default=None)
