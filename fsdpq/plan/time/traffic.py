@@ -102,9 +102,8 @@ def backward_of(recipe: Recipe, shape: ModelShape) -> Backward:
     """Returns which decoder layers backward runs over under a resolved recipe."""
     choice = choice_of(recipe, shape)
     layers = list(layers_in_order(choice))
-    learning = [index for index, layer in enumerate(layers) if layer.learns]
-    first = 0 if trains_embedding(choice) else min(learning, default=len(layers))
-    return Backward(len(layers), first)
+    learning = (index for index, layer in enumerate(layers) if layer.learns)
+    return Backward(len(layers), 0 if trains_embedding(choice) else next(learning, len(layers)))
 
 
 def _gathers(recipe: Recipe, weights: Weights, backward: Backward) -> list[int]:
