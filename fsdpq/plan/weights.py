@@ -6,7 +6,6 @@ until there are none left.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -58,12 +57,12 @@ class Stored:
 
     def __add__(self, other: Stored) -> Stored:
         """Returns the sums."""
-        pairs = zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)
+        pairs = zip(vars(self).values(), vars(other).values(), strict=True)
         return Stored(*(mine + theirs for mine, theirs in pairs))
 
     def __mul__(self, count: int) -> Stored:
         """Returns the bytes of ``count`` such groups."""
-        return Stored(*(count * value for value in dataclasses.astuple(self)))
+        return Stored(*(count * value for value in vars(self).values()))
 
 
 @dataclass(frozen=True)
