@@ -6,7 +6,6 @@ until there are none left.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -53,12 +52,23 @@ class Stored:
 
     def __add__(self, other: Stored) -> Stored:
         """Returns the sums."""
-        pairs = zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)
-        return Stored(*(mine + theirs for mine, theirs in pairs))
+        return Stored(
+            self.codes + other.codes,
+            self.scales + other.scales,
+            self.plain + other.plain,
+            self.trained + other.trained,
+            self.num_trained + other.num_trained,
+        )
 
     def __mul__(self, count: int) -> Stored:
         """Returns the bytes of ``count`` such groups."""
-        return Stored(*(count * value for value in dataclasses.astuple(self)))
+        return Stored(
+            count * self.codes,
+            count * self.scales,
+            count * self.plain,
+            count * self.trained,
+            count * self.num_trained,
+        )
 
 
 @dataclass(frozen=True)
