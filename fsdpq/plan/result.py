@@ -11,8 +11,8 @@ from fsdpq.plan.workload import Workload
 
 Category = Literal[
     "codes", "scales", "plain", "trained", "gradients", "optimizer", "gathered", "communication",
-    "dequantized", "layer_inputs", "recomputed", "attention", "loss", "load", "context",
-    "fragmentation",
+    "dequantized", "layer_inputs", "recomputed", "attention", "loss", "load", "workspace",
+    "context", "fragmentation",
 ]  # fmt: skip
 """What memory is used for.
 
@@ -29,6 +29,7 @@ Category = Literal[
     attention       what attention makes
     loss            logits of one chunk, and what becomes of them
     load            working memory of loading and quantizing
+    workspace       what libraries of matrix products ask torch's allocator for
     context         what CUDA, NCCL and the libraries take; on a CPU the process itself
     fragmentation   memory that the allocator holds and cannot use
 """

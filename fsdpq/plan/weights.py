@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from fsdpq.plan.costs.expansion import layer_sources
 from fsdpq.plan.costs.optimizer import state_bytes
 from fsdpq.plan.costs.parameters import Choice, HeldGroup, HeldParameter, choice_of
+from fsdpq.plan.costs.pinned import pinned_bytes
 from fsdpq.plan.shape import GroupName, GroupShape, ModelShape
 from fsdpq.plan.sharding import Sharding, sharding_of
 from fsdpq.recipe.precision import precision_of
@@ -31,6 +32,8 @@ class Stored:
         trained: trained weights: adapters, or weights of the base.
         num_trained: elements of ``trained``.
         optimizer: bytes of the optimizer's states of ``trained``; in no sum.
+        frozen_pinned: what is not trained, in pinned host memory; in no sum.
+        trained_pinned: what is trained, in pinned host memory; in no sum.
     """
 
     codes: int = 0
@@ -39,6 +42,8 @@ class Stored:
     trained: int = 0
     num_trained: int = 0
     optimizer: int = 0
+    frozen_pinned: int = 0
+    trained_pinned: int = 0
 
     @property
     def frozen(self) -> int:
@@ -258,10 +263,13 @@ class _Counted:
     ) -> Stored:
         """Returns the bytes of the first of ``num_shards`` ranks."""
         totals = {"codes": 0, "scales": 0, "plain": 0, "trained": 0}
+        pinned = {"frozen": 0, "trained": 0}
         num_trained, optimizer = 0, 0
         for each in parameters:
             rows = -(-each.shape[0] // num_shards)
             totals[each.use] += rows * each.row_bytes
+            kind = "trained" if each.use == "trained" else "frozen"
+            pinned[kind] += pinned_bytes(rows * each.row_bytes)
             if each.use == "trained":
                 num_trained += rows * math.prod(each.shape[1:])
                 optimizer += state_bytes(
@@ -271,4 +279,10 @@ class _Counted:
                     item_bytes=each.item_bytes,
                     in_layers=in_layers,
                 )
-        return Stored(**totals, num_trained=num_trained, optimizer=optimizer)
+        return Stored(
+            **totals,
+            num_trained=num_trained,
+            optimizer=optimizer,
+            frozen_pinned=pinned["frozen"],
+            trained_pinned=pinned["trained"],
+        )
