@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fsdpq.plan.case import Case, Memory
-from fsdpq.plan.disk import plan_disk
 from fsdpq.plan.edits import find_edits
 from fsdpq.plan.limits import find_limits
 from fsdpq.plan.machine import GIB, Gpu, Machine
-from fsdpq.plan.result import Plan
+from fsdpq.plan.result import DiskUse, Plan
 from fsdpq.plan.settings import apply_settings, problems_of
 from fsdpq.plan.shape import ModelShape
 from fsdpq.plan.variants import list_variants
@@ -78,7 +77,7 @@ def build_plan(
         model=f"{shape.name} ({_SOURCES[shape.source]})",
         device=memory.device,
         host=memory.host,
-        disk=plan_disk(recipe, shape, memory.weights),
+        disk=DiskUse(),
         time=case.time(recipe, memory),
         fits=fits,
         shortages=case.shortages(recipe, memory),
