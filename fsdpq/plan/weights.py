@@ -57,12 +57,23 @@ class Stored:
 
     def __add__(self, other: Stored) -> Stored:
         """Returns the sums."""
-        pairs = zip(vars(self).values(), vars(other).values(), strict=True)
-        return Stored(*(mine + theirs for mine, theirs in pairs))
+        return Stored(
+            self.codes + other.codes,
+            self.scales + other.scales,
+            self.plain + other.plain,
+            self.trained + other.trained,
+            self.num_trained + other.num_trained,
+        )
 
     def __mul__(self, count: int) -> Stored:
         """Returns the bytes of ``count`` such groups."""
-        return Stored(*(count * value for value in vars(self).values()))
+        return Stored(
+            count * self.codes,
+            count * self.scales,
+            count * self.plain,
+            count * self.trained,
+            count * self.num_trained,
+        )
 
 
 @dataclass(frozen=True)
