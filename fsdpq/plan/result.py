@@ -9,7 +9,7 @@ from typing import Literal
 Category = Literal[
     "codes", "scales", "plain", "trained", "gradients", "optimizer", "gathered", "communication",
     "dequantized", "layer_inputs", "recomputed", "attention", "loss", "load", "context",
-    "fragmentation",
+    "fragmentation", "measured",
 ]  # fmt: skip
 """What memory is used for.
 
@@ -28,6 +28,7 @@ Category = Literal[
     load            working memory of loading and quantizing
     context         what CUDA, NCCL and the libraries take; on a CPU the process itself
     fragmentation   memory that the allocator holds and cannot use
+    measured        all of it: a measurement tells nothing apart (no plan has it)
 """
 
 Phase = Literal["load", "init", "forward", "backward", "optimizer"]
