@@ -1,39 +1,13 @@
-"""Peaks of memory, and the rate at which this machine multiplies the model's matrices."""
+"""The rate at which this machine multiplies the model's matrices."""
 
 from __future__ import annotations
 
 import time
-from pathlib import Path
 
 import torch
 
+from fsdpq.metrics.peaks import synchronize
 from scripts.bench_train.shapes import Batch, Shape
-
-
-def status_bytes(field: str) -> int:
-    """Returns a field of /proc/self/status, in bytes."""
-    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
-
-
-def reset_peaks(device: torch.device) -> None:
-    """Starts to measure peaks from here."""
-    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-
-
-def peaks(device: torch.device) -> dict[str, int]:
-    """Returns the peak on the device and on the host since `reset_peaks`, in bytes."""
-    host = status_bytes("VmHWM")
-    on_device = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else host
-    return {"peak_bytes": on_device, "host_bytes": host}
-
-
-def synchronize(device: torch.device) -> None:
-    """Waits until the device has done what it was given."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 class MatmulRate:

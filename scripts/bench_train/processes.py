@@ -144,7 +144,7 @@ def measure_together(
 def _serve(connection: Connection, name: str, options: Any, limits: Limits) -> None:
     import torch
 
-    from scripts.bench_train.measure import peaks, reset_peaks, status_bytes, synchronize
+    from fsdpq.metrics.peaks import peaks, reset_peaks, status_bytes, synchronize
 
     warnings.simplefilter("ignore")
     torch.set_num_threads(limits.threads)

@@ -5,71 +5,21 @@ Both ways to train get the same weights: each is drawn from a generator seeded b
 
 from __future__ import annotations
 
-import hashlib
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import bitsandbytes
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from fsdpq.dist import own_shard
 from fsdpq.model.loading.source import BaseSource
-from fsdpq.model.loading.stream import load_base
-from fsdpq.model.loading.targets import LoadingTarget, packed_shards
-from fsdpq.model.quantized_linear import PackedMatrix
-from fsdpq.recipe.precision import precision_of
 from fsdpq.recipe.root import Recipe
-from fsdpq.registry import resolve_builder
-from fsdpq.worker.assemble import (
-    Assembled,
-    apply_adapter,
-    build_model,
-    resolve_dtype,
-    shard_model,
-)
+from fsdpq.worker import random_base
+from fsdpq.worker.assemble import Assembled
+from fsdpq.worker.random_base import random_weight
 from scripts.bench_train.shapes import Shape
-
-STD = 0.02
-"""Of the weights, as transformers initialises Llama."""
-
-
-def random_weight(
-    name: str, shape: tuple[int, ...], *, dtype: torch.dtype, device: torch.device
-) -> Tensor:
-    """Returns the weight ``name``; those of norms are ones."""
-    if len(shape) == 1:
-        return torch.ones(shape, dtype=dtype, device=device)
-    seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:7], "big")
-    generator = torch.Generator(device).manual_seed(seed)
-    return torch.empty(shape, dtype=dtype, device=device).normal_(std=STD, generator=generator)
-
-
-class RandomSource:
-    """Fills a base with random weights, quantized on the device; see `BaseSource`.
-
-    Args:
-        dtype: of the weights before they are quantized.
-        device: where they are made.
-    """
-
-    def __init__(self, *, dtype: torch.dtype, device: torch.device) -> None:
-        self._dtype = dtype
-        self._device = device
-
-    def fill(self, name: str, target: LoadingTarget) -> None:
-        """Fills one target. Memory: the whole matrix."""
-        packed = isinstance(target, PackedMatrix)
-        shape = (target.out_features, target.in_features) if packed else tuple(target.shape)
-        weight = random_weight(name, shape, dtype=self._dtype, device=self._device)
-        if isinstance(target, PackedMatrix):
-            read = lambda start, stop: weight[start:stop]  # noqa: E731
-            target.quantizer.quantize_shards(read, weight.shape, packed_shards(target))
-        else:
-            shard = own_shard(target)
-            shard.rows.copy_(weight[shard.start : shard.stop])
 
 
 def assemble_random(
@@ -89,22 +39,10 @@ def assemble_random(
         device: this rank's.
         source: of the base instead of these weights.
     """
-    dtype = resolve_dtype(recipe, device)
-    adapter: Any = resolve_builder("adapter", recipe.adapter)(recipe.adapter)
     with tempfile.TemporaryDirectory() as directory:
         config = LlamaConfig(**shape.config(tokens), architectures=["LlamaForCausalLM"])
         config.save_pretrained(directory)
-        model = build_model(recipe, Path(directory), adapter, dtype=dtype, trust_remote_code=False)
-    apply_adapter(model, adapter)
-    num_groups, notice = shard_model(model, recipe, device, precision=precision_of(recipe))
-    fsdp = recipe.fsdp
-    load_base(
-        model, source or RandomSource(dtype=dtype, device=device), dtype=dtype, device=device,
-        offload=fsdp.offload, offload_trained=fsdp.offload_trained,
-        report=lambda _done, _total: None,
-    )  # fmt: skip
-    adapter.init_adapter(model, seed=0, dtype=dtype, device=device)
-    return Assembled(model, shape.num_weights, 0, num_groups, (notice,) if notice else ())
+        return random_base.assemble_random(recipe, Path(directory), device=device, source=source)
 
 
 def random_4bit(shape: Shape, tokens: int, *, dtype: torch.dtype, device: torch.device) -> Any:

@@ -16,30 +16,15 @@ from torch import nn
 
 from fsdpq.data.dealing.collate import Step, build_step
 from fsdpq.data.text.tokenize import Row
-from fsdpq.dist import own_shard
-from fsdpq.model.loading.targets import LoadingTarget, packed_shards
-from fsdpq.model.quantized_linear import PackedMatrix
+from fsdpq.metrics.peaks import GIB, peaks, reset_peaks, synchronize
 from fsdpq.registry import resolve_builder
 from fsdpq.training.step import StepMode, train_step
 from scripts.bench_train.contenders import MAX_NORM, Options, batch_ids, recipe_of
-from scripts.bench_train.measure import peaks, reset_peaks, synchronize
 from scripts.bench_train.random_base import assemble_random
 from scripts.bench_train.shapes import Batch, Shape, step_flops
 
-GIB = 2**30
 Sections = dict[str, dict[str, Any]]
 PLAIN = StepMode()
-
-
-class EmptySource:
-    """Fills a base with zeros: its memory is right, its losses mean nothing."""
-
-    def fill(self, name: str, target: LoadingTarget) -> None:
-        """Fills one target; see `fsdpq.model.loading.source.BaseSource`."""
-        del name
-        shards = packed_shards(target).values() if isinstance(target, PackedMatrix) else ()
-        for shard in shards or (own_shard(target),):  # pyright: ignore[reportArgumentType]
-            shard.rows.zero_()
 
 
 @dataclass(frozen=True)
@@ -187,22 +172,3 @@ def set_layer_runs(trainer: Trainer, **changes: Any) -> None:
     """Changes how all decoder layers run, in place: ``num_chunks``, ``host``."""
     for layer in trainer.model.decoder_layers:
         layer.layer_run = dataclasses.replace(layer.layer_run, **changes)
-
-
-def cap_memory(gib: float | None, device: torch.device) -> None:
-    """Limits what torch's allocator may take of the device from now on, None for all of it."""
-    if device.type != "cuda":
-        return
-    torch.cuda.empty_cache()
-    total = torch.cuda.get_device_properties(device).total_memory
-    fraction = 1.0 if gib is None else gib * GIB / total
-    torch.cuda.set_per_process_memory_fraction(fraction, device)
-    torch.cuda.reset_peak_memory_stats(device)
-
-
-def release(device: torch.device) -> None:
-    """Gives memory of what is dropped back to the device."""
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats(device)

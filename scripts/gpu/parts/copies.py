@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from fsdpq.dist import Shard
+from fsdpq.metrics.peaks import synchronize
 from fsdpq.registry import resolve_builder
 from scripts.bench_train.contenders import Options, recipe_of
-from scripts.bench_train.measure import MatmulRate, synchronize
+from scripts.bench_train.measure import MatmulRate
 from scripts.bench_train.shapes import Batch
 from scripts.gpu.parts import Bench
 

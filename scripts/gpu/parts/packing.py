@@ -10,10 +10,11 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from fsdpq.dist import start_process_group
+from fsdpq.metrics.peaks import release
 from fsdpq.model.causal_lm import CausalLM
 from scripts.bench_train.shapes import Batch, with_layers
 from scripts.gpu.parts import Bench
-from scripts.gpu.training import Sections, build_trainer, measure, release
+from scripts.gpu.training import Sections, build_trainer, measure
 
 FIRST, SECOND = 200, 184
 """Tokens of the documents: no multiples of the kernels' blocks."""

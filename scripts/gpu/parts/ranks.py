@@ -11,19 +11,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from scripts.bench_train.measure import peaks, reset_peaks
+from fsdpq.metrics.peaks import GIB, cap_memory, peaks, release, reset_peaks
+from fsdpq.worker.random_base import EmptySource
 from scripts.bench_train.shapes import Batch
 from scripts.gpu.parts import Bench
-from scripts.gpu.training import (
-    GIB,
-    EmptySource,
-    Sections,
-    build_trainer,
-    cap_memory,
-    device_memory,
-    release,
-    step_of,
-)
+from scripts.gpu.training import Sections, build_trainer, device_memory, step_of
 
 CASES: tuple[tuple[str, int, int, Sections], ...] = (
     ("70b", 8, 2, {}),

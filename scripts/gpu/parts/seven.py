@@ -11,20 +11,12 @@ import torch
 
 from fsdpq.dist import start_process_group
 from fsdpq.fsdp import offload
+from fsdpq.metrics.peaks import GIB, peaks, release, reset_peaks, synchronize
 from scripts.bench_train.contenders import CONTENDERS, Options
-from scripts.bench_train.measure import peaks, reset_peaks, synchronize
 from scripts.bench_train.shapes import Batch, Shape, step_flops
 from scripts.gpu.parts import Bench
 from scripts.gpu.parts.copies import seconds_of
-from scripts.gpu.training import (
-    GIB,
-    Sections,
-    build_trainer,
-    device_memory,
-    measure,
-    phases,
-    release,
-)
+from scripts.gpu.training import Sections, build_trainer, device_memory, measure, phases
 
 LORA_RANK = 64
 VARIANTS: dict[str, Sections] = {

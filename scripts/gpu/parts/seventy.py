@@ -6,17 +6,10 @@ import torch
 
 from fsdpq.dist import start_process_group
 from fsdpq.fsdp.activations import build_host_activations
+from fsdpq.metrics.peaks import cap_memory, release
 from scripts.bench_train.shapes import Batch
 from scripts.gpu.parts import Bench
-from scripts.gpu.training import (
-    Trainer,
-    build_trainer,
-    cap_memory,
-    measure,
-    phases,
-    release,
-    set_layer_runs,
-)
+from scripts.gpu.training import Trainer, build_trainer, measure, phases, set_layer_runs
 
 LORA_RANK = 16
 SETTINGS: tuple[tuple[int, int, int, bool, int], ...] = (

@@ -12,10 +12,10 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from fsdpq.dist import start_process_group
-from scripts.bench_train.measure import synchronize
+from fsdpq.metrics.peaks import release, synchronize
 from scripts.bench_train.shapes import Batch, with_layers
 from scripts.gpu.parts import Bench
-from scripts.gpu.training import Sections, Trainer, build_trainer, release, step_of
+from scripts.gpu.training import Sections, Trainer, build_trainer, step_of
 
 LAYERS_70B = 20
 """Of 80: the others are alike."""
