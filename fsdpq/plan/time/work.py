@@ -116,7 +116,7 @@ def layers_in_order(choice: Choice) -> Iterator[LayerMatrices]:
 
     Layers that are alike are one object.
     """
-    shape, adapter = choice.shape, choice.recipe.adapter
+    shape, adapter = choice.shape, choice.adapter
     found: dict[int, tuple[LayerMatrices, GroupShape]] = {}
     apart = choice.names_single_layers
     for group, indices in indexed_layers(shape):
