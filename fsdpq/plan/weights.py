@@ -32,6 +32,7 @@ class Stored:
         trained: trained weights: adapters, or weights of the base.
         num_trained: elements of ``trained``.
         optimizer: bytes of the optimizer's states of ``trained``; in no sum.
+        num_trained_tensors: Parameters that are trained.
     """
 
     codes: int = 0
@@ -40,6 +41,7 @@ class Stored:
     trained: int = 0
     num_trained: int = 0
     optimizer: int = 0
+    num_trained_tensors: int = 0
 
     @property
     def frozen(self) -> int:
@@ -227,11 +229,12 @@ class _Counted:
     ) -> Stored:
         """Returns the bytes of the first of ``num_shards`` ranks."""
         totals = {"codes": 0, "scales": 0, "plain": 0, "trained": 0}
-        num_trained, optimizer = 0, 0
+        num_trained, optimizer, num_tensors = 0, 0, 0
         for each in parameters:
             rows = -(-each.shape[0] // num_shards)
             totals[each.use] += rows * each.row_bytes
             if each.use == "trained":
+                num_tensors += 1
                 num_trained += rows * math.prod(each.shape[1:])
                 optimizer += state_bytes(
                     self.recipe.optimizer,
@@ -240,4 +243,9 @@ class _Counted:
                     item_bytes=each.item_bytes,
                     in_layers=in_layers,
                 )
-        return Stored(**totals, num_trained=num_trained, optimizer=optimizer)
+        return Stored(
+            **totals,
+            num_trained=num_trained,
+            optimizer=optimizer,
+            num_trained_tensors=num_tensors,
+        )
