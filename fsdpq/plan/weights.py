@@ -6,7 +6,6 @@ until there are none left.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from dataclasses import dataclass
 from fsdpq.plan.costs.expansion import layer_sources
 from fsdpq.plan.costs.optimizer import state_bytes
 from fsdpq.plan.costs.parameters import Choice, HeldGroup, HeldParameter, choice_of
+from fsdpq.plan.costs.pinned import pinned_bytes
 from fsdpq.plan.shape import GroupName, GroupShape, ModelShape
 from fsdpq.plan.sharding import Sharding, sharding_of
 from fsdpq.recipe.precision import precision_of
@@ -33,6 +33,8 @@ class Stored:
         num_trained: elements of ``trained``.
         optimizer: bytes of the optimizer's states of ``trained``; in no sum.
         num_trained_tensors: Parameters that are trained.
+        frozen_pinned: what is not trained, in pinned host memory; in no sum.
+        trained_pinned: what is trained, in pinned host memory; in no sum.
     """
 
     codes: int = 0
@@ -42,6 +44,8 @@ class Stored:
     num_trained: int = 0
     optimizer: int = 0
     num_trained_tensors: int = 0
+    frozen_pinned: int = 0
+    trained_pinned: int = 0
 
     @property
     def frozen(self) -> int:
@@ -55,12 +59,23 @@ class Stored:
 
     def __add__(self, other: Stored) -> Stored:
         """Returns the sums."""
-        pairs = zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)
-        return Stored(*(mine + theirs for mine, theirs in pairs))
+        return Stored(
+            self.codes + other.codes,
+            self.scales + other.scales,
+            self.plain + other.plain,
+            self.trained + other.trained,
+            self.num_trained + other.num_trained,
+        )
 
     def __mul__(self, count: int) -> Stored:
         """Returns the bytes of ``count`` such groups."""
-        return Stored(*(count * value for value in dataclasses.astuple(self)))
+        return Stored(
+            count * self.codes,
+            count * self.scales,
+            count * self.plain,
+            count * self.trained,
+            count * self.num_trained,
+        )
 
 
 @dataclass(frozen=True)
@@ -229,10 +244,13 @@ class _Counted:
     ) -> Stored:
         """Returns the bytes of the first of ``num_shards`` ranks."""
         totals = {"codes": 0, "scales": 0, "plain": 0, "trained": 0}
+        pinned = {"frozen": 0, "trained": 0}
         num_trained, optimizer, num_tensors = 0, 0, 0
         for each in parameters:
             rows = -(-each.shape[0] // num_shards)
             totals[each.use] += rows * each.row_bytes
+            kind = "trained" if each.use == "trained" else "frozen"
+            pinned[kind] += pinned_bytes(rows * each.row_bytes)
             if each.use == "trained":
                 num_tensors += 1
                 num_trained += rows * math.prod(each.shape[1:])
@@ -248,4 +266,6 @@ class _Counted:
             num_trained=num_trained,
             optimizer=optimizer,
             num_trained_tensors=num_tensors,
+            frozen_pinned=pinned["frozen"],
+            trained_pinned=pinned["trained"],
         )

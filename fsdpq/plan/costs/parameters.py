@@ -83,6 +83,7 @@ class Choice:
         shape: of the model.
         base_bytes: of one frozen weight that is not quantized.
         trained_bytes: of one trained weight.
+        compiled: decoder layers are compiled.
     """
 
     quantization: BnbOptions | HqqOptions | NoQuantOptions
@@ -90,6 +91,7 @@ class Choice:
     shape: ModelShape
     base_bytes: int
     trained_bytes: int
+    compiled: bool = False
 
     @property
     def names_single_layers(self) -> bool:
@@ -204,6 +206,7 @@ def choice_of(recipe: Recipe, shape: ModelShape) -> Choice:
         shape,
         DTYPE_BYTES[precision.base],
         DTYPE_BYTES[precision.param],
+        recipe.training.compile,
     )
 
 
