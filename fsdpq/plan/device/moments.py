@@ -47,7 +47,6 @@ def plan_device_memory(recipe: Recipe, shape: ModelShape, weights: Weights) -> R
         weights,
         has_buffers=weights.num_shards > 1,
         keeps_gathered=fsdp.strategy in ("shard_grad_op", "hybrid_shard_grad_op"),
-        reduces=resident.reduces,
         reduce_bytes=DTYPE_BYTES[precision_of(recipe).reduce],
     )
     return RankMemory(tuple(_Run(recipe, shape, work, layers, resident, gathers).moments()))
@@ -79,12 +78,11 @@ class _Run:
         yield from self._loss()
         for number in sorted({*first, *last}, reverse=True):
             yield self._backward(number)
-        update: Parts = {"optimizer": 0, "gradients": 0}
+        update: Parts = {"optimizer": 0}
         if resident.trained_is_here:
             update["optimizer"] = step_bytes(recipe, weights)
-        if not resident.accumulates:
-            update["gradients"] = resident.all_gradients()
-        yield self._moment("optimizer", "the optimizer's step", self._steady, update)
+        name = "the optimizer's step"
+        yield self._moment("optimizer", name, self._between, resident.reduced(), update)
 
     def _spans(self) -> list[tuple[int, int]]:
         """Returns the first and the last layer of each kind."""
@@ -102,21 +100,24 @@ class _Run:
         return Moment(phase, name, {category: n for category, n in total.items() if n})
 
     @functools.cached_property
-    def _steady(self) -> Parts:
+    def _between(self) -> Parts:
         """What is held throughout a step."""
         resident = self.resident
-        stored, states = resident.stored(), resident.optimizer()
-        return joined(stored, states, resident.batch(), resident.accumulated())
+        return joined(resident.stored(), resident.optimizer(), resident.batch())
+
+    @functools.cached_property
+    def _steady(self) -> Parts:
+        """What is held throughout forward and backward."""
+        return joined(self._between, self.resident.shared(), self.resident.accumulated())
 
     @property
     def _hidden_bytes(self) -> int:
         """Bytes of the residual stream of a micro-batch."""
         return self.work.tokens * self.shape.hidden_size * sizes_of(self.recipe).hidden
 
-    @property
-    def _norms_keep_inputs(self) -> bool:
-        """Whether a layer's first norm keeps its input: it casts what is not fp32."""
-        return sizes_of(self.recipe).hidden == FP32_BYTES
+    def _norm_keeps_input(self, layer: PlannedLayer) -> bool:
+        """Whether a layer's first norm keeps its input: what is not fp32 it casts."""
+        return sizes_of(self.recipe).hidden == FP32_BYTES and layer.below_is_trained
 
     @property
     def _inputs_leave(self) -> bool:
@@ -129,18 +130,18 @@ class _Run:
             last: number of a layer.
             at_most: inputs of recomputed layers that are here where they go to the host.
         """
-        inputs, graphs = 0, list[Parts]()
+        inputs, normed, graphs = 0, 0, list[Parts]()
         for layer in self.layers[: last + 1]:
             if layer.is_trained and layer.recomputed:
                 inputs += 1
             elif layer.is_trained:
                 graphs.append(layer.passes.kept)
+                normed += self._norm_keeps_input(layer)
         chunks = self.work.layer_chunks
         kept: Parts = {category: n * chunks for category, n in joined(*graphs).items()}
         if self._inputs_leave:
             inputs = min(inputs, at_most)
-        inputs += len(graphs) * self._norms_keep_inputs
-        return joined(kept, {"layer_inputs": inputs * self._hidden_bytes})
+        return joined(kept, {"layer_inputs": (inputs + normed) * self._hidden_bytes})
 
     def _forward(self, number: int) -> Moment:
         layer = self.layers[number]
@@ -184,12 +185,13 @@ class _Run:
             softcap=self.shape.softcap,
             trained_bytes=elements * sizes.weight if trained else 0,
             on_cpu=not self.resident.on_gpu,
+            norm=self.layers[-1].norm,
         )
 
     def _backward(self, number: int) -> Moment:
         layer, hidden = self.layers[number], self._hidden_bytes
         own = joined(layer.passes.again if layer.recomputed else layer.passes.backward)
-        if layer.recomputed or self._norms_keep_inputs:
+        if layer.recomputed or self._norm_keeps_input(layer):
             own = joined(own, {"layer_inputs": hidden})
         chunks = self.work.layer_chunks
         if chunks > 1:
@@ -199,7 +201,7 @@ class _Run:
         done: Parts = {"communication": self.gathers.reduced_before(number)}
         if not self.resident.accumulates:
             after = sum(self.resident.gradients(each.weights) for each in self.layers[number + 1 :])
-            done["gradients"] = after + self.resident.outer_gradients()
+            done["gradients"] = after + self.resident.gradients_above()
         elif not layer.weights.gathered:
             own["gradients"] = 0  # added to those of earlier micro-batches, one by one
         gathered = self.gathers.in_backward(number)
