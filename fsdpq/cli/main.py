@@ -13,6 +13,7 @@ import click
 
 import fsdpq
 from fsdpq.cli.answers import echo_json, error_fields, json_option
+from fsdpq.cli.bench import bench_command
 from fsdpq.cli.cache import cache_group
 from fsdpq.cli.chat import chat_command
 from fsdpq.cli.data import data_group
@@ -24,6 +25,7 @@ from fsdpq.cli.importing import import_command
 from fsdpq.cli.merge import merge_command
 from fsdpq.cli.migrate import migrate_command
 from fsdpq.cli.options import recipe_arguments, say, trust_option, warn_of_code
+from fsdpq.cli.plan import plan_command
 from fsdpq.cli.prepare import prepare_command
 from fsdpq.cli.push import push_command
 from fsdpq.cli.quantize import quantize_command
@@ -152,6 +154,7 @@ def schema() -> None:
     click.echo(recipe_schema_text(), nl=False)
 
 
+cli.add_command(bench_command)
 cli.add_command(cache_group)
 cli.add_command(chat_command)
 cli.add_command(data_group)
@@ -162,6 +165,7 @@ cli.add_command(generate_command)
 cli.add_command(import_command)
 cli.add_command(merge_command)
 cli.add_command(migrate_command)
+cli.add_command(plan_command)
 cli.add_command(prepare_command)
 cli.add_command(push_command)
 cli.add_command(quantize_command)
