@@ -6,7 +6,9 @@ until there are none left.
 
 from __future__ import annotations
 
+import dataclasses
 import math
+import operator
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -57,23 +59,15 @@ class Stored:
 
     def __add__(self, other: Stored) -> Stored:
         """Returns the sums."""
-        return Stored(
-            self.codes + other.codes,
-            self.scales + other.scales,
-            self.plain + other.plain,
-            self.trained + other.trained,
-            self.num_trained + other.num_trained,
-        )
+        return Stored(*map(operator.add, _fields_of(self), _fields_of(other)))
 
     def __mul__(self, count: int) -> Stored:
         """Returns the bytes of ``count`` such groups."""
-        return Stored(
-            count * self.codes,
-            count * self.scales,
-            count * self.plain,
-            count * self.trained,
-            count * self.num_trained,
-        )
+        return Stored(*(count * value for value in _fields_of(self)))
+
+
+_fields_of = operator.attrgetter(*(field.name for field in dataclasses.fields(Stored)))
+"""All of them: `dataclasses.astuple` copies, which takes ten times as long."""
 
 
 @dataclass(frozen=True)

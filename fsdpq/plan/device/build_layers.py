@@ -60,17 +60,17 @@ def build_layers(
 ) -> tuple[PlannedLayer, ...]:
     """Returns the decoder layers of a run, in order."""
     step = {"full": 1, "selective": 2, "none": 0}[recipe.fsdp.activation_checkpointing]
-    kinds: dict[tuple[int, bool, bool], tuple[GroupWeights, Passes, Norm]] = {}
+    kinds: dict[tuple[int, bool], tuple[GroupWeights, Passes, Norm]] = {}
     layers: list[PlannedLayer] = []
     choice = choice_of(recipe, shape)
     trained_below = _embedding_is_trained(weights)
     for number, (index, source, is_new) in enumerate(_positions(recipe, shape)):
-        key = (index, is_new, trained_below)
+        key = (index, is_new)
         if key not in kinds:
             group = _weights_of(weights, index, is_new=is_new)
             held = choice.held(shape.groups[index], source, is_new=is_new)
             layer = _layer_of(recipe, shape, work, shape.groups[index], held)
-            kinds[key] = (group, _passes_of(layer, trained_below), layer.norm)
+            kinds[key] = (group, _passes_of(layer), layer.norm)
         group, passes, norm = kinds[key]
         is_trained = trained_below or group.whole.trained > 0
         recomputed = step > 0 and number % step == 0
@@ -80,8 +80,8 @@ def build_layers(
 
 
 @functools.lru_cache(maxsize=256)
-def _passes_of(layer: Layer, input_needs_grad: bool) -> Passes:
-    return passes_of(layer.run, hidden_bytes=layer.hidden_bytes, input_needs_grad=input_needs_grad)
+def _passes_of(layer: Layer) -> Passes:
+    return passes_of(layer.run, hidden_bytes=layer.hidden_bytes)
 
 
 def _embedding_is_trained(weights: Weights) -> bool:

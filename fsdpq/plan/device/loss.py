@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 from fsdpq.plan.device.operations import FP32_BYTES, FROZEN, Norm, norm
@@ -63,6 +64,7 @@ class Loss:
         return max(in_forward, for_head if self.trained_bytes else 0)
 
 
+@functools.lru_cache(maxsize=64)
 def loss_passes(loss: Loss) -> tuple[Parts, Parts]:
     """Returns what forward and backward hold at the most, the last layer's output included."""
     hidden = loss.tokens * loss.hidden_size * loss.element

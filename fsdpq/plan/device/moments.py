@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -14,7 +15,7 @@ from fsdpq.plan.device.loss import Loss, loss_passes
 from fsdpq.plan.device.operations import FP32_BYTES
 from fsdpq.plan.device.overhead import WORKSPACE_BYTES, overhead
 from fsdpq.plan.device.resident import Resident
-from fsdpq.plan.device.tape import Parts, joined
+from fsdpq.plan.device.tape import Parts, joined, times
 from fsdpq.plan.device.update import step_bytes
 from fsdpq.plan.result import Category, Moment, Phase, RankMemory
 from fsdpq.plan.shape import ModelShape
@@ -130,18 +131,27 @@ class _Run:
             last: number of a layer.
             at_most: inputs of recomputed layers that are here where they go to the host.
         """
-        inputs, normed, graphs = 0, 0, list[Parts]()
+        inputs, normed = 0, 0
+        graphs: dict[int, tuple[Parts, int]] = {}
         for layer in self.layers[: last + 1]:
             if layer.is_trained and layer.recomputed:
                 inputs += 1
             elif layer.is_trained:
-                graphs.append(layer.passes.kept)
+                before = graphs.get(id(layer.passes), (layer.passes.kept, 0))[1]
+                graphs[id(layer.passes)] = (layer.passes.kept, before + 1)
                 normed += self._norm_keeps_input(layer)
         chunks = self.work.layer_chunks
-        kept: Parts = {category: n * chunks for category, n in joined(*graphs).items()}
+        kept = joined(*(times(parts, chunks * count) for parts, count in graphs.values()))
         if self._inputs_leave:
             inputs = min(inputs, at_most)
         return joined(kept, {"layer_inputs": (inputs + normed) * self._hidden_bytes})
+
+    @functools.cached_property
+    def _gradients_from(self) -> list[int]:
+        """For every layer, bytes of the gradients of it and all above; then those above all."""
+        above = self.resident.gradients_above()
+        from_last = (self.resident.gradients(layer.weights) for layer in reversed(self.layers))
+        return [*itertools.accumulate(from_last, initial=above)][::-1]
 
     def _forward(self, number: int) -> Moment:
         layer = self.layers[number]
@@ -200,8 +210,7 @@ class _Run:
         before = self._kept(number - 1, at_most=INPUTS_ON_THE_WAY - 1)
         done: Parts = {"communication": self.gathers.reduced_before(number)}
         if not self.resident.accumulates:
-            after = sum(self.resident.gradients(each.weights) for each in self.layers[number + 1 :])
-            done["gradients"] = after + self.resident.gradients_above()
+            done["gradients"] = self._gradients_from[number + 1]
         elif not layer.weights.gathered:
             own["gradients"] = 0  # added to those of earlier micro-batches, one by one
         gathered = self.gathers.in_backward(number)
