@@ -12,7 +12,7 @@ from fsdpq.plan.workload import Workload
 Category = Literal[
     "codes", "scales", "plain", "trained", "gradients", "optimizer", "gathered", "communication",
     "dequantized", "layer_inputs", "recomputed", "attention", "loss", "load", "workspace",
-    "context", "fragmentation",
+    "context", "fragmentation", "measured",
 ]  # fmt: skip
 """What memory is used for.
 
@@ -32,6 +32,7 @@ Category = Literal[
     workspace       what libraries of matrix products ask torch's allocator for
     context         what CUDA, NCCL and the libraries take; on a CPU the process itself
     fragmentation   memory that the allocator holds and cannot use
+    measured        all of it: a measurement tells nothing apart (no plan has it)
 """
 
 Phase = Literal["load", "init", "forward", "backward", "optimizer"]

@@ -18,7 +18,6 @@ from fsdpq.plan.costs.expansion import layer_sources
 from fsdpq.plan.costs.parameters import Choice, choice_of
 from fsdpq.plan.shape import GroupShape, ModelShape
 from fsdpq.plan.time.matrices import LayerMatrices, Matrix, Stage, layer_matrices
-from fsdpq.plan.weights import names_single_layers
 from fsdpq.plan.workload import Workload, workload_of
 from fsdpq.recipe.root import Recipe
 from fsdpq.recipe.sections.adapter import DoraOptions, LlamaProOptions
@@ -117,9 +116,9 @@ def layers_in_order(choice: Choice) -> Iterator[LayerMatrices]:
 
     Layers that are alike are one object.
     """
-    shape, adapter = choice.shape, choice.recipe.adapter
+    shape, adapter = choice.shape, choice.adapter
     found: dict[int, tuple[LayerMatrices, GroupShape]] = {}
-    apart = names_single_layers(choice.recipe)
+    apart = choice.names_single_layers
     for group, indices in indexed_layers(shape):
         known = None if apart else layer_matrices(choice, group, indices[0])
         for index in indices:
