@@ -172,9 +172,9 @@ def shape_of(loaded: LoadedRecipe) -> ModelShape:
     name = loaded.recipe.model.name_or_path
     shape = find_shape(name, loaded.base_dir)
     if shape is None:
-        from fsdpq.fetch.hub_shape import shape_from_hub
-
-        shape = shape_from_hub(name, revision=loaded.recipe.model.revision)
+        message = f"the shape of `{name}` is not known"
+        hint = "name a directory of this machine, or a model of `fsdpq kinds model`"
+        raise UsageError(message, hint=hint)
     return shape
 
 
@@ -193,8 +193,8 @@ def _unknown(machine: Machine) -> Iterator[str]:
 
 def _ram(text: str) -> int:
     """Returns the bytes of ``64GiB``; memory that is sold as 64 GB has 64 GiB too."""
-    number = text.strip().lower().removesuffix("b").removesuffix("i").removesuffix("g")
-    return _size(f"{number.strip()}GiB", "--ram", "64GiB")
+    plain = text.strip().lower().removesuffix("b").removesuffix("i").removesuffix("g").strip()
+    return _size(f"{plain}GiB" if plain.isdecimal() else text, "--ram", "64GiB")
 
 
 def _size(text: str, option: str, example: str) -> int:
