@@ -10,10 +10,9 @@ import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from fsdpq.plan.gpus import parse_gpus
-
 from fsdpq.launch.plan import Planned, resolve_for, shape_of
 from fsdpq.plan.build import Wanted
+from fsdpq.plan.gpus import parse_gpus
 from fsdpq.plan.machine import GIB, Machine
 from fsdpq.plan.result import Plan
 from fsdpq.recipe.load import load_recipe
