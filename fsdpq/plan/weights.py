@@ -7,6 +7,7 @@ until there are none left.
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -56,24 +57,12 @@ class Stored:
         return self.frozen + self.trained
 
     def __add__(self, other: Stored) -> Stored:
-        """Returns the sums."""
-        return Stored(
-            self.codes + other.codes,
-            self.scales + other.scales,
-            self.plain + other.plain,
-            self.trained + other.trained,
-            self.num_trained + other.num_trained,
-        )
+        """Returns the sums, of every field."""
+        return Stored(*map(operator.add, vars(self).values(), vars(other).values()))
 
     def __mul__(self, count: int) -> Stored:
-        """Returns the bytes of ``count`` such groups."""
-        return Stored(
-            count * self.codes,
-            count * self.scales,
-            count * self.plain,
-            count * self.trained,
-            count * self.num_trained,
-        )
+        """Returns the bytes of ``count`` such groups, of every field."""
+        return Stored(*(count * value for value in vars(self).values()))
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from support.nvidia_smi import install_nvidia_smi
 from fsdpq.cli.main import main
 from fsdpq.cli.plan_text import format_flops, render_plan
 from fsdpq.launch.machine.this_machine import describe_this_machine, read_ram_bytes
-from fsdpq.launch.plan import Hardware, parse_hardware, plan_recipe
+from fsdpq.launch.plan import Hardware, parse_hardware, prepare_plan
 from fsdpq.plan.build import Wanted
 
 ROOT = Path(__file__).parents[2]
@@ -54,9 +54,8 @@ def test_a_mistake_in_the_recipe_is_one_here_too(capsys: pytest.CaptureFixture[s
 
 
 def test_verdict_is_coloured_and_text_is_not_wider_for_it() -> None:
-    plan = plan_recipe(
-        Path(SEVENTY), (), Hardware(gpus="2x8GiB", ram="64GiB"), wanted=Wanted(limits=True)
-    )
+    case = prepare_plan(Path(SEVENTY), (), Hardware(gpus="2x8GiB", ram="64GiB"))
+    plan = case.build(Wanted(limits=True))
     lines = list(render_plan(plan))
     assert lines[0].startswith("\x1b[31m\x1b[1m")
     plain = [click.unstyle(line) for line in lines]
