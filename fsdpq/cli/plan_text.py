@@ -28,6 +28,7 @@ LABELS: dict[Category, str] = {
     "attention": "attention",
     "loss": "loss of one chunk",
     "load": "loading and quantizing",
+    "workspace": "workspace of products",
     "context": "CUDA and its libraries",
     "fragmentation": "fragmentation",
 }

@@ -13,9 +13,12 @@ from support.nvidia_smi import install_nvidia_smi
 
 from fsdpq.cli.main import main
 from fsdpq.cli.plan_text import format_flops, render_plan
+from fsdpq.errors import EnvironmentProblemError
 from fsdpq.launch.machine.this_machine import describe_this_machine, read_ram_bytes
 from fsdpq.launch.plan import Hardware, parse_hardware, prepare_plan
 from fsdpq.plan.build import Wanted
+from fsdpq.plan.result import Moment, RankMemory
+from fsdpq.plan.traced import Traced
 
 ROOT = Path(__file__).parents[2]
 SEVENTY = str(ROOT / "recipes" / "llama-2-70b-qlora-2x24gb.yaml")
@@ -129,3 +132,31 @@ def test_plan_imports_nothing_heavy_and_validates_the_recipe_once() -> None:
     assert words[0] == "LOADED"
     assert 1 <= int(words[1]) <= 7, "the recipe, and one for every edit that is shown"
     assert words[2] == "[]"
+
+
+def test_a_trace_is_compared_by_phase_and_category(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The trace has tests of its own; this one says what the plan says, and twice the loss."""
+    case = prepare_plan(Path(SEVENTY), (), Hardware(gpus="2x24GiB"))
+    moments = case.build(Wanted()).device.moments
+    [loss] = [moment for moment in moments if moment.name == "the loss"]
+    doubled = Moment("forward", "traced", {**loss.parts, "loss": 2 * loss.parts["loss"]})
+    backward = [moment for moment in moments if moment.phase == "backward"]
+    found = Traced("trace", RankMemory((doubled, *backward)), {}, 3.0, notes=("a note",))
+    monkeypatch.setattr("fsdpq.launch.plan_runs.trace_recipe", lambda *_, **__: found)
+    _, out = run(capsys, SEVENTY, "--gpus", "2x24GiB", "--trace")
+    lines = out[out.index("planned and traced (3.0 s)") :].splitlines()
+    [line] = [line for line in lines if line.startswith("  backward ")]
+    assert line.endswith("+0.0 %")
+    assert lines[-1] == "  a note"
+    _, out = run(capsys, SEVENTY, "--gpus", "2x24GiB", "--trace", "--json")
+    assert Traced.from_json(json.loads(out)["trace"]) == found
+    assert doubled.total > loss.total
+
+
+def test_a_measurement_needs_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    case = prepare_plan(Path(SEVENTY), (), Hardware(gpus="2x24GiB"))
+    with pytest.raises(EnvironmentProblemError, match="runs a step on a GPU"):
+        case.measure()
