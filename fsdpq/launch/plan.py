@@ -16,6 +16,7 @@ from fsdpq.launch.machine.cpu_rates import kept_cpu_dtype
 from fsdpq.launch.machine.resolve import resolve_launch
 from fsdpq.launch.machine.this_machine import describe_this_machine
 from fsdpq.plan.build import Wanted, build_plan
+from fsdpq.plan.case import Case
 from fsdpq.plan.gpus import parse_gpus
 from fsdpq.plan.machine import Machine
 from fsdpq.plan.result import Edit, Plan
@@ -84,8 +85,9 @@ class Planned:
         except FsdpqError:
             return False
         recipe, _ = resolve_for(loaded.recipe, self.machine)
-        again = build_plan(recipe, self.shape, self.machine, wanted=Wanted(edits=False))
-        return again.fits is True and again.device.peak.total == edit.peak_bytes
+        case = Case(self.shape, self.machine)
+        memory = case.memory(recipe)
+        return case.fits(recipe, memory) is True and memory.peak_bytes == edit.peak_bytes
 
 
 def plan_recipe(
@@ -129,8 +131,17 @@ def parse_hardware(given: Hardware) -> Machine:
     )
 
 
-def resolve_for(recipe: Recipe, machine: Machine) -> tuple[Recipe, list[str]]:
-    """Returns the recipe resolved for a machine that need not be this one, and notes about it."""
+def resolve_for(
+    recipe: Recipe, machine: Machine, *, cpu_dtype: str | None = None
+) -> tuple[Recipe, list[str]]:
+    """Returns the recipe resolved for a machine that need not be this one, and notes about it.
+
+    Args:
+        recipe: as it was loaded.
+        machine: that it is for.
+        cpu_dtype: what ``model.dtype: auto`` is on a CPU, by default what this CPU was found to be
+            faster in.
+    """
     launch, gpus = recipe.launch, machine.gpus or ()
     asked = launch.nproc_per_node
     on_cpu = launch.device == "cpu" or (launch.device == "auto" and not gpus and asked == "auto")
@@ -141,7 +152,7 @@ def resolve_for(recipe: Recipe, machine: Machine) -> tuple[Recipe, list[str]]:
         elif launch.device == "auto":
             notes.append("there is no GPU, so it is planned for the CPU: `--gpus 1x24GiB` plans")
             notes[-1] += " for one"
-        dtype = kept_cpu_dtype()
+        dtype = cpu_dtype or kept_cpu_dtype()
         return resolve_launch(recipe, num_gpus=0, cpu_dtype=dtype), notes
     number = len(gpus) if asked == "auto" else asked
     if gpus and number < len(gpus):

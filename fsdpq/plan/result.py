@@ -12,7 +12,7 @@ from fsdpq.plan.workload import Workload
 Category = Literal[
     "codes", "scales", "plain", "trained", "gradients", "optimizer", "gathered", "communication",
     "dequantized", "layer_inputs", "recomputed", "attention", "loss", "load", "workspace",
-    "context", "fragmentation",
+    "context", "fragmentation", "measured",
 ]  # fmt: skip
 """What memory is used for.
 
@@ -32,6 +32,7 @@ Category = Literal[
     workspace       what libraries of matrix products ask torch's allocator for
     context         what CUDA, NCCL and the libraries take; on a CPU the process itself
     fragmentation   memory that the allocator holds and cannot use
+    measured        all of it: a measurement tells nothing apart (no plan has it)
 """
 
 Phase = Literal["load", "init", "forward", "backward", "optimizer"]
@@ -137,17 +138,21 @@ class Transfer:
     """Bytes that rank 0 moves over one link in a step, and how long that takes alone.
 
     Attributes:
-        link: ``host to device``, ``device to host``, ``gather``, ``reduce``, ``network``, ``disk``.
-        num_bytes: of one rank in one step.
+        link: ``host to device`` and ``device to host`` are shards and gradients, ``activations``
+            are inputs of layers there and back; ``gather``, ``reduce``, ``network``, ``disk``.
+        num_bytes: of one rank in one step; of ``network`` and ``disk`` those of one machine.
         seconds: alone, None where the link is not known.
         hiding_tokens: tokens of a micro-batch from which it hides behind the computation; None
             where one of both is not known.
+        hides: it runs beside the computation, today (`fsdpq.plan.time.estimate`); else it adds to
+            it.
     """
 
     link: str
     num_bytes: int
     seconds: float | None = None
     hiding_tokens: int | None = None
+    hides: bool = True
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ until there are none left.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -58,12 +57,23 @@ class Stored:
 
     def __add__(self, other: Stored) -> Stored:
         """Returns the sums."""
-        pairs = zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)
-        return Stored(*(mine + theirs for mine, theirs in pairs))
+        return Stored(
+            self.codes + other.codes,
+            self.scales + other.scales,
+            self.plain + other.plain,
+            self.trained + other.trained,
+            self.num_trained + other.num_trained,
+        )
 
     def __mul__(self, count: int) -> Stored:
         """Returns the bytes of ``count`` such groups."""
-        return Stored(*(count * value for value in dataclasses.astuple(self)))
+        return Stored(
+            count * self.codes,
+            count * self.scales,
+            count * self.plain,
+            count * self.trained,
+            count * self.num_trained,
+        )
 
 
 @dataclass(frozen=True)
@@ -149,12 +159,12 @@ def plan_weights(recipe: Recipe, shape: ModelShape) -> Weights:
 
 def _variants(choice: Choice, group: GroupShape) -> Iterator[tuple[HeldGroup, int, bool]]:
     """Yields what a group becomes, how many do so, and whether they are new layers."""
-    adapter = choice.recipe.adapter
+    adapter = choice.adapter
     if group.name != "layer":
         yield choice.held(group), 1, False
         return
-    indices = group.indices or _own_indices(choice.shape, group)
-    if names_single_layers(choice.recipe):
+    indices = choice.shape.layer_indices(group)
+    if choice.names_single_layers:
         kinds: dict[HeldGroup, int] = {}
         for index in indices:
             held = choice.held(group, index)
@@ -167,27 +177,6 @@ def _variants(choice: Choice, group: GroupShape) -> Iterator[tuple[HeldGroup, in
         num_new = sum(sources.count(index) - 1 for index in indices)
         if num_new:
             yield choice.held(group, indices[0], is_new=True), num_new, True
-
-
-def _own_indices(shape: ModelShape, group: GroupShape) -> range:
-    """Returns the numbers of a group's layers where the groups follow each other."""
-    start = 0
-    for other in shape.layers:
-        if other is group:
-            break
-        start += other.count
-    return range(start, start + group.count)
-
-
-def names_single_layers(recipe: Recipe) -> bool:
-    """Whether a recipe may treat two decoder layers of the same shape in two ways."""
-    names = list(getattr(recipe.quantization, "modules_to_not_convert", ()))
-    if isinstance(recipe.adapter, LoraOptions):
-        targets = recipe.adapter.target_modules
-        if isinstance(targets, str) and targets != "all-linear":
-            return True
-        names += [*targets, *recipe.adapter.modules_to_save]
-    return any(part.isdigit() for name in names for part in name.split("."))
 
 
 @dataclass(frozen=True)

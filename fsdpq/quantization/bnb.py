@@ -58,6 +58,8 @@ class BnbQuantizer:
         self.block_size = options.block_size
         self.double_quant = options.double_quant
         self.modules_to_not_convert = options.modules_to_not_convert
+        if self.double_quant:
+            _host_map()  # now: a trace has no values of tensors (`fsdpq.worker.plan_trace`)
 
     def packed_shapes(self, out_features: int, in_features: int) -> dict[str, tuple[int, int]]:
         """Names and shapes of the byte tensors of one matrix."""
@@ -229,4 +231,9 @@ def _row_chunks(num_rows: int, row_size: int, device_type: str) -> Iterator[tupl
 @functools.lru_cache(maxsize=8)
 def _dynamic_map(device: torch.device) -> Tensor:
     """The 256 values of an 8-bit scale code, as ``quantize_blockwise`` uses them by default."""
-    return bnb.create_dynamic_map().to(device)
+    return _host_map().to(device)
+
+
+@functools.lru_cache(maxsize=1)
+def _host_map() -> Tensor:
+    return bnb.create_dynamic_map()
