@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from fsdpq.cards.families import FAMILIES
 from fsdpq.cards.find import card_of_config
 from fsdpq.errors import CheckpointError
 from fsdpq.plan.shape import GroupShape, ModelShape, TensorShape
@@ -19,8 +20,8 @@ from fsdpq.plan.shapes.from_tensors import shape_from_tensors
 from fsdpq.recipe.stored_quantization import UNQUANTIZED_HINT, is_bnb_4bit, method_of, stored_in
 
 NEEDED_HINT = (
-    "a plan needs the headers of safetensors files, or the config.json of a family that has a card "
-    "(`fsdpq kinds model` lists them)"
+    "a plan needs the headers of safetensors files, or the config.json of one of these families: "
+    + ", ".join(sorted(FAMILIES))
 )
 
 
