@@ -82,8 +82,7 @@ def test_unknown_gpu_gives_bytes_and_no_seconds() -> None:
     assert time.flops > 0
     assert {each.link for each in time.transfers} == {"host to device", "device to host"}
     assert all(each.num_bytes > 0 and each.seconds is None for each in time.transfers)
-    (note,) = time_notes(speed_recipe({}), machine)
-    assert "only its memory is known" in note
+    assert time_notes(speed_recipe({}), machine) == ()
 
 
 @pytest.mark.parametrize(
