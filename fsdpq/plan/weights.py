@@ -6,7 +6,6 @@ until there are none left.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import operator
 from collections.abc import Iterable, Iterator
