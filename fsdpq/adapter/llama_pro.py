@@ -9,7 +9,6 @@ from the original's checkpoint: no expanded checkpoint is needed.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NoReturn
 
 import torch
 from torch import nn
@@ -17,7 +16,7 @@ from torch import nn
 from fsdpq.adapter.masters import make_trainable
 from fsdpq.adapter.residual import find_residual_linears
 from fsdpq.dist import own_shard
-from fsdpq.errors import Problem, RecipeError
+from fsdpq.plan.costs.expansion import layer_sources
 from fsdpq.protocols import Adapter
 from fsdpq.recipe.sections.adapter import LlamaProOptions
 
@@ -36,9 +35,7 @@ class LlamaProAdapter(Adapter):
         Raises:
             RecipeError: the new layers cannot be spread evenly.
         """
-        group = num_layers // self._num_new(num_layers)
-        last_of_group = range(group - 1, num_layers, group)
-        return tuple(sorted([*range(num_layers), *last_of_group]))
+        return layer_sources(self.options, num_layers)
 
     def unfreeze_base(
         self,
@@ -69,23 +66,3 @@ class LlamaProAdapter(Adapter):
             if parameter.requires_grad:
                 own_shard(parameter).rows.zero_()
         return ""
-
-    def _num_new(self, num_layers: int) -> int:
-        key, wanted = "num_new_layers", float(self.options.num_new_layers or 0)
-        if self.options.expansion_rate is not None:
-            key, wanted = "expansion_rate", self.options.expansion_rate * num_layers
-        num_new = round(wanted)
-        if num_new < 1 or abs(wanted - num_new) > 0.01 or num_layers % num_new:
-            self._refuse(key, num_layers)
-        return num_new
-
-    def _refuse(self, key: str, num_layers: int) -> NoReturn:
-        divisors = [n for n in range(1, num_layers + 1) if num_layers % n == 0]
-        known = divisors if key == "num_new_layers" else [f"{n / num_layers:.4g}" for n in divisors]
-        problem = Problem(
-            f"`adapter.{key}` is {getattr(self.options, key)}, which does not spread new layers "
-            f"evenly over the model's {num_layers}",
-            f"adapter.{key}",
-            hint=f"use one of {', '.join(map(str, known))}",
-        )
-        raise RecipeError([problem])

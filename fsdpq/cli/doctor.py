@@ -26,6 +26,7 @@ _STATUS_WIDTH = len("skipped")
 
 
 @click.command("doctor")
+@click.option("--quick", is_flag=True, help="Look only: try neither devices, ranks nor the disk.")
 @click.option(
     "--self-test", is_flag=True,
     help="Run checks on the device: bytes of shards, quantizers, gradients, collectives.",
@@ -40,25 +41,30 @@ _STATUS_WIDTH = len("skipped")
 )  # fmt: skip
 @json_option
 def doctor_command(
-    *, self_test: bool, device: str | None, nproc: int | None, as_json: bool
+    *, quick: bool, self_test: bool, device: str | None, nproc: int | None, as_json: bool
 ) -> None:
-    """Look at this machine: packages, GPUs, memory, disks, and with --self-test the results.
+    """Look at this machine and try it: packages, GPUs, host, network, disks, ranks.
 
-    Exits with 4 where training cannot work, or a check fails.
+    Takes about 15 seconds, with --quick one. With --self-test the checks of what ranks compute
+    run, all of them and nothing else. Exits with 4 where training cannot work, or a check fails.
     """
+    if self_test and quick:
+        raise UsageError("`--quick` leaves out what `--self-test` is", hint="give one of them")
     if self_test:
         _run_self_test(device, nproc, as_json=as_json)
     elif device is not None or nproc is not None:
         given = "--device" if device is not None else "--nproc"
         raise UsageError(f"`{given}` is for the self-test", hint="add `--self-test`")
     else:
-        _examine(as_json=as_json)
+        _examine(quick=quick, as_json=as_json)
 
 
-def _examine(*, as_json: bool) -> None:
+def _examine(*, quick: bool, as_json: bool) -> None:
     from fsdpq.launch.doctor import FAIL, examine
 
-    findings = examine()
+    if not quick:
+        click.echo("trying devices, ranks and the disk too (`--quick` does not)", err=True)
+    findings = examine(quick=quick)
     ok = all(finding.status != FAIL for finding in findings)
     if as_json:
         echo_json({"ok": ok, "findings": [asdict(finding) for finding in findings]})
@@ -70,12 +76,12 @@ def _examine(*, as_json: bool) -> None:
 
 def render_findings(findings: Sequence[Finding]) -> Iterator[str]:
     """Yields the findings under their subjects, and a summary."""
-    width = max(len(finding.name) for finding in findings)
-    subject = ""
+    subject, width = "", 0
     for finding in findings:
         if finding.subject != subject:
             yield from [""] * bool(subject)
             subject = finding.subject
+            width = max(len(other.name) for other in findings if other.subject == subject)
             yield click.style(subject, bold=True)
         inline = f": {finding.remedy}" if finding.remedy and finding.status == "ok" else ""
         yield _line(finding.status, finding.name, finding.value + inline, width)
@@ -86,7 +92,7 @@ def render_findings(findings: Sequence[Finding]) -> Iterator[str]:
     yield (
         f"training cannot work here: {failed} of {len(findings)} findings failed"
         if failed
-        else "training can work here; `fsdpq doctor --self-test` tries what it computes"
+        else "training can work here; `fsdpq doctor --self-test` checks all that ranks compute"
     )
 
 

@@ -24,6 +24,7 @@ from fsdpq.cli.importing import import_command
 from fsdpq.cli.merge import merge_command
 from fsdpq.cli.migrate import migrate_command
 from fsdpq.cli.options import recipe_arguments, say, trust_option, warn_of_code
+from fsdpq.cli.plan import plan_command
 from fsdpq.cli.prepare import prepare_command
 from fsdpq.cli.push import push_command
 from fsdpq.cli.quantize import quantize_command
@@ -162,6 +163,7 @@ cli.add_command(generate_command)
 cli.add_command(import_command)
 cli.add_command(merge_command)
 cli.add_command(migrate_command)
+cli.add_command(plan_command)
 cli.add_command(prepare_command)
 cli.add_command(push_command)
 cli.add_command(quantize_command)

@@ -29,8 +29,8 @@ def push_command(
     RUN is the directory of a finished run. Its files are listed first. You are who `hf auth login`
     says. The address is printed on stdout.
     """
-    from fsdpq.cli.run_texts import format_bytes
     from fsdpq.fetch.hub_push import list_upload, push_files
+    from fsdpq.run_files.amounts import format_bytes
     from fsdpq.run_files.paths import RunFiles
 
     uploads = list_upload(RunFiles(run), base=base)

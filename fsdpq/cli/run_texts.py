@@ -12,6 +12,7 @@ from pathlib import Path
 
 from fsdpq.cli.render import render_table
 from fsdpq.launch.ranks.torchrun import Row
+from fsdpq.run_files.amounts import format_bytes, format_count
 from fsdpq.run_files.paths import RunFiles
 
 MAX_ANSWER = 400
@@ -124,22 +125,6 @@ def summary_lines(row: Row, samples: dict[str, dict[str, str]], files: RunFiles)
         ("try", f"{program_name()} {generate}"),
     ]
     return [*lines, *render_table(places, indent="  "), ""]
-
-
-def format_bytes(number: float) -> str:
-    """Returns a number of bytes with a binary unit: ``1.23 GiB``."""
-    for unit, size in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
-        if number >= size:
-            return f"{number / size:.2f} {unit}"
-    return f"{number:.0f} B"
-
-
-def format_count(number: float) -> str:
-    """Returns a count with a decimal unit: ``134.5 M``."""
-    for unit, size in (("B", 10**9), ("M", 10**6), ("k", 10**3)):
-        if number >= size:
-            return f"{number / size:.1f} {unit}"
-    return f"{number:.0f}"
 
 
 def format_seconds(seconds: float) -> str:

@@ -17,7 +17,6 @@ from fsdpq.cli.render import clean, wants_color
 from fsdpq.cli.run_texts import (
     checkpoint_text,
     export_text,
-    format_bytes,
     format_seconds,
     one_line,
     resume_text,
@@ -28,6 +27,7 @@ from fsdpq.cli.run_texts import (
     words_of,
 )
 from fsdpq.launch.ranks.torchrun import Row
+from fsdpq.run_files.amounts import format_bytes
 from fsdpq.run_files.paths import RunFiles
 from fsdpq.run_files.writing import read_json_lines
 

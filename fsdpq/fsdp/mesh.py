@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from fsdpq.dist import TIMEOUT, world_size
-from fsdpq.errors import Problem, RecipeError
+from fsdpq.plan.sharding import shard_size
 from fsdpq.recipe.sections.fsdp import FsdpOptions
 
 
@@ -51,30 +51,3 @@ def build_twin(mesh: DeviceMesh) -> DeviceMesh:
         return DeviceMesh.from_group(own, mesh.device_type, mesh_dim_names=names)
     groups = [mesh.get_group("replicate"), own]
     return DeviceMesh.from_group(groups, mesh.device_type, mesh=mesh.mesh, mesh_dim_names=names)
-
-
-def shard_size(options: FsdpOptions, num_ranks: int, num_local_ranks: int) -> int:
-    """Returns how many ranks share one copy of the base.
-
-    Args:
-        options: strategy and, for the ``hybrid`` ones, maybe the size.
-        num_ranks: ranks of the run.
-        num_local_ranks: ranks of this machine.
-
-    Raises:
-        RecipeError: ``fsdp.shard_size`` does not divide the ranks.
-    """
-    if options.strategy == "ddp" or num_ranks == 1:
-        return 1  # one rank answers prompts of a run that many trained
-    if not options.strategy.startswith("hybrid"):
-        return num_ranks
-    if options.shard_size is not None:
-        if num_ranks % options.shard_size:
-            message = f"`fsdp.shard_size` is {options.shard_size}, which does not divide "
-            message += f"{num_ranks} ranks"
-            hint = "use a divisor of the number of ranks, or delete it"
-            raise RecipeError([Problem(message, "fsdp.shard_size", None, hint)])
-        return options.shard_size
-    if num_local_ranks < num_ranks and num_ranks % num_local_ranks == 0:
-        return num_local_ranks
-    return next(size for size in range(max(1, num_ranks // 2), 0, -1) if num_ranks % size == 0)

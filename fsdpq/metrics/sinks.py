@@ -207,7 +207,8 @@ class WandbSink:
     def write(self, row: Mapping[str, Any]) -> None:
         """Sends one row, soon."""
         numbers, step = scalars(row), row.get("step", 0)
-        self._put(lambda: self._run.log(numbers, step=step))
+        if numbers:
+            self._put(lambda: self._run.log(numbers, step=step))
 
     def finish(self) -> None:
         """Sends what is left; waits `WANDB_FINISH_S` at most."""

@@ -18,13 +18,8 @@ from torch import Tensor, nn
 
 from fsdpq.dist import own_shard
 from fsdpq.optimizer.groups import lora_plus_groups
+from fsdpq.plan.costs.optimizer import BLOCK_SIZE, MIN_8BIT_SIZE
 from fsdpq.recipe.sections.optimizer import AdamW8bitOptions
-
-BLOCK_SIZE = 256
-"""Running means that share a scale; fixed inside bitsandbytes."""
-
-MIN_8BIT_SIZE = 4096
-"""Smaller tensors keep fp32 means, as in bitsandbytes; counted over all ranks."""
 
 
 class AdamW8bit(torch.optim.Optimizer):

@@ -18,6 +18,7 @@ class Gpu:
         memory_bandwidth: bytes/s; None: not known.
         link_bandwidth: bytes/s to and from the host, one way; None: not known.
         peer_bandwidth: bytes/s to another GPU of the machine, one way; None: over the host.
+        has_bf16: it computes in bf16; where it does not, ``bf16_flops`` is fp16's.
     """
 
     name: str
@@ -26,6 +27,7 @@ class Gpu:
     memory_bandwidth: float | None = None
     link_bandwidth: float | None = None
     peer_bandwidth: float | None = None
+    has_bf16: bool = True
 
 
 @dataclass(frozen=True)
@@ -47,3 +49,8 @@ class Machine:
     network_bandwidth: float | None = None
     price_per_hour: float | None = None
     is_this: bool = False
+
+    @property
+    def gpu_bytes(self) -> int | None:
+        """Memory of the smallest GPU; None where there is none, or where nobody said."""
+        return min((gpu.memory_bytes for gpu in self.gpus or ()), default=None)

@@ -6,10 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from fsdpq.plan.machine import Machine
+from fsdpq.plan.workload import Workload
+
 Category = Literal[
     "codes", "scales", "plain", "trained", "gradients", "optimizer", "gathered", "communication",
-    "dequantized", "layer_inputs", "recomputed", "attention", "loss", "load", "context",
-    "fragmentation", "measured",
+    "dequantized", "layer_inputs", "recomputed", "attention", "loss", "load", "workspace",
+    "context", "fragmentation", "measured",
 ]  # fmt: skip
 """What memory is used for.
 
@@ -26,6 +29,7 @@ Category = Literal[
     attention       what attention makes
     loss            logits of one chunk, and what becomes of them
     load            working memory of loading and quantizing
+    workspace       what libraries of matrix products ask torch's allocator for
     context         what CUDA, NCCL and the libraries take; on a CPU the process itself
     fragmentation   memory that the allocator holds and cannot use
     measured        all of it: a measurement tells nothing apart (no plan has it)
@@ -184,12 +188,62 @@ class Edit:
         peak_bytes: of the device with them.
         host_bytes: of the host with them.
         slowdown: time a token as a multiple of the recipe's own; None where it is not known.
+        changes_result: another model comes out of it, and not the same one more slowly.
     """
 
     settings: tuple[str, ...]
     peak_bytes: int
     host_bytes: int
     slowdown: float | None = None
+    changes_result: bool = False
+
+
+@dataclass(frozen=True)
+class Limit:
+    """How far one setting can go on the machine.
+
+    Attributes:
+        setting: ``section.field``.
+        now: what the recipe says.
+        value: the largest that fits; None where not even the smallest does.
+        settings: the overrides that give it.
+        bound: what stops it there, for people.
+        peak_bytes: of the device with it.
+        tokens_per_s: with it, None where it is not known.
+    """
+
+    setting: str
+    now: int
+    value: int | None
+    settings: tuple[str, ...] = ()
+    bound: str = ""
+    peak_bytes: int = 0
+    tokens_per_s: float | None = None
+
+
+@dataclass(frozen=True)
+class Variant:
+    """The recipe with another way of holding the model.
+
+    Attributes:
+        strategy: ``fsdp.strategy``.
+        offload: ``fsdp.offload``.
+        activation_checkpointing: ``fsdp.activation_checkpointing``.
+        settings: the overrides that give it; empty for the recipe as it is.
+        peak_bytes: of the device.
+        host_bytes: of the host.
+        fits: None where the machine is not known.
+        tokens_per_s: None where it is not known.
+    """
+
+    strategy: str
+    offload: str
+    activation_checkpointing: str
+    settings: tuple[str, ...]
+    peak_bytes: int
+    host_bytes: int
+    fits: bool | None = None
+    tokens_per_s: float | None = None
 
 
 @dataclass(frozen=True)
@@ -205,8 +259,14 @@ class Plan:
         time: of a step and of the run.
         fits: None where the machine is not known.
         shortages: what does not fit, one sentence each.
-        edits: the smallest that make it fit, fastest first.
+        edits: the smallest that make it fit, fastest first; those that change results come last.
         notes: what the reader should know about the numbers.
+        machine: what it is for.
+        workload: ranks, rows and tokens of a step; None where nobody asked.
+        device_type: ``cuda``, or ``cpu``, where memory of the device is memory of the host.
+        fits_on: other hardware on which the recipe fits as it is, smallest first.
+        limits: how far its settings can go, where that was asked.
+        variants: other ways of holding the model, where that was asked.
     """
 
     name: str
@@ -219,3 +279,9 @@ class Plan:
     shortages: tuple[str, ...] = ()
     edits: tuple[Edit, ...] = ()
     notes: tuple[str, ...] = field(default=())
+    machine: Machine = field(default_factory=Machine)
+    workload: Workload | None = None
+    device_type: Literal["cuda", "cpu"] = "cuda"
+    fits_on: tuple[str, ...] = ()
+    limits: tuple[Limit, ...] = ()
+    variants: tuple[Variant, ...] = ()

@@ -18,14 +18,21 @@ class TensorShape:
     """One weight of a model.
 
     Attributes:
-        name: inside its group, as transformers names it: ``self_attn.q_proj.weight``.
+        name: as transformers names it, inside its layer (``self_attn.q_proj.weight``) or, outside
+            of the layers, in the model (``model.embed_tokens.weight``).
         shape: ``(out_features, in_features)`` of a linear layer.
         kind: what may become of it.
+        tied_name: its second name, of an embedding that is the head too; else empty.
+        is_transposed: of ``experts``: ``(experts, in_features, out_features)``.
+        stays_plain: a checkpoint that is quantized already holds this matrix unquantized.
     """
 
     name: str
     shape: tuple[int, ...]
     kind: TensorKind = "plain"
+    tied_name: str = ""
+    is_transposed: bool = False
+    stays_plain: bool = False
 
     @property
     def num_weights(self) -> int:
@@ -46,11 +53,13 @@ class GroupShape:
         name: which.
         tensors: of one of them, in the model's order.
         count: how many of the same shapes there are; decoder layers of two shapes are two groups.
+        indices: numbers of these decoder layers in the model; empty: they follow each other.
     """
 
     name: GroupName
     tensors: tuple[TensorShape, ...]
     count: int = 1
+    indices: tuple[int, ...] = ()
 
     @property
     def num_weights(self) -> int:
@@ -83,6 +92,10 @@ class ModelShape:
         moe_intermediate_size: hidden size of one expert.
         softcap: logits are capped (Gemma 2), which costs the loss a third of its bytes more.
         checkpoint_bytes: of the weight files, None where they were not seen.
+        layers_prefix: what stands before a layer's number in names.
+        residual_linears: linear layers that write to the residual stream, without ``.weight``.
+        stored_as: how the checkpoint itself is quantized: not at all, by bitsandbytes in 4 bits, or
+            as a quantized base of this program.
     """
 
     name: str
@@ -105,6 +118,9 @@ class ModelShape:
     moe_intermediate_size: int = 0
     softcap: bool = False
     checkpoint_bytes: int | None = None
+    layers_prefix: str = "model.layers."
+    residual_linears: tuple[str, ...] = ("self_attn.o_proj", "mlp.down_proj")
+    stored_as: Literal["plain", "bnb", "base"] = "plain"
 
     @property
     def layers(self) -> Iterator[GroupShape]:

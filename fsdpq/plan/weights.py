@@ -7,10 +7,19 @@ until there are none left.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+import math
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from fsdpq.plan.shape import GroupName
+from fsdpq.plan.costs.expansion import layer_sources
+from fsdpq.plan.costs.optimizer import state_bytes
+from fsdpq.plan.costs.parameters import Choice, HeldGroup, HeldParameter, choice_of
+from fsdpq.plan.costs.pinned import pinned_bytes
+from fsdpq.plan.shape import GroupName, GroupShape, ModelShape
+from fsdpq.plan.sharding import Sharding, sharding_of
+from fsdpq.recipe.precision import precision_of
+from fsdpq.recipe.root import Recipe
+from fsdpq.recipe.sections.adapter import LlamaProOptions, LoraOptions
 
 
 @dataclass(frozen=True)
@@ -23,6 +32,9 @@ class Stored:
         plain: frozen weights that are not quantized.
         trained: trained weights: adapters, or weights of the base.
         num_trained: elements of ``trained``.
+        optimizer: bytes of the optimizer's states of ``trained``; in no sum.
+        frozen_pinned: what is not trained, in pinned host memory; in no sum.
+        trained_pinned: what is trained, in pinned host memory; in no sum.
     """
 
     codes: int = 0
@@ -30,6 +42,9 @@ class Stored:
     plain: int = 0
     trained: int = 0
     num_trained: int = 0
+    optimizer: int = 0
+    frozen_pinned: int = 0
+    trained_pinned: int = 0
 
     @property
     def frozen(self) -> int:
@@ -63,6 +78,11 @@ class GroupWeights:
         largest_matrix: elements of the largest matrix that is dequantized for a product, 0 where
             nothing is quantized. Experts are dequantized one stack's expert at a time.
         gathered: FSDP gathers it; where one rank has all rows on its device, nothing is gathered.
+        gathered_bytes: of one of them while it is unsharded, as FSDP allocates it: padded, trained
+            weights of the base in ``model.dtype``; 0 where nothing is gathered. With ``ddp`` only
+            trained and tied weights are.
+        index: which of `fsdpq.plan.shape.ModelShape.groups` it is.
+        is_new: ``llama_pro`` added these layers.
     """
 
     name: GroupName
@@ -71,6 +91,9 @@ class GroupWeights:
     shard: Stored
     largest_matrix: int
     gathered: bool
+    gathered_bytes: int = 0
+    index: int = 0
+    is_new: bool = False
 
 
 @dataclass(frozen=True)
@@ -79,7 +102,7 @@ class Weights:
 
     Attributes:
         groups: in the order of `fsdpq.plan.shape.ModelShape.groups`; new layers of ``llama_pro``
-            are groups of their own.
+            are groups of their own, and so are layers that an adapter treats in another way.
         num_shards: ranks that share one copy of the base.
     """
 
@@ -92,6 +115,12 @@ class Weights:
         return (group for group in self.groups if group.name == "layer")
 
     @property
+    def num_groups(self) -> int:
+        """FSDP groups, as a run reports them."""
+        apart = sum(group.gathered for group in self.groups if group.name in ("embedding", "head"))
+        return sum(group.count for group in self.layers) + apart + 1
+
+    @property
     def whole(self) -> Stored:
         """One copy of the model."""
         return sum((group.whole * group.count for group in self.groups), Stored())
@@ -100,3 +129,150 @@ class Weights:
     def shard(self) -> Stored:
         """What rank 0 stores."""
         return sum((group.shard * group.count for group in self.groups), Stored())
+
+
+def plan_weights(recipe: Recipe, shape: ModelShape) -> Weights:
+    """Returns what every FSDP group stores under a resolved recipe, exact to the byte.
+
+    Raises:
+        CheckpointError: the quantization does not fit a matrix of the model.
+        RecipeError: new layers cannot be spread evenly over the model's.
+    """
+    sharding, choice = sharding_of(recipe), choice_of(recipe, shape)
+    counted = _Counted(recipe, choice, sharding)
+    groups: list[GroupWeights] = []
+    for index, group in enumerate(shape.groups):
+        for held, count, is_new in _variants(choice, group):
+            groups.append(counted.weights(group, held, index=index, count=count, is_new=is_new))
+    return Weights(tuple(groups), sharding.num_shards)
+
+
+def _variants(choice: Choice, group: GroupShape) -> Iterator[tuple[HeldGroup, int, bool]]:
+    """Yields what a group becomes, how many do so, and whether they are new layers."""
+    adapter = choice.recipe.adapter
+    if group.name != "layer":
+        yield choice.held(group), 1, False
+        return
+    indices = group.indices or _own_indices(choice.shape, group)
+    if names_single_layers(choice.recipe):
+        kinds: dict[HeldGroup, int] = {}
+        for index in indices:
+            held = choice.held(group, index)
+            kinds[held] = kinds.get(held, 0) + 1
+        yield from ((held, count, False) for held, count in kinds.items())
+    else:
+        yield choice.held(group, indices[0]), group.count, False
+    if isinstance(adapter, LlamaProOptions):
+        sources = layer_sources(adapter, choice.shape.num_layers)
+        num_new = sum(sources.count(index) - 1 for index in indices)
+        if num_new:
+            yield choice.held(group, indices[0], is_new=True), num_new, True
+
+
+def _own_indices(shape: ModelShape, group: GroupShape) -> range:
+    """Returns the numbers of a group's layers where the groups follow each other."""
+    start = 0
+    for other in shape.layers:
+        if other is group:
+            break
+        start += other.count
+    return range(start, start + group.count)
+
+
+def names_single_layers(recipe: Recipe) -> bool:
+    """Whether a recipe may treat two decoder layers of the same shape in two ways."""
+    names = list(getattr(recipe.quantization, "modules_to_not_convert", ()))
+    if isinstance(recipe.adapter, LoraOptions):
+        targets = recipe.adapter.target_modules
+        if isinstance(targets, str) and targets != "all-linear":
+            return True
+        names += [*targets, *recipe.adapter.modules_to_save]
+    return any(part.isdigit() for name in names for part in name.split("."))
+
+
+@dataclass(frozen=True)
+class _Counted:
+    """Counts the bytes of groups, over all ranks and on rank 0."""
+
+    recipe: Recipe
+    choice: Choice
+    sharding: Sharding
+
+    def weights(
+        self, group: GroupShape, held: HeldGroup, *, index: int, count: int, is_new: bool
+    ) -> GroupWeights:
+        num_shards, in_layers = self.sharding.num_shards, group.name == "layer"
+        gathered = [each for each in held.parameters if not self._is_whole(each)]
+        return GroupWeights(
+            name=group.name,
+            count=count,
+            whole=self._stored(held.parameters, 1, in_layers=in_layers),
+            shard=self._stored(held.parameters, num_shards, in_layers=in_layers),
+            largest_matrix=held.largest_matrix,
+            gathered=bool(gathered),
+            gathered_bytes=self._gathered_bytes(gathered),
+            index=index,
+            is_new=is_new,
+        )
+
+    def _is_whole(self, parameter: HeldParameter) -> bool:
+        """Whether FSDP leaves it alone: see `fsdpq.fsdp.wrap.whole_parameters`."""
+        if not self.sharding.is_whole or parameter.is_tied:
+            return False
+        return parameter.use != "trained" or self._trained_is_whole()
+
+    def _trained_is_whole(self) -> bool:
+        adapter = self.recipe.adapter
+        only_adapters = isinstance(adapter, LoraOptions) and not adapter.modules_to_save
+        precision = precision_of(self.recipe)
+        # Magnitudes stay fp32 beside trained weights of 16 bits: one of both is cast.
+        uncast = precision.param == precision.reduce
+        if isinstance(adapter, LoraOptions) and adapter.kind == "dora":
+            uncast = uncast and precision.param == "fp32"
+        return self.sharding.num_ranks == 1 and uncast and only_adapters
+
+    def _gathered_bytes(self, parameters: Iterable[HeldParameter]) -> int:
+        """Returns the bytes of unsharded Parameters as FSDP allocates them.
+
+        Each rank sends as many rows as the first has. In a group that trains weights of the base,
+        all that is no byte tensor is cast to ``model.dtype``.
+        """
+        found = list(parameters)
+        casts = any(each.use == "trained" and not each.is_adapter for each in found)
+        num_shards = self.sharding.num_shards
+        return sum(
+            num_shards
+            * -(-each.shape[0] // num_shards)
+            * math.prod(each.shape[1:])
+            * (self.choice.base_bytes if casts and not each.is_bytes else each.item_bytes)
+            for each in found
+        )
+
+    def _stored(
+        self, parameters: Iterable[HeldParameter], num_shards: int, *, in_layers: bool
+    ) -> Stored:
+        """Returns the bytes of the first of ``num_shards`` ranks."""
+        totals = {"codes": 0, "scales": 0, "plain": 0, "trained": 0}
+        pinned = {"frozen": 0, "trained": 0}
+        num_trained, optimizer = 0, 0
+        for each in parameters:
+            rows = -(-each.shape[0] // num_shards)
+            totals[each.use] += rows * each.row_bytes
+            kind = "trained" if each.use == "trained" else "frozen"
+            pinned[kind] += pinned_bytes(rows * each.row_bytes)
+            if each.use == "trained":
+                num_trained += rows * math.prod(each.shape[1:])
+                optimizer += state_bytes(
+                    self.recipe.optimizer,
+                    each.shape,
+                    num_rows=rows,
+                    item_bytes=each.item_bytes,
+                    in_layers=in_layers,
+                )
+        return Stored(
+            **totals,
+            num_trained=num_trained,
+            optimizer=optimizer,
+            frozen_pinned=pinned["frozen"],
+            trained_pinned=pinned["trained"],
+        )

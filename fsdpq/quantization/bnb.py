@@ -25,11 +25,9 @@ import torch
 from torch import Tensor
 
 from fsdpq.dist import Shard
+from fsdpq.plan.costs.quantization import NESTED_BLOCK_SIZE, bnb_shapes, is_row_local
 from fsdpq.protocols import RowReader
 from fsdpq.recipe.sections.quantization import BnbOptions
-
-NESTED_BLOCK_SIZE = 256
-"""Scales that share one second-level scale; fixed inside ``quantize_4bit``."""
 
 MAX_CHUNK_ELEMENTS = {"cpu": 1 << 20, "cuda": 1 << 24}
 """Weights quantized at once. ``quantize_4bit`` on a CPU needs about 20 bytes for each."""
@@ -55,6 +53,7 @@ class BnbQuantizer:
     """
 
     def __init__(self, options: BnbOptions) -> None:
+        self.options = options
         self.quant_type = options.quant_type
         self.block_size = options.block_size
         self.double_quant = options.double_quant
@@ -64,20 +63,7 @@ class BnbQuantizer:
 
     def packed_shapes(self, out_features: int, in_features: int) -> dict[str, tuple[int, int]]:
         """Names and shapes of the byte tensors of one matrix."""
-        num_weights = out_features * in_features
-        num_blocks = -(-num_weights // self.block_size)
-        scale_bytes = 1 if self.double_quant else 4
-        if self._is_row_local(in_features):
-            codes = (out_features, in_features // 2)
-            absmax = (out_features, num_blocks // out_features * scale_bytes)
-        else:
-            codes = (-(-num_weights // 2), 1)
-            absmax = (num_blocks, scale_bytes)
-        shapes = {"codes": codes, "absmax": absmax}
-        if self.double_quant:
-            num_nested = -(-num_blocks // NESTED_BLOCK_SIZE)
-            shapes |= {"nested_absmax": (num_nested, 4), "nested_offset": (1, 4)}
-        return shapes
+        return bnb_shapes(self.options, out_features, in_features)
 
     def quantize_shards(
         self, read: RowReader, shape: tuple[int, int], shards: Mapping[str, Shard]
@@ -87,7 +73,7 @@ class BnbQuantizer:
         Ranks: all (collective).
         Memory: at most 1.5 times the rank's rows; the whole matrix where blocks cross rows.
         """
-        if self._is_row_local(shape[1]):
+        if is_row_local(self.options, shape[1]):
             own_absmax = self._quantize_own_rows(read, shape[1], shards["codes"])
             if not self.double_quant:
                 shards["absmax"].rows.copy_(own_absmax.view(torch.uint8))
@@ -121,7 +107,7 @@ class BnbQuantizer:
 
         Memory: those rows; the whole matrix where blocks cross rows.
         """
-        if not self._is_row_local(shape[1]):
+        if not is_row_local(self.options, shape[1]):
             return self.dequantize(packed, shape, dtype)[start:stop]
         per_row = shape[1] // self.block_size
         state = bnb.QuantState(
@@ -195,9 +181,6 @@ class BnbQuantizer:
             blocksize=NESTED_BLOCK_SIZE,
         )
         return scales[start - first :] + packed["nested_offset"].view(torch.float32).reshape(())
-
-    def _is_row_local(self, in_features: int) -> bool:
-        return in_features % self.block_size == 0
 
     def _quantize(self, weight: Tensor) -> tuple[Tensor, bnb.QuantState]:
         return bnb.quantize_4bit(

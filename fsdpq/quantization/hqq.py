@@ -30,6 +30,7 @@ from torch import Tensor
 
 from fsdpq.dist import Shard
 from fsdpq.errors import CheckpointError
+from fsdpq.plan.costs.quantization import hqq_shapes, packed_row_bytes, stored_fold
 from fsdpq.protocols import RowReader
 from fsdpq.recipe.sections.quantization import HqqOptions
 
@@ -58,16 +59,13 @@ class HqqQuantizer:
     """
 
     def __init__(self, options: HqqOptions) -> None:
+        self.options = options
         self.nbits = options.nbits
         self.group_size = options.group_size
         self.axis = options.axis
         self.modules_to_not_convert = options.modules_to_not_convert
         self.block_weights = BLOCK_WEIGHTS
-
-    @property
-    def _fold(self) -> int:
-        """Rows of the weight in one stored row."""
-        return self.group_size or 1 if self.axis == 0 else 1
+        self._fold = stored_fold(options)
 
     def packed_shapes(self, out_features: int, in_features: int) -> dict[str, tuple[int, int]]:
         """Names and shapes of the byte tensors of one matrix.
@@ -76,32 +74,7 @@ class HqqQuantizer:
             CheckpointError: the group size does not divide the side of the matrix that groups run
                 along: a shard could not be dequantized by itself.
         """
-        self._check_groups(out_features, in_features)
-        stored_rows = out_features // self._fold
-        groups = in_features if self.axis == 0 else in_features // (self.group_size or in_features)
-        row_bytes = self._fold * packed_row_bytes(in_features, self.nbits)
-        scales = (stored_rows, groups * 2)
-        return {"codes": (stored_rows, row_bytes), "scale": scales, "zero": scales}
-
-    def _check_groups(self, out_features: int, in_features: int) -> None:
-        side, word = (in_features, "input") if self.axis == 1 else (out_features, "output")
-        if self.group_size is None and self.axis == 0:
-            raise CheckpointError(
-                "`quantization.axis: 0` needs a `quantization.group_size`: a group of a whole "
-                f"column of a {out_features} x {in_features} weight cannot be cut over ranks",
-                hint="use `quantization.group_size: 64`, or `quantization.axis: 1`",
-            )
-        if self.group_size is None or side % self.group_size == 0:
-            return
-        fitting = [str(size) for size in (16, 32, 64, 128, 256) if side % size == 0]
-        fitting += ["null"] if self.axis == 1 else []
-        sizes = f"use {' or '.join(fitting)}, " if fitting else ""
-        raise CheckpointError(
-            f"`quantization.group_size: {self.group_size}` does not divide the {side} {word} "
-            f"features of a {out_features} x {in_features} weight",
-            hint=f"{sizes or 'use `quantization.axis: 1`, '}or name the layer in "
-            "`quantization.modules_to_not_convert`",
-        )
+        return hqq_shapes(self.options, out_features, in_features)
 
     def rows_per_block(self, in_features: int) -> int:
         """Stored rows that the optimizer sees together; block ``b`` starts at row ``b`` times that.
@@ -217,13 +190,6 @@ class HqqQuantizer:
             )
         by_run = codes.to(torch.uint8).reshape(self._fold, rows, weight.shape[1])
         return by_run.transpose(0, 1), scale, zero
-
-
-def packed_row_bytes(in_features: int, nbits: int) -> int:
-    """Returns the bytes of one packed row, padded at its end to whole bytes."""
-    if nbits == 3:
-        return packed_row_bytes(in_features, 2) + packed_row_bytes(in_features, 1)
-    return -(-in_features * nbits // 8)
 
 
 def pack_rows(codes: Tensor, nbits: int) -> Tensor:

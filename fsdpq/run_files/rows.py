@@ -9,8 +9,12 @@ metrics.jsonl, field ``event`` is one of:
               data_wait_s (in which rank 0 waited for rows), memory_bytes (of rank 0), time
               with fp16 also loss_scale, skipped_steps; grad_norm is null in a skipped step
     ``eval``  step, loss, perplexity, trained_tokens, time
-    ``memory``  phase, bytes, peak_bytes, on a GPU reserved_bytes (of rank 0;
-                `metrics.log_memory`), time
+    ``memory``  phase, bytes (at its end), peak_bytes (within it), on a GPU reserved_bytes, on a CPU
+                anonymous_bytes, within a step its step, time: of rank 0, up to the second step,
+                with `metrics.log_memory` of every step
+    ``held``  step, device, host (each: bytes that rank 0's tensors hold between two steps, by
+              category of a plan), tokens (of the largest micro-batch, padding included), time: of
+              the same steps
 
 events.jsonl, field ``event`` is one of:
     ``phase``   name (see `PHASES`), time
@@ -134,6 +138,7 @@ class RunSummary:
         eval_loss_before: held-out loss of the base in nats a token, None without held-out rows.
         eval_loss_after: the same after training.
         peak_memory_bytes: peak memory of each rank: device memory on a GPU, else resident memory.
+        peak_host_bytes: the most resident memory of each rank's process.
         adapter: path of what was exported: an adapter, or a whole model.
     """
 
@@ -144,6 +149,7 @@ class RunSummary:
     eval_loss_before: float | None
     eval_loss_after: float | None
     peak_memory_bytes: list[int]
+    peak_host_bytes: list[int]
     adapter: str
 
 

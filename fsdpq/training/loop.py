@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from fsdpq.data.dealing.collate import Step
 from fsdpq.dist import all_gather_rows, world_size
 from fsdpq.errors import TrainingError
+from fsdpq.metrics.held import StepHeld
 from fsdpq.metrics.memory import MemoryLog, current_bytes
 from fsdpq.metrics.profile import StepProfiler
 from fsdpq.protocols import MetricSink
@@ -100,7 +101,7 @@ class Trainer:
         scaler: scales the loss for fp16, None elsewhere.
         no_sync: reduce gradients once a step rather than once a micro-batch.
         profiler: traces some steps, None traces none.
-        log_memory: write the memory at every phase of the first step.
+        memory: writes the memory at every phase of the first steps, None does not.
         router_aux_loss_coef: factor on the load-balancing loss of a mixture, 0 without it.
         check_base: raises where the base that is trained over has changed; called before every log
             line.
@@ -123,7 +124,7 @@ class Trainer:
     scaler: LossScaler | None = None
     no_sync: bool = False
     profiler: StepProfiler | None = None
-    log_memory: bool = False
+    memory: MemoryLog | None = None
     router_aux_loss_coef: float = 0.0
     check_base: Callable[[], None] = lambda: None
     after_step: Callable[[LoopState], bool] = lambda _state: False
@@ -144,17 +145,17 @@ class Trainer:
         self.model.train()
         peak = [group["lr"] for group in self.optimizer.param_groups]
         state = state or LoopState()
-        progress, first = state.progress, state.progress.steps
+        progress = state.progress
         before = time.monotonic()
         self._evaluate_if_due(state)  # it was broken off where the run was stopped
         state.window.started += time.monotonic() - before
-        for index in range(first, self.total_steps):
+        for index in range(progress.steps, self.total_steps):
             self.on_part("data", index + 1)
             step = state.window.take(steps)
             for group, lr in zip(self.optimizer.param_groups, peak, strict=True):
                 group["lr"] = lr * self.schedule(index)
             with self.profiler.tracing(index + 1) if self.profiler else nullcontext():
-                result = self._step(step, index + 1, first=index == first)
+                result = self._step(step, index + 1)
             state.window.add(result, step)
             progress.steps += 1
             progress.tokens += step.num_tokens
@@ -184,9 +185,10 @@ class Trainer:
             if loss is not None:
                 state.eval_losses[steps] = loss
 
-    def _step(self, step: Step, number: int, *, first: bool) -> StepResult:
+    def _step(self, step: Step, number: int) -> StepResult:
         """Does one optimizer step."""
-        log_memory = MemoryLog(self.metrics, self.device, self.log_memory and first)
+        measured = self.memory is not None and self.memory.begin_step(number)
+        held = StepHeld(self.model, self.optimizer, self.device) if measured else None
         micro_batches_left = len(step.micro_batches)
 
         def on_phase(ended: str) -> None:
@@ -195,10 +197,12 @@ class Trainer:
             after_backward = "forward" if micro_batches_left else "optimizer"
             begins = {"forward": "backward", "backward": after_backward, "optimizer": "log"}
             self.on_part(begins[ended], number)
-            log_memory(ended)
+            if self.memory is not None and held is not None:
+                self.memory(ended)
+                held.end_phase(ended)
 
         self.on_part("forward", number)
-        return train_step(
+        result = train_step(
             self.model,
             step,
             optimizer=self.optimizer,
@@ -207,6 +211,10 @@ class Trainer:
             device=self.device,
             mode=StepMode(self.scaler, self.no_sync, on_phase, self.router_aux_loss_coef),
         )
+        if self.memory is not None and held is not None:
+            tokens = max(batch.input_ids.numel() for batch in step.micro_batches)
+            self.memory.write_held(held.all(), tokens=tokens)
+        return result
 
     def log_evaluation(self, step: int) -> float | None:
         """Computes and logs the held-out loss; None where nothing is held out, or at a stop.

@@ -154,7 +154,6 @@ def build_trainer(
         scaler=LossScaler() if precision_of(recipe).scales_loss else None,
         no_sync=recipe.fsdp.no_sync,
         profiler=StepProfiler(profile, trace, device) if profile else None,
-        log_memory=recipe.metrics.log_memory,
         router_aux_loss_coef=router_loss.coefficient if router_loss else 0.0,
         check_base=base_watch(assembled.mapped_base, events, device),
     )

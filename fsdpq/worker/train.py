@@ -13,7 +13,7 @@ import torch
 
 from fsdpq import dist
 from fsdpq.data.dealing.loader import Loader
-from fsdpq.metrics.memory import MemoryLog, peak_bytes
+from fsdpq.metrics.memory import MemoryLog
 from fsdpq.metrics.report import write_report
 from fsdpq.metrics.sinks import ManySinks
 from fsdpq.protocols import MetricSink
@@ -91,6 +91,7 @@ def train(files: RunFiles, watch: RankWatch, *, trust_remote_code: bool, resume:
     loader = open_loader(recipe, data.order(recipe), data.num_train_rows, device)
     enter(events, "load")
     metrics = open_metrics(recipe, files, events)
+    memory = MemoryLog(metrics, device, every_step=recipe.metrics.log_memory)
     assembled = assemble_model(
         recipe,
         inputs.model_dir,
@@ -98,13 +99,14 @@ def train(files: RunFiles, watch: RankWatch, *, trust_remote_code: bool, resume:
         report_load=load_reporter(events),
         base=inputs.base,
         trust_remote_code=trust_remote_code,
-        on_phase=MemoryLog(metrics, device, recipe.metrics.log_memory),
+        on_phase=memory,
     )
     notify(events, *assembled.notices, *reading_notices(recipe, assembled.mapped_base))
     trainer = build_trainer(
         recipe, assembled, data, metrics, events, files=files, device=device,
         breaks_off=watch.breaks_off,
     )  # fmt: skip
+    trainer = dataclasses.replace(trainer, memory=memory)
     check_exportable(recipe, inputs, assembled)
     announce(events, summarize_setup(recipe, assembled, data, trainer, device))
     watch.post_mortem.learn(recipe, assembled, trainer)
@@ -129,7 +131,7 @@ def train(files: RunFiles, watch: RankWatch, *, trust_remote_code: bool, resume:
         dist.wait_for_all()
         return
     losses = (state.eval_losses.get(0), loss_after)
-    done = summarize_run(progress, train_s, losses, device, files.exported(recipe.export.format))
+    done = summarize_run(progress, train_s, losses, memory, files.exported(recipe.export.format))
     trained = Trained(recipe, inputs, assembled, tokenizer, answerer.asks, done)
     leave(trained, files, events, device)
 
@@ -320,14 +322,14 @@ def summarize_run(
     progress: Progress,
     train_s: float,
     eval_losses: tuple[float | None, float | None],
-    device: torch.device,
+    memory: MemoryLog,
     exported: Path,
 ) -> RunSummary:
     """Returns what the run achieved.
 
     Ranks: all (collective).
     """
-    peaks = dist.gather_numbers(peak_bytes(device))
+    peaks, of_host = (dist.gather_numbers(most) for most in (memory.highest, memory.host_highest))
     return RunSummary(
         steps=progress.steps,
         train_s=train_s,
@@ -336,5 +338,6 @@ def summarize_run(
         eval_loss_before=eval_losses[0],
         eval_loss_after=eval_losses[1],
         peak_memory_bytes=[int(peak) for peak in peaks],
+        peak_host_bytes=[int(peak) for peak in of_host],
         adapter=str(exported),
     )

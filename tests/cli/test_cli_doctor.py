@@ -36,12 +36,12 @@ def test_findings_are_aligned_under_their_subjects() -> None:
         "  ok       hqq    missing, for hqq only: pip install 'fsdpq[hqq]'",
         "",
         "hardware",
-        "  warn     GPU    none",
-        "                  do: get one",
+        "  warn     GPU  none",
+        "                do: get one",
         "",
         "disk",
-        "  fail     runs   0 bytes free",
-        "                  do: free some",
+        "  fail     runs  0 bytes free",
+        "                 do: free some",
         "",
         "training cannot work here: 1 of 4 findings failed",
     ]
@@ -52,7 +52,7 @@ def test_findings_are_aligned_under_their_subjects() -> None:
 def test_exit_code_says_whether_training_can_work(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], count: int, code: int
 ) -> None:
-    monkeypatch.setattr(doctor, "examine", lambda: FINDINGS[:count])
+    monkeypatch.setattr(doctor, "examine", lambda **_given: FINDINGS[:count])
     if code:
         with pytest.raises(SystemExit) as end:
             main(["doctor", "--json"])
@@ -65,6 +65,26 @@ def test_exit_code_says_whether_training_can_work(
         "subject": "software", "name": "torch", "status": "ok", "value": "2.13.0, CPU build",
         "remedy": "",
     }  # fmt: skip
+
+
+def test_only_looking_tries_nothing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[bool] = []
+
+    def examine(*, quick: bool) -> list[Finding]:
+        asked.append(quick)
+        return FINDINGS[:3]
+
+    monkeypatch.setattr(doctor, "examine", examine)
+    main(["doctor", "--quick"])
+    assert capsys.readouterr().err == ""
+    main(["doctor"])
+    assert capsys.readouterr().err.startswith("trying devices, ranks and the disk too")
+    assert asked == [True, False]
+    with pytest.raises(SystemExit) as end:
+        main(["doctor", "--quick", "--self-test"])
+    assert end.value.code == 2
 
 
 def fake_self_test(monkeypatch: pytest.MonkeyPatch, results: tuple[CheckResult, ...]) -> None:
@@ -120,7 +140,7 @@ def test_examining_this_machine_never_imports_torch() -> None:
     import sys
 
     code = (
-        "import sys; from fsdpq.launch.doctor import examine; found = examine();"
+        "import sys; from fsdpq.launch.doctor import examine; found = examine(quick=True);"
         "assert {'torch', 'CPU', 'memory', 'cache', 'runs'} <= {f.name for f in found};"
         "assert 'torch' not in sys.modules"
     )

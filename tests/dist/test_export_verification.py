@@ -112,7 +112,7 @@ def finish_damaged(base: Path, root: Path) -> str:
     FORMATS["peft"] = dataclasses.replace(untouched, save=save)
     tokenizer = AutoTokenizer.from_pretrained(base)
     rows: Any = SimpleNamespace(renderer=SimpleNamespace(chat=None))
-    summary = RunSummary(1, 1.0, 1, 1, None, None, [1], "")
+    summary = RunSummary(1, 1.0, 1, 1, None, None, [1], [1], "")
     trained = Trained(recipe, Inputs(base, None, None), assembled, tokenizer, rows, summary)
     try:
         export_run(trained, RunFiles(root), NoSink(), device=CPU)

@@ -1,6 +1,7 @@
 """Decoder-only families load, quantize and compute as transformers does, by structure alone.
 
-The reference is transformers' model with the linears of the quantization library itself.
+The reference is transformers' model with the linears of the quantization library itself. What a
+plan says of each is compared with the shards that are there.
 """
 
 from __future__ import annotations
@@ -17,9 +18,13 @@ from support.families import FAMILIES, MORE_FAMILIES, ONLY_EAGER
 from support.library_linears import with_library_linears
 from support.ranks import RankPool
 from support.sharded import assemble
-from support.tiny import save_tiny_llama
+from support.shards import ShardBytes, planned_bytes, real_bytes
+from support.tiny import save_tiny_llama, tiny_recipe
 from torch.nn import functional
 from transformers.cache_utils import DynamicCache
+
+from fsdpq.plan.shapes import shape_from_directory
+from fsdpq.plan.weights import plan_weights
 
 PROMPT = [5, 17, 230, 44, 9, 101, 77, 300]
 ALL = FAMILIES | (MORE_FAMILIES if os.environ.get("FSDPQ_FAMILIES") == "all" else {})
@@ -46,16 +51,17 @@ QUANTIZERS: list[tuple[str, dict[str, Any]]] = [
 
 def logits_and_loss(
     directory: Path, attn_implementation: str, quantization: dict[str, Any]
-) -> tuple[torch.Tensor, torch.Tensor, list[str]]:
-    """Returns the logits after the prompt, the loss on it, and what is left on meta."""
+) -> tuple[torch.Tensor, torch.Tensor, list[str], ShardBytes]:
+    """Returns the logits after the prompt, the loss on it, what is left on meta, and the shards."""
     changes = {"attn_implementation": attn_implementation}
-    model = assemble(directory, model=changes, quantization=quantization).model.eval()
+    assembled = assemble(directory, model=changes, quantization=quantization)
+    model, shards = assembled.model.eval(), real_bytes(assembled.model, assembled.num_groups)
     ids = torch.tensor([PROMPT])
     logits = model.next_token_logits(ids, DynamicCache(config=model.hf.config))[0]
     with torch.no_grad():
         loss = model(ids, torch.arange(len(PROMPT) - 1), ids[0, 1:])
     tensors = (*model.named_parameters(), *model.named_buffers())
-    return logits, loss, [name for name, tensor in tensors if tensor.is_meta]
+    return logits, loss, [name for name, tensor in tensors if tensor.is_meta], shards
 
 
 def _check_family(
@@ -70,7 +76,10 @@ def _check_family(
     with torch.no_grad():
         expected = model(input_ids=ids).logits[0]
     expected_loss = functional.cross_entropy(expected[:-1], ids[0, 1:], reduction="sum")
-    for logits, loss, on_meta in ranks.run(2, logits_and_loss, directory, attention, quantization):
+    answers = ranks.run(2, logits_and_loss, directory, attention, quantization)
+    recipe = tiny_recipe(quantization=quantization)
+    assert answers[0][3] == planned_bytes(plan_weights(recipe, shape_from_directory(directory)))
+    for logits, loss, on_meta, _ in answers:
         assert on_meta == []
         # fp32, sums in another order.
         atol = 2e-5 * expected[-1].abs().max().item()

@@ -20,7 +20,8 @@ from torch.distributed.fsdp import fully_shard
 from fsdpq.dist import Shard, own_shard, shard_range, world_size
 from fsdpq.errors import CheckpointError
 from fsdpq.model.quantized_linear import QuantizedLinear
-from fsdpq.quantization.hqq import HqqQuantizer, pack_rows, packed_row_bytes, unpack_rows
+from fsdpq.plan.costs.quantization import packed_row_bytes
+from fsdpq.quantization.hqq import HqqQuantizer, pack_rows, unpack_rows
 from fsdpq.recipe.sections.quantization import HqqOptions
 
 # Rows that divide by nothing, an odd number of groups, a row that is no multiple of 8 codes; fewer

@@ -22,9 +22,10 @@ from fsdpq.data.dealing.collate import build_step
 from fsdpq.dist import rank, world_size
 from fsdpq.errors import PlanError
 from fsdpq.metrics.sinks import NoSink
+from fsdpq.run_files.amounts import format_bytes
 from fsdpq.run_files.paths import RunFiles
 from fsdpq.worker.keeping.heartbeat import Heartbeat
-from fsdpq.worker.keeping.post_mortem import DeviceMemory, PostMortem, _size
+from fsdpq.worker.keeping.post_mortem import DeviceMemory, PostMortem
 from fsdpq.worker.setup import Data, build_trainer
 
 MEMORY = DeviceMemory("a made-up GPU", 24 * 2**30, 2**28, 20 * 2**30, 23 * 2**30)
@@ -121,12 +122,12 @@ def test_a_post_mortem_says_where_what_and_what_helps(
         for name, kind in (
             ("frozen base", "frozen"), ("trained weights", "trained"), ("optimizer", "optimizer"),
         ):  # fmt: skip
-            assert said.lines[name] == _size(said.held[kind])
+            assert said.lines[name] == format_bytes(said.held[kind])
         assert said.lines["free"] == "256.00 MiB"
         assert said.lines["other processes, and CUDA itself"] == "768.00 MiB"
         is_in_layers = part in ("forward", "evaluate")
         gathered = said.lines["gathered weights of the layers in use"]
-        assert (gathered != "0 bytes") == (is_in_layers or part == "backward")
+        assert (gathered != "0 B") == (is_in_layers or part == "backward")
         helps = set(said.lines) & set(EDITS)
         assert helps == {edit for edit, parts in EDITS.items() if part in parts}
 

@@ -76,6 +76,19 @@ def _find_cpu_dtype(path: Path) -> CpuDtype:
     return CpuDtype("bf16" if rates.bf16 > rates.fp32 else "fp32", f"measured {rates.describe()}")
 
 
+def kept_cpu_dtype() -> str:
+    """Returns what `find_cpu_dtype` says, by the rates that were kept: nothing is measured.
+
+    fp32 where none were: the wider of the two, which a plan must have room for.
+    """
+    if not cpu_has_bf16():
+        return "fp32"
+    kept = _read(cache_root() / FILE_NAME)
+    if kept.get("key") != machine_key():
+        return "fp32"
+    return "bf16" if float(kept["bf16"]) > float(kept["fp32"]) else "fp32"
+
+
 def machine_key(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
     """Returns a hash of the CPU's name and instructions and of the version of torch."""
     lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
 from fsdpq.errors import EnvironmentProblemError
+from fsdpq.launch.machine.nvidia_smi import ask_nvidia_smi
 
 BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
 """What /proc/cpuinfo calls bf16 matrix instructions on x86 and Arm."""
@@ -27,7 +27,18 @@ def list_gpus(environ: Mapping[str, str] = os.environ) -> list[str]:
     visible = environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None and not visible.strip():
         return []
-    gpus = _ask_nvidia_smi()
+    listed = (ask_nvidia_smi("-L") or "").splitlines()
+    return select_visible([line.strip() for line in listed if line.startswith("GPU ")], visible)
+
+
+def select_visible(gpus: list[str], visible: str | None) -> list[str]:
+    """Returns those of ``gpus`` that ``CUDA_VISIBLE_DEVICES`` names, in its order.
+
+    Args:
+        gpus: all of the machine, as ``nvidia-smi -L`` names them.
+        visible: the variable's value; None where it is not set. Parts of GPUs (``MIG-...``), which
+            are not in ``gpus``, are returned as they are named here.
+    """
     if visible is None:
         return gpus
     chosen: list[str] = []
@@ -79,19 +90,6 @@ def cpu_has_bf16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
     lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
     flags = next((line for line in lines if line.lower().startswith(("flags", "features"))), "")
     return not BF16_FLAGS.isdisjoint(flags.split())
-
-
-def _ask_nvidia_smi() -> list[str]:
-    try:
-        done = subprocess.run(
-            ["nvidia-smi", "-L"],  # noqa: S607  found on PATH, as users install it
-            stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=30, check=False,
-        )  # fmt: skip
-    except (OSError, subprocess.TimeoutExpired):
-        return []
-    if done.returncode != 0:
-        return []
-    return [line.strip() for line in done.stdout.splitlines() if line.startswith("GPU ")]
 
 
 def _find_gpu(gpus: list[str], entry: str) -> str | None:

@@ -86,9 +86,9 @@ class MetricsOptions(Options):
     """Settings of the sink ``wandb``."""
 
     log_memory: bool = False
-    """Also write memory at every phase, for ``metrics.jsonl`` and the report: at the start, after
-    sharding, load and the initial values, and after forward, backward and optimizer of the first
-    step."""
+    """Write memory by phase for every step to ``metrics.jsonl``: after forward, backward and
+    optimizer. Without it that is done for the first two steps, beside the start, sharding, load and
+    the initial values; the report compares them with the plan."""
 
     profile: ProfileOptions | None = None
     """Trace some steps; null traces none."""

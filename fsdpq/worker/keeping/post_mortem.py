@@ -19,6 +19,7 @@ from fsdpq.dist import launched_rank, rank, world_size
 from fsdpq.errors import PlanError
 from fsdpq.protocols import DTYPES
 from fsdpq.recipe.root import Recipe
+from fsdpq.run_files.amounts import format_bytes
 from fsdpq.run_files.paths import RunFiles
 from fsdpq.training.loop import Trainer
 from fsdpq.worker.assemble import Assembled
@@ -121,10 +122,10 @@ class PostMortem:
     def _explain(self, error: torch.OutOfMemoryError) -> PlanError:
         message = f"rank {_me()} ran out of GPU memory {self._where(error)}"
         asked = _asked_bytes(str(error))
-        message += f": it asked for {_size(asked)} more" if asked else f": {error}"
+        message += f": it asked for {format_bytes(asked)} more" if asked else f": {error}"
         held = self._held()
         memory = self.read(self._device())
-        lines = [f"{memory.name}, {_size(memory.total)}; rank {_me()} held"]
+        lines = [f"{memory.name}, {format_bytes(memory.total)}; rank {_me()} held"]
         lines += _table(_rows(held, memory))
         edits = self._edits(held)
         unused = memory.reserved - memory.allocated
@@ -134,7 +135,7 @@ class PostMortem:
         if edits:
             best = " ".join(edits[0].overrides)
             where = "put in front of the command" if best == ALLOCATOR else "add"
-            hint = f"{where} `{best}`: about {_size(edits[0].saved_bytes)} less"
+            hint = f"{where} `{best}`: about {format_bytes(edits[0].saved_bytes)} less"
             lines += ["", "what would help, by arithmetic over this run"]
             lines += _table([(" ".join(e.overrides), _saves(e)) for e in edits[:MAX_EDITS]])
         return PlanError(message, hint=hint, details="\n".join(lines))
@@ -231,11 +232,11 @@ def _rows(held: dict[str, int], memory: DeviceMemory) -> list[tuple[str, str]]:
     others = memory.total - memory.free - memory.reserved
     rows.append(("other processes, and CUDA itself", others))
     rows.append(("free", memory.free))
-    return [(name, _size(max(0, number))) for name, number in rows]
+    return [(name, format_bytes(max(0, number))) for name, number in rows]
 
 
 def _saves(edit: Edit) -> str:
-    text = f"about {_size(edit.saved_bytes)} less"
+    text = f"about {format_bytes(edit.saved_bytes)} less"
     return f"{text} ({edit.note})" if edit.note else text
 
 
@@ -258,13 +259,6 @@ def _on(tensor: torch.Tensor, device_type: str) -> int:
 def _asked_bytes(text: str) -> int:
     found = _ASKED.search(text)
     return int(float(found[1]) * _UNITS[found[2]]) if found else 0
-
-
-def _size(number: float) -> str:
-    for unit, size in _UNITS.items():
-        if number >= size and unit != "bytes":
-            return f"{number / size:.2f} {unit}"
-    return f"{number:.0f} bytes"
 
 
 def _first_line(text: str) -> str:

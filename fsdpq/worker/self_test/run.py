@@ -30,6 +30,7 @@ from fsdpq.worker.self_test import (
     model_check,
     offload_checks,
     quantizer_checks,
+    speed_check,
 )
 from fsdpq.worker.self_test.check import Bench, Check, CheckFailedError, CheckSkippedError
 
@@ -40,6 +41,13 @@ CHECKS: tuple[Check, ...] = (
     *quantizer_checks.CHECKS,
     *model_check.CHECKS,
 )
+
+QUICK_NAMES = ("all-reduce", "gather", "bnb nf4, double")
+QUICK_CHECKS: tuple[Check, ...] = (
+    *(check for check in CHECKS if check.name in QUICK_NAMES),
+    *speed_check.CHECKS,
+)
+"""What ``fsdpq doctor`` runs by itself: a collective, a gather, the default quantizer."""
 
 LIMIT_S = 60.0
 """A check takes a second at most; the first on a GPU also starts its libraries."""
@@ -53,7 +61,7 @@ HUNG_REMEDY = (
 GROUP_TIMEOUT = datetime.timedelta(seconds=4 * LIMIT_S)
 
 
-def run_self_test(events: Path, device_type: str, checks: Sequence[Check] = CHECKS) -> None:
+def run_self_test(events: Path, device_type: str, checks: Sequence[Check]) -> None:
     """Runs every check, whatever the ones before it found, and appends their rows.
 
     Ranks: all (collective).

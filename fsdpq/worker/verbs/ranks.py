@@ -32,6 +32,7 @@ def add_rank_verbs(verbs: Any) -> None:
     self_test = verbs.add_parser("self-test")
     self_test.add_argument("run_dir", type=Path)
     self_test.add_argument("--device", choices=("cuda", "cpu"), required=True)
+    self_test.add_argument("--quick", action="store_true")
     self_test.set_defaults(run=_self_test)
 
 
@@ -74,6 +75,7 @@ def _self_test(parsed: argparse.Namespace, rank: int) -> None:
     files = RunFiles(parsed.run_dir)
     with recorded_errors(files.rank_error(rank), rank):
         redirect_output(files.rank_log(rank))
-        from fsdpq.worker.self_test.run import run_self_test
+        from fsdpq.worker.self_test.run import CHECKS, QUICK_CHECKS, run_self_test
 
-        run_self_test(files.events, parsed.device)
+        checks = QUICK_CHECKS if parsed.quick else CHECKS
+        run_self_test(files.events, parsed.device, checks)

@@ -7,9 +7,10 @@ import pytest
 
 from fsdpq.cli import screen as module
 from fsdpq.cli.render import clean, wants_color
-from fsdpq.cli.run_texts import format_bytes, format_seconds
+from fsdpq.cli.run_texts import format_seconds
 from fsdpq.cli.screen import LiveScreen, PlainScreen, open_screen
 from fsdpq.launch.ranks.torchrun import Row
+from fsdpq.run_files.amounts import format_bytes
 from fsdpq.run_files.paths import RunFiles
 
 

@@ -18,6 +18,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import fsdpq.metrics.sinks as sinks_module
+from fsdpq.metrics.held import StepHeld
 from fsdpq.metrics.memory import MemoryLog
 from fsdpq.metrics.profile import StepProfiler
 from fsdpq.metrics.sinks import JsonlSink, ManySinks, TensorboardSink, WandbSink
@@ -230,17 +231,52 @@ class ListSink:
         self.rows.append(row)
 
 
-def test_memory_is_written_at_each_phase_where_asked() -> None:
+def test_a_peak_belongs_to_its_phase() -> None:
     sink = ListSink()
-    MemoryLog(sink, CPU, enabled=False)("load")
-    assert not sink.rows
-    before = MemoryLog(sink, CPU, enabled=True)
-    before("load")
-    ballast = torch.ones(32 << 20, dtype=torch.uint8)
-    before("forward")
-    assert [row["phase"] for row in sink.rows] == ["load", "forward"]
+    log = MemoryLog(sink, CPU)
+    log("load")
+    ballast = torch.ones(64 << 20, dtype=torch.uint8)
+    size = ballast.nbytes
+    del ballast
+    log("forward")
+    log("backward")
+    assert [row["phase"] for row in sink.rows] == ["load", "forward", "backward"]
+    load, forward, backward = sink.rows
     # Resident pages of other allocations may come and go meanwhile.
-    assert sink.rows[1]["bytes"] - sink.rows[0]["bytes"] > ballast.nbytes / 2
+    assert forward["peak_bytes"] - load["bytes"] > 0.9 * size
+    assert forward["bytes"] - load["bytes"] < 0.5 * size
+    assert backward["peak_bytes"] - load["bytes"] < 0.5 * size
+    assert log.highest >= forward["peak_bytes"]
+    assert forward["anonymous_bytes"] < forward["bytes"]
+
+
+@pytest.mark.parametrize(("every_step", "measured"), [(False, [1, 2]), (True, [1, 2, 3])])
+def test_the_first_two_steps_are_measured_or_all(every_step: bool, measured: list[int]) -> None:
+    sink = ListSink()
+    log = MemoryLog(sink, CPU, every_step=every_step)
+    log("init")
+    for number in (1, 2, 3):
+        if log.begin_step(number):
+            log("forward")
+    assert [row.get("step") for row in sink.rows] == [None, *measured]
+
+
+def test_what_tensors_hold_is_counted_by_what_it_is_for() -> None:
+    model = torch.nn.ModuleDict({"frozen": torch.nn.Linear(6, 4), "trained": torch.nn.Linear(4, 3)})
+    model["frozen"].requires_grad_(requires_grad=False)
+    for name, size in (("codes", 30), ("absmax", 7)):
+        packed = torch.nn.Parameter(torch.zeros(size, dtype=torch.uint8), requires_grad=False)
+        model["frozen"].register_parameter(name, packed)
+    optimizer = torch.optim.AdamW(model["trained"].parameters())
+    held = StepHeld(model, optimizer, CPU)
+    model["trained"](model["frozen"](torch.ones(2, 6))).sum().backward()
+    held.end_phase("backward")
+    optimizer.step()
+    optimizer.zero_grad()
+    trained = 4 * (3 * 4 + 3)
+    expected = {"codes": 30, "scales": 7, "plain": 4 * (4 * 6 + 4), "trained": trained}
+    expected |= {"gradients": trained, "optimizer": 2 * trained + 2 * 4}  # a step count a tensor
+    assert held.all() == {"device": expected}
 
 
 @pytest.mark.parametrize("num_steps", [4, 9])

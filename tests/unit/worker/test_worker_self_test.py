@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -16,7 +17,14 @@ from torch.distributed.device_mesh import init_device_mesh
 from fsdpq import dist
 from fsdpq.dist import Shard
 from fsdpq.run_files.rows import CheckResult
-from fsdpq.worker.self_test import byte_checks, model_check, offload_checks, quantizer_checks, run
+from fsdpq.worker.self_test import (
+    byte_checks,
+    model_check,
+    offload_checks,
+    quantizer_checks,
+    run,
+    speed_check,
+)
 from fsdpq.worker.self_test.check import (
     Bench,
     Check,
@@ -157,6 +165,31 @@ SOME = (
     "gradients against plain torch/hqq 4",
     "training/",
 )
+
+
+def skip_a_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second rank adds what the first one does."""
+    monkeypatch.setattr(speed_check, "rank", lambda: 0)
+
+
+def speed_of(fault: Fault | None) -> str:
+    """Returns what the speed check says on this rank, in a twentieth of a second."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(speed_check, "CPU_BYTES", 2**20)
+        if fault is not None:
+            fault(monkeypatch)
+        try:
+            return speed_check.measure_all_reduce(torch.device("cpu"), seconds=0.05)
+        except CheckFailedError as error:
+            return str(error)
+
+
+def test_speed_counts_sums_and_compares_the_last_one(ranks: RankPool) -> None:
+    assert re.fullmatch(
+        r"\d+ sums of 1 MiB exact, \d+\.\d\d GB/s between 2 ranks", ranks.run(2, speed_of, None)[0]
+    )
+    assert re.fullmatch(r"\d+ sums of 1 MiB exact, on one rank", ranks.run(1, speed_of, None)[0])
+    assert "the sum: " in ranks.run(2, speed_of, skip_a_rank)[0]
 
 
 def test_nothing_is_wrong_without_a_fault(ranks: RankPool) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from fsdpq.errors import RecipeError
-from fsdpq.fsdp.mesh import shard_size
+from fsdpq.plan.sharding import shard_size
 from fsdpq.recipe.sections.fsdp import FsdpOptions
 
 

@@ -1,0 +1,200 @@
+"""The flow of ``fsdpq plan``: a recipe, the shape of its model and a machine, and what they mean.
+
+Nothing is downloaded but, for a model that is neither here nor among the shipped cards, its
+``config.json`` and the headers of its weights. Rows are never fetched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from fsdpq.errors import FsdpqError, UsageError
+from fsdpq.fetch.cache_entries import parse_size
+from fsdpq.launch.machine.cpu_rates import kept_cpu_dtype
+from fsdpq.launch.machine.resolve import resolve_launch
+from fsdpq.launch.machine.this_machine import describe_this_machine
+from fsdpq.plan.build import Wanted, build_plan
+from fsdpq.plan.gpus import parse_gpus
+from fsdpq.plan.machine import Machine
+from fsdpq.plan.result import Edit, Plan
+from fsdpq.plan.shape import ModelShape
+from fsdpq.plan.shapes.find import find_shape
+from fsdpq.recipe.load import LoadedRecipe, load_recipe
+from fsdpq.recipe.root import Recipe
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """The options of the command line that describe a machine, as they were given.
+
+    Attributes:
+        gpus: ``2x24GiB``.
+        ram: ``64GiB``.
+        disk: bytes a second, ``5GB/s``.
+        network: bytes a second between machines, ``12.5GB/s``.
+        price: of an hour, in any currency.
+    """
+
+    gpus: str | None = None
+    ram: str | None = None
+    disk: str | None = None
+    network: str | None = None
+    price: float | None = None
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A recipe that can be planned.
+
+    Attributes:
+        loaded: as given.
+        recipe: resolved for the machine.
+        shape: of its model.
+        machine: that the plan is for.
+        notes: what was decided on the way.
+    """
+
+    loaded: LoadedRecipe
+    recipe: Recipe
+    shape: ModelShape
+    machine: Machine
+    notes: tuple[str, ...]
+
+    def build(self, wanted: Wanted | None = None) -> Plan:
+        """Returns the plan; every edit in it was loaded and planned as it would be given."""
+        plan = build_plan(
+            self.recipe,
+            self.shape,
+            self.machine,
+            num_rows=count_rows(self.recipe),
+            base_dir=self.loaded.base_dir,
+            accumulation=self.loaded.recipe.training.gradient_accumulation_steps,
+            notes=self.notes,
+            wanted=wanted,
+        )
+        return replace(plan, edits=tuple(edit for edit in plan.edits if self.works(edit)))
+
+    def works(self, edit: Edit) -> bool:
+        """Whether the recipe loads with the edit as an override, and then takes what it says."""
+        overrides = (*self.loaded.overrides, *edit.settings)
+        try:
+            loaded = load_recipe(self.loaded.path, overrides)
+        except FsdpqError:
+            return False
+        recipe, _ = resolve_for(loaded.recipe, self.machine)
+        again = build_plan(recipe, self.shape, self.machine, wanted=Wanted(edits=False))
+        return again.fits is True and again.device.peak.total == edit.peak_bytes
+
+
+def plan_recipe(
+    path: Path, overrides: Sequence[str], hardware: Hardware | None = None, *, wanted: Wanted
+) -> Plan:
+    """Returns the plan of the recipe at ``path``.
+
+    Raises:
+        RecipeError: it has mistakes.
+        UsageError: the hardware cannot be read, or the model's shape cannot be known.
+        FetchError: the hub cannot be asked for it.
+    """
+    return prepare_plan(path, overrides, hardware or Hardware()).build(wanted)
+
+
+def prepare_plan(path: Path, overrides: Sequence[str], hardware: Hardware) -> Planned:
+    """Returns all that the plan of a recipe follows from; see `plan_recipe`."""
+    machine = parse_hardware(hardware)
+    loaded = load_recipe(path, overrides)
+    recipe, notes = resolve_for(loaded.recipe, machine)
+    if recipe.launch.device == "cuda" and machine.is_this and not machine.gpus:
+        machine = replace(machine, gpus=None, ram_bytes=None, is_this=False)
+        notes.append("this machine has no GPU: `--gpus 2x24GiB --ram 64GiB` says whether it fits")
+    return Planned(loaded, recipe, shape_of(loaded), machine, (*notes, *_unknown(machine)))
+
+
+def parse_hardware(given: Hardware) -> Machine:
+    """Returns the machine that the options describe; where none does, this one.
+
+    Raises:
+        UsageError: one of them cannot be read.
+    """
+    machine = describe_this_machine() if given.gpus is None else Machine(parse_gpus(given.gpus))
+    if given.ram is not None:
+        machine = replace(machine, ram_bytes=_ram(given.ram), is_this=False)
+    return replace(
+        machine,
+        disk_bandwidth=_rate(given.disk, "--disk", "5GB/s"),
+        network_bandwidth=_rate(given.network, "--network", "12.5GB/s"),
+        price_per_hour=given.price,
+    )
+
+
+def resolve_for(recipe: Recipe, machine: Machine) -> tuple[Recipe, list[str]]:
+    """Returns the recipe resolved for a machine that need not be this one, and notes about it."""
+    launch, gpus = recipe.launch, machine.gpus or ()
+    asked = launch.nproc_per_node
+    on_cpu = launch.device == "cpu" or (launch.device == "auto" and not gpus and asked == "auto")
+    notes: list[str] = []
+    if on_cpu:
+        if gpus:
+            notes.append("`launch.device` is `cpu`: no GPU is used")
+        elif launch.device == "auto":
+            notes.append("there is no GPU, so it is planned for the CPU: `--gpus 1x24GiB` plans")
+            notes[-1] += " for one"
+        dtype = kept_cpu_dtype()
+        return resolve_launch(recipe, num_gpus=0, cpu_dtype=dtype), notes
+    number = len(gpus) if asked == "auto" else asked
+    if gpus and number < len(gpus):
+        notes.append(f"`launch.nproc_per_node` is {number}, so {len(gpus) - number} of the")
+        notes[-1] += f" {len(gpus)} GPUs are not used"
+    wanted = recipe.model_copy(update={"launch": launch.model_copy(update={"device": "cuda"})})
+    return resolve_launch(wanted, num_gpus=max(1, number)), notes
+
+
+def shape_of(loaded: LoadedRecipe) -> ModelShape:
+    """Returns the shape of the recipe's model: of its directory, its card, or the hub's headers.
+
+    Raises:
+        UsageError: it is nowhere.
+        FetchError: the hub cannot be asked.
+    """
+    name = loaded.recipe.model.name_or_path
+    shape = find_shape(name, loaded.base_dir)
+    if shape is None:
+        from fsdpq.fetch.hub_shape import shape_from_hub
+
+        shape = shape_from_hub(name, revision=loaded.recipe.model.revision)
+    return shape
+
+
+def count_rows(recipe: Recipe) -> int | None:
+    """Returns the training rows of an epoch, at most; None where only the data itself says."""
+    return recipe.data.max_rows
+
+
+def _unknown(machine: Machine) -> Iterator[str]:
+    """Yields what is not known of a machine, and how to say it."""
+    if machine.gpus and machine.gpus[0].bf16_flops is None:
+        yield "how fast the GPU is is not known: name it, as in `--gpus 2xRTX4090`, for times"
+    if machine.gpus and machine.ram_bytes is None:
+        yield "host memory is not known: `--ram 64GiB` says whether it is enough"
+
+
+def _ram(text: str) -> int:
+    """Returns the bytes of ``64GiB``; memory that is sold as 64 GB has 64 GiB too."""
+    number = text.strip().lower().removesuffix("b").removesuffix("i").removesuffix("g")
+    return _size(f"{number.strip()}GiB", "--ram", "64GiB")
+
+
+def _size(text: str, option: str, example: str) -> int:
+    try:
+        return parse_size(text)
+    except UsageError as error:
+        message = f"`{option} {text}` is no size"
+        raise UsageError(message, hint=f"write it like `{option} {example}`") from error
+
+
+def _rate(text: str | None, option: str, example: str) -> float | None:
+    if text is None:
+        return None
+    return float(_size(text.removesuffix("/s"), option, example))

@@ -1,0 +1,229 @@
+"""The decoder layers of a model under a recipe, as operations on the tokens of a micro-batch."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from fsdpq.plan.costs.expansion import layer_sources
+from fsdpq.plan.costs.parameters import DTYPE_BYTES, HeldParameter, choice_of
+from fsdpq.plan.device.attention import Attention, Kernel
+from fsdpq.plan.device.experts import Experts
+from fsdpq.plan.device.layer import Layer
+from fsdpq.plan.device.operations import Linear, Sizes
+from fsdpq.plan.device.passes import Passes, passes_of
+from fsdpq.plan.shape import GroupShape, ModelShape, TensorShape
+from fsdpq.plan.weights import GroupWeights, Weights
+from fsdpq.plan.workload import Workload
+from fsdpq.recipe.precision import precision_of
+from fsdpq.recipe.root import Recipe
+from fsdpq.recipe.sections.adapter import LlamaProOptions, LoraOptions
+from fsdpq.recipe.sections.quantization import BnbOptions, HqqOptions, QuantizationOptions
+
+
+@dataclass(frozen=True)
+class PlannedLayer:
+    """One decoder layer of a run.
+
+    Attributes:
+        weights: what its group stores.
+        passes: what it holds in each way to run it, for one chunk of a micro-batch.
+        recomputed: backward computes it again.
+        is_trained: it, or a layer below it, has trained weights.
+    """
+
+    weights: GroupWeights
+    passes: Passes
+    recomputed: bool
+    is_trained: bool
+
+
+def sizes_of(recipe: Recipe) -> Sizes:
+    """Returns the bytes of elements under a resolved recipe."""
+    precision = precision_of(recipe)
+    return Sizes(
+        hidden=DTYPE_BYTES[precision.base],
+        compute=DTYPE_BYTES[precision.compute],
+        trained=DTYPE_BYTES[precision.param],
+        weight=DTYPE_BYTES[precision.base],
+    )
+
+
+def build_layers(
+    recipe: Recipe, shape: ModelShape, weights: Weights, work: Workload
+) -> tuple[PlannedLayer, ...]:
+    """Returns the decoder layers of a run, in order."""
+    step = {"full": 1, "selective": 2, "none": 0}[recipe.fsdp.activation_checkpointing]
+    kinds: dict[tuple[int, bool, bool], tuple[GroupWeights, Passes]] = {}
+    layers: list[PlannedLayer] = []
+    trained_below = _embedding_is_trained(weights)
+    for number, (index, source, is_new) in enumerate(_positions(recipe, shape)):
+        key = (index, is_new, trained_below)
+        if key not in kinds:
+            group = _weights_of(weights, index, is_new=is_new)
+            layer = _layer_of(recipe, shape, work, shape.groups[index], source, is_new=is_new)
+            kinds[key] = (group, _passes_of(layer, trained_below))
+        group, passes = kinds[key]
+        trained_below = trained_below or group.whole.trained > 0
+        recomputed = step > 0 and number % step == 0
+        layers.append(PlannedLayer(group, passes, recomputed, trained_below))
+    return tuple(layers)
+
+
+@functools.lru_cache(maxsize=256)
+def _passes_of(layer: Layer, input_needs_grad: bool) -> Passes:
+    return passes_of(layer.run, hidden_bytes=layer.hidden_bytes, input_needs_grad=input_needs_grad)
+
+
+def _embedding_is_trained(weights: Weights) -> bool:
+    return any(group.whole.trained > 0 for group in weights.groups if group.name == "embedding")
+
+
+def _positions(recipe: Recipe, shape: ModelShape) -> list[tuple[int, int, bool]]:
+    """Returns for each layer its group in the shape, the base's layer, and whether it is new."""
+    by_number: dict[int, int] = {}
+    start = 0
+    for index, group in enumerate(shape.groups):
+        if group.name == "layer":
+            numbers = group.indices or range(start, start + group.count)
+            by_number |= dict.fromkeys(numbers, index)
+            start += group.count
+    sources: Iterable[int] = sorted(by_number)
+    if isinstance(recipe.adapter, LlamaProOptions):
+        sources = layer_sources(recipe.adapter, shape.num_layers)
+    found: list[tuple[int, int, bool]] = []
+    before = -1
+    for source in sources:
+        found.append((by_number[source], source, source == before))
+        before = source
+    return found
+
+
+def _weights_of(weights: Weights, index: int, *, is_new: bool) -> GroupWeights:
+    """Returns the largest group of that kind: a recipe may treat single layers in other ways."""
+    groups = [g for g in weights.layers if g.index == index and g.is_new == is_new]
+    return max(groups, key=lambda group: (group.gathered_bytes, group.shard.total))
+
+
+def _layer_of(
+    recipe: Recipe,
+    shape: ModelShape,
+    work: Workload,
+    group: GroupShape,
+    source: int,
+    *,
+    is_new: bool,
+) -> Layer:
+    sizes = sizes_of(recipe)
+    held = choice_of(recipe, shape).held(group, source, is_new=is_new)
+    by_name = {parameter.name: parameter for parameter in held.parameters}
+    linears = {
+        tensor.name: _linear_of(recipe, tensor, by_name, sizes)
+        for tensor in group.tensors
+        if tensor.kind == "linear"
+    }
+    attention = [layer for name, layer in linears.items() if _is_attention(name)]
+    others = [layer for name, layer in linears.items() if not _is_attention(name)]
+    *entering, leaving = attention
+    *into, out_of = others or [None]
+    return Layer(
+        tokens=work.chunk_tokens,
+        hidden_size=shape.hidden_size,
+        sizes=sizes,
+        attention=Attention(
+            kernel=_kernel(recipe),
+            rows=work.chunk_rows,
+            seq_len=work.seq_len,
+            heads=shape.num_attention_heads,
+            kv_heads=shape.num_key_value_heads,
+            head_dim=shape.head_dim,
+            element=sizes.compute,
+        ),
+        entering=tuple(entering),
+        leaving=leaving,
+        into=tuple(layer for layer in into if layer is not None),
+        out_of=out_of,
+        gated=shape.gated,
+        experts=_experts_of(recipe, shape, group, by_name, sizes),
+        norms=shape.layer_norms,
+        qk_norm=shape.qk_norm != "none",
+    )
+
+
+def _is_attention(name: str) -> bool:
+    return "attn" in name or "attention" in name
+
+
+def _kernel(recipe: Recipe) -> Kernel:
+    implementation = recipe.model.attn_implementation
+    if implementation == "eager":
+        return "eager"
+    if implementation == "sdpa" and recipe.launch.device == "cpu":
+        return "flash_cpu"
+    return "flash"
+
+
+def _linear_of(
+    recipe: Recipe, tensor: TensorShape, by_name: dict[str, HeldParameter], sizes: Sizes
+) -> Linear:
+    out_features, in_features = tensor.shape
+    name = tensor.name.removesuffix(".weight")
+    quantized = f"{tensor.name}.codes" in by_name
+    elements = out_features * in_features
+    adapter = recipe.adapter
+    has_adapter = isinstance(adapter, LoraOptions) and f"{name}.lora_A" in by_name
+    return Linear(
+        in_features,
+        out_features,
+        matrix_bytes=elements * sizes.compute if quantized else 0,
+        unpacking_bytes=_unpacking(recipe.quantization, elements, sizes) if quantized else 0,
+        bias=f"{name}.bias" in by_name,
+        adapter=adapter.kind if isinstance(adapter, LoraOptions) and has_adapter else "none",
+        rank=adapter.rank if isinstance(adapter, LoraOptions) and has_adapter else 0,
+        dropout=isinstance(adapter, LoraOptions) and has_adapter and adapter.dropout > 0,
+        trained=not quantized and by_name[tensor.name].use == "trained",
+    )
+
+
+def _unpacking(options: QuantizationOptions, elements: int, sizes: Sizes) -> int:
+    """Returns the most that exists while a matrix is dequantized, the matrix included."""
+    matrix = elements * sizes.compute
+    match options:
+        case BnbOptions():
+            return matrix + (elements // options.block_size * 4 if options.double_quant else 0)
+        case HqqOptions():
+            pieces = {8: 1, 4: 2, 2: 4, 1: 8, 3: 4}[options.nbits]
+            codes = elements
+            while_unpacked = codes + 2 * codes // pieces if options.nbits != 3 else 4 * codes
+            return max(while_unpacked, codes + matrix)
+        case _:
+            return matrix
+
+
+def _experts_of(
+    recipe: Recipe,
+    shape: ModelShape,
+    group: GroupShape,
+    by_name: dict[str, HeldParameter],
+    sizes: Sizes,
+) -> Experts | None:
+    stacks: Sequence[TensorShape] = [t for t in group.tensors if t.kind == "experts"]
+    if not stacks:
+        return None
+    quantized = [t for t in stacks if f"{t.name}.codes" in by_name]
+    largest = max((t.num_weights // t.shape[0] for t in quantized), default=0)
+    trained = sum(
+        t.num_weights * sizes.weight
+        for t in stacks
+        if t.name in by_name and by_name[t.name].use == "trained"
+    )
+    return Experts(
+        count=shape.num_experts,
+        per_token=shape.num_experts_per_tok,
+        hidden_size=shape.hidden_size,
+        intermediate_size=shape.moe_intermediate_size,
+        matrix_bytes=largest * sizes.compute,
+        unpacking_bytes=_unpacking(recipe.quantization, largest, sizes) if largest else 0,
+        trained_bytes=trained,
+    )

@@ -1,0 +1,104 @@
+"""What FSDP2 holds beside the shards: unsharded groups, buffers of collectives, gradients.
+
+Read in torch 2.13, ``torch/distributed/fsdp/_fully_shard``:
+
+- a gather fills one flat buffer, which is copied into the Parameters; in forward the buffer lives
+  until the next group is copied out, in backward until it is copied out itself;
+- in backward the group that comes next is gathered, into its flat buffer, before a layer starts;
+- one rank alone copies its shards straight into the Parameters: no buffer, nothing ahead;
+- gradients of a group are copied into one flat buffer that is reduced into a shard; the buffer
+  lives until the next group is reduced.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fsdpq.plan.device.build_layers import PlannedLayer
+from fsdpq.plan.device.tape import Parts
+from fsdpq.plan.weights import GroupWeights, Weights
+
+
+@dataclass(frozen=True)
+class Gathers:
+    """The groups of a run, as FSDP holds them.
+
+    Attributes:
+        layers: in order.
+        weights: of all groups.
+        has_buffers: several ranks share a copy: gathers go through flat buffers.
+        keeps_gathered: layers stay unsharded from forward to backward.
+        reduces: several ranks train: gradients go through flat buffers.
+        reduce_bytes: of one gradient while it is reduced.
+    """
+
+    layers: Sequence[PlannedLayer]
+    weights: Weights
+    has_buffers: bool
+    keeps_gathered: bool
+    reduces: bool
+    reduce_bytes: int
+
+    def group(self, name: str) -> GroupWeights | None:
+        """Returns the group of embedding, head or root."""
+        return next((group for group in self.weights.groups if group.name == name), None)
+
+    @property
+    def _always(self) -> int:
+        """Bytes of the root group, which is never sharded again within a step."""
+        root = self.group("root")
+        return 0 if root is None else root.gathered_bytes
+
+    @property
+    def _tied(self) -> int:
+        """Bytes of an embedding that is the head too: unsharded from its lookup to the loss."""
+        if self.group("head") is not None:
+            return 0
+        embedding = self.group("embedding")
+        return 0 if embedding is None else embedding.gathered_bytes
+
+    def outside(self) -> Parts:
+        """Returns what is unsharded between layers."""
+        return self._parts(0, 0)
+
+    def in_forward(self, number: int) -> Parts:
+        """Returns what is unsharded while a layer runs forward."""
+        own = self.layers[number].weights.gathered_bytes
+        return self._parts(self._up_to(number) + self._tied, own)
+
+    def in_loss(self) -> Parts:
+        """Returns what is unsharded while the loss is computed."""
+        head = self.group("head")
+        own = self._tied if head is None else head.gathered_bytes
+        kept = self._up_to(len(self.layers) - 1) if self.keeps_gathered else 0
+        return self._parts(kept + own, own)
+
+    def in_backward(self, number: int) -> Parts:
+        """Returns what is unsharded while a layer runs backward."""
+        ahead = 0
+        if self.has_buffers and number > 0 and not self.keeps_gathered:
+            ahead = self.layers[number - 1].weights.gathered_bytes
+        return self._parts(self._up_to(number) + ahead, 0)
+
+    def reduced_before(self, number: int) -> int:
+        """Returns bytes of the flat buffer of the layer that was reduced before."""
+        if not self.reduces or number + 1 >= len(self.layers):
+            return 0
+        return self.reduce_buffer(number + 1)
+
+    def reduce_buffer(self, number: int) -> int:
+        """Returns bytes of the flat buffer of a layer's gradients."""
+        group = self.layers[number].weights
+        return group.shard.num_trained * self.weights.num_shards * self.reduce_bytes
+
+    def _up_to(self, number: int) -> int:
+        if not self.keeps_gathered:
+            return self.layers[number].weights.gathered_bytes
+        return sum(layer.weights.gathered_bytes for layer in self.layers[: number + 1])
+
+    def _parts(self, gathered: int, flat: int) -> Parts:
+        parts: Parts = {"gathered": gathered + self._always}
+        if self.has_buffers and flat:
+            parts["communication"] = flat
+        return parts

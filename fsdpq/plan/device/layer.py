@@ -1,0 +1,132 @@
+"""A decoder layer as operations: attention, then a feed-forward, each beside a residual stream."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fsdpq.plan.device.attention import Attention, attend
+from fsdpq.plan.device.experts import Experts, mix
+from fsdpq.plan.device.operations import Linear, Sizes, linear, rms_norm, rotary
+from fsdpq.plan.device.tape import Tape, Tensor
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A decoder layer under a recipe, and the tokens that it sees.
+
+    Attributes:
+        tokens: of a chunk of a micro-batch.
+        hidden_size: width of the residual stream.
+        sizes: bytes of an element.
+        attention: sizes of queries, keys and values, and how they meet.
+        entering: linear layers before attention, in order; one where they are fused.
+        leaving: the linear layer behind attention.
+        into: linear layers into the feed-forward, in order.
+        out_of: the linear layer out of it, None where experts are all there is.
+        gated: it multiplies two projections.
+        experts: of a mixture, None where there is none.
+        norms: of a layer: two, or four where results are normed too.
+        qk_norm: queries and keys are normed.
+    """
+
+    tokens: int
+    hidden_size: int
+    sizes: Sizes
+    attention: Attention
+    entering: tuple[Linear, ...]
+    leaving: Linear
+    into: tuple[Linear, ...]
+    out_of: Linear | None
+    gated: bool
+    experts: Experts | None = None
+    norms: int = 2
+    qk_norm: bool = False
+
+    @property
+    def hidden_bytes(self) -> int:
+        """Bytes of its input."""
+        return self.tokens * self.hidden_size * self.sizes.hidden
+
+    def norm(self, tape: Tape, x: Tensor) -> Tensor:
+        """Returns ``x`` normed over the hidden size."""
+        return rms_norm(tape, x, self.tokens * self.hidden_size, self.sizes.hidden)
+
+    def project(self, tape: Tape, x: Tensor, layer: Linear) -> Tensor:
+        """Returns the output of one of its linear layers."""
+        return linear(tape, x, layer, tokens=self.tokens, sizes=self.sizes)
+
+    def run(self, tape: Tape, x: Tensor) -> Tensor:
+        """Does its operations."""
+        normed = self.norm(tape, x)
+        between = self._residual(tape, x, self._attention(tape, normed), normed)
+        normed = self.norm(tape, between)
+        output = self._residual(tape, between, self._feed_forward(tape, normed), normed)
+        tape.drop(between)
+        return output
+
+    def _residual(self, tape: Tape, x: Tensor, result: Tensor, normed: Tensor) -> Tensor:
+        """Returns the sum; names of the result and of what it was made from go away."""
+        tape.drop(normed)
+        if self.norms > 2:
+            plain, result = result, self.norm(tape, result)
+            tape.drop(plain)
+        output = tape.run(self.hidden_bytes, "recomputed", handed=[x, result])
+        tape.drop(result)
+        return output
+
+    def _attention(self, tape: Tape, x: Tensor) -> Tensor:
+        size = self.attention
+        wanted = (size.query_bytes, size.key_bytes, size.key_bytes)
+        projected = [self.project(tape, x, layer) for layer in self.entering]
+        if len(projected) == len(wanted):
+            query, key, value = projected
+        else:
+            query, key, value = (tape.part(projected[0], num_bytes) for num_bytes in wanted)
+            tape.drop(projected[0])
+        if self.qk_norm:
+            query, key = (self._norm_of_heads(tape, tensor) for tensor in (query, key))
+        turned = [rotary(tape, query), rotary(tape, key)]
+        tape.drop(query, key)
+        result = attend(tape, turned[0], turned[1], value, size)
+        output = self.project(tape, result, self.leaving)
+        tape.drop(result, *turned, value)
+        return output
+
+    def _norm_of_heads(self, tape: Tape, x: Tensor) -> Tensor:
+        compute = self.sizes.compute
+        output = rms_norm(tape, x, x.num_bytes // compute, compute)
+        tape.drop(x)
+        return output
+
+    def _feed_forward(self, tape: Tape, x: Tensor) -> Tensor:
+        outputs: list[Tensor] = []
+        if self.experts is not None:
+            outputs.append(mix(tape, x, self.experts, tokens=self.tokens, sizes=self.sizes))
+        if self.out_of is not None:
+            outputs.append(self._dense(tape, x, self.out_of))
+        if len(outputs) == 1:
+            return outputs[0]
+        total = tape.run(self.hidden_bytes, "recomputed", handed=outputs)
+        tape.drop(*outputs)
+        return total
+
+    def _dense(self, tape: Tape, x: Tensor, out_of: Linear) -> Tensor:
+        num_bytes = self.tokens * out_of.in_features * self.sizes.compute
+        first = self.project(tape, x, self.into[0])
+        if self.gated and len(self.into) == 1:
+            both = first
+            first, second = (tape.part(both, num_bytes) for _ in range(2))
+            tape.drop(both)
+            active = tape.run(num_bytes, "recomputed", [first], saves=[first])
+            tape.drop(first)
+        else:
+            active = tape.run(num_bytes, "recomputed", [first], saves=[first])
+            tape.drop(first)
+            second = self.project(tape, x, self.into[1]) if self.gated else None
+        inner = active
+        if second is not None:
+            inner = tape.run(num_bytes, "recomputed", [active, second], saves=[active, second])
+            tape.drop(active, second)
+        output = self.project(tape, inner, out_of)
+        tape.drop(inner)
+        return output
