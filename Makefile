@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 ON_EVERY_CORE := -n auto --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help train test test-recipes chaos check lint types imports schema schema-check format bench bench-cli bench-memory bench-chunks bench-load bench-train bench-optimizer bench-disk bench-stream bench-packing bench-prepare bench-merge bench-gpu clean
+.PHONY: help train test test-recipes chaos check lint types imports schema schema-check format bench bench-cli bench-memory bench-chunks bench-load bench-train bench-optimizer bench-disk bench-stream bench-packing bench-prepare bench-merge bench-gpu bench-proof clean
 
 help:  ## Show what each target does
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -83,6 +83,10 @@ bench-disk: $(VENV)/.installed  ## Measure training from disk beside host memory
 
 bench-merge: $(VENV)/.installed  ## Measure merging a made-up 1.1B model beside PEFT (10 minutes)
 	$(BIN)/python scripts/bench_merge.py
+
+bench-proof: $(VENV)/.installed  ## 70B on one GPU of 24 GiB, ranks of several: plan beside measurement (15 minutes)
+	$(BIN)/python -m scripts.gpu --plan proof --seconds 870 --out runs/bench-proof
+	$(BIN)/python -m scripts.gpu.side_by_side runs/bench-proof/rows.jsonl
 
 bench-gpu: $(VENV)/.installed  ## Check and measure one GPU: 7B and 70B beside transformers (15 minutes)
 	$(BIN)/python -m scripts.gpu --out runs/bench-gpu

@@ -13,6 +13,7 @@ import click
 
 import fsdpq
 from fsdpq.cli.answers import echo_json, error_fields, json_option
+from fsdpq.cli.bench import bench_command
 from fsdpq.cli.cache import cache_group
 from fsdpq.cli.chat import chat_command
 from fsdpq.cli.data import data_group
@@ -153,6 +154,7 @@ def schema() -> None:
     click.echo(recipe_schema_text(), nl=False)
 
 
+cli.add_command(bench_command)
 cli.add_command(cache_group)
 cli.add_command(chat_command)
 cli.add_command(data_group)

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fsdpq.plan.case import Case, Memory
-from fsdpq.plan.disk import plan_disk
 from fsdpq.plan.edits import find_edits
+from fsdpq.plan.hiding import find_advice
 from fsdpq.plan.limits import find_limits
 from fsdpq.plan.machine import GIB, Gpu, Machine
-from fsdpq.plan.result import Plan
+from fsdpq.plan.result import DiskUse, Plan
 from fsdpq.plan.settings import apply_settings, problems_of
 from fsdpq.plan.shape import ModelShape
+from fsdpq.plan.time import time_notes
 from fsdpq.plan.variants import list_variants
 from fsdpq.plan.workload import workload_of
 from fsdpq.recipe.root import Recipe
@@ -73,17 +74,18 @@ def build_plan(
     memory = case.memory(recipe)
     fits = case.fits(recipe, memory)
     find = wanted.edits and fits is False
+    time = case.time(recipe, memory)
     return Plan(
         name=recipe.name,
         model=f"{shape.name} ({_SOURCES[shape.source]})",
         device=memory.device,
         host=memory.host,
-        disk=plan_disk(recipe, shape, memory.weights),
-        time=case.time(recipe, memory),
+        disk=DiskUse(),
+        time=replace(time, advice=find_advice(recipe, case, time, accumulation=accumulation)),
         fits=fits,
         shortages=case.shortages(recipe, memory),
         edits=find_edits(recipe, case, accumulation=accumulation) if find else (),
-        notes=(*notes, FULL_ROWS),
+        notes=(*notes, FULL_ROWS, *time_notes(recipe, machine)),
         machine=machine,
         workload=workload_of(recipe),
         device_type="cpu" if recipe.launch.device == "cpu" else "cuda",

@@ -68,7 +68,15 @@ class Case:
 
     def time(self, recipe: Recipe, memory: Memory) -> StepTime:
         """Returns how long a step of a resolved recipe takes."""
-        return plan_time(recipe, self.shape, memory.weights, self.machine, self.num_rows)
+        ram = self.machine.ram_bytes
+        return plan_time(
+            recipe,
+            self.shape,
+            memory.weights,
+            self.machine,
+            self.num_rows,
+            free_ram_bytes=None if ram is None else ram - memory.host.total,
+        )
 
     def fits(self, recipe: Recipe, memory: Memory) -> bool | None:
         """Whether it fits; None where neither GPUs nor host memory are known."""

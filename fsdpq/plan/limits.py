@@ -63,7 +63,8 @@ def _axes(recipe: Recipe, case: Case) -> Iterator[_Axis]:
     )  # fmt: skip
     yield _Axis(
         "training.micro_batch_size", workload_of(recipe).rows,
-        lambda value: batch_settings(recipe, value), 1, MAX_ROWS, "more were not tried",
+        lambda value: batch_settings(recipe, value), recipe.training.layer_chunks, MAX_ROWS,
+        "more were not tried",
     )  # fmt: skip
     if isinstance(recipe.adapter, LoraOptions):
         most = min(MAX_RANK, case.shape.hidden_size)

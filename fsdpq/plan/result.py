@@ -138,17 +138,21 @@ class Transfer:
     """Bytes that rank 0 moves over one link in a step, and how long that takes alone.
 
     Attributes:
-        link: ``host to device``, ``device to host``, ``gather``, ``reduce``, ``network``, ``disk``.
-        num_bytes: of one rank in one step.
+        link: ``host to device`` and ``device to host`` are shards and gradients, ``activations``
+            are inputs of layers there and back; ``gather``, ``reduce``, ``network``, ``disk``.
+        num_bytes: of one rank in one step; of ``network`` and ``disk`` those of one machine.
         seconds: alone, None where the link is not known.
         hiding_tokens: tokens of a micro-batch from which it hides behind the computation; None
             where one of both is not known.
+        hides: it runs beside the computation, today (`fsdpq.plan.time.estimate`); else it adds to
+            it.
     """
 
     link: str
     num_bytes: int
     seconds: float | None = None
     hiding_tokens: int | None = None
+    hides: bool = True
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -25,6 +25,7 @@ class TensorShape:
         tied_name: its second name, of an embedding that is the head too; else empty.
         is_transposed: of ``experts``: ``(experts, in_features, out_features)``.
         stays_plain: a checkpoint that is quantized already holds this matrix unquantized.
+        is_fp32: the model keeps it in fp32 whatever ``model.dtype`` is.
     """
 
     name: str
@@ -33,6 +34,7 @@ class TensorShape:
     tied_name: str = ""
     is_transposed: bool = False
     stays_plain: bool = False
+    is_fp32: bool = False
 
     @property
     def num_weights(self) -> int:
@@ -92,6 +94,7 @@ class ModelShape:
         moe_intermediate_size: hidden size of one expert.
         softcap: logits are capped (Gemma 2), which costs the loss a third of its bytes more.
         checkpoint_bytes: of the weight files, None where they were not seen.
+        is_here: the files lie on this machine.
         layers_prefix: what stands before a layer's number in names.
         residual_linears: linear layers that write to the residual stream, without ``.weight``.
         stored_as: how the checkpoint itself is quantized: not at all, by bitsandbytes in 4 bits, or
@@ -118,6 +121,7 @@ class ModelShape:
     moe_intermediate_size: int = 0
     softcap: bool = False
     checkpoint_bytes: int | None = None
+    is_here: bool = False
     layers_prefix: str = "model.layers."
     residual_linears: tuple[str, ...] = ("self_attn.o_proj", "mlp.down_proj")
     stored_as: Literal["plain", "bnb", "base"] = "plain"
@@ -136,3 +140,12 @@ class ModelShape:
     def num_weights(self) -> int:
         """Weights of the whole model, tied ones once."""
         return sum(group.num_weights * group.count for group in self.groups)
+
+    def layer_indices(self, group: GroupShape) -> Sequence[int]:
+        """Returns the numbers of a group's decoder layers in the model."""
+        start = 0
+        for other in self.layers:
+            if other is group:
+                break
+            start += other.count
+        return group.indices or range(start, start + group.count)

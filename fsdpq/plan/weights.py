@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import operator
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -33,6 +34,7 @@ class Stored:
         trained: trained weights: adapters, or weights of the base.
         num_trained: elements of ``trained``.
         optimizer: bytes of the optimizer's states of ``trained``; in no sum.
+        num_trained_tensors: Parameters that are trained.
         frozen_pinned: what is not trained, in pinned host memory; in no sum.
         trained_pinned: what is trained, in pinned host memory; in no sum.
     """
@@ -43,6 +45,7 @@ class Stored:
     trained: int = 0
     num_trained: int = 0
     optimizer: int = 0
+    num_trained_tensors: int = 0
     frozen_pinned: int = 0
     trained_pinned: int = 0
 
@@ -58,12 +61,12 @@ class Stored:
 
     def __add__(self, other: Stored) -> Stored:
         """Returns the sums."""
-        pairs = zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)
-        return Stored(*(mine + theirs for mine, theirs in pairs))
+        # `dataclasses.astuple` copies: a plan adds some hundred of these.
+        return Stored(*map(operator.add, vars(self).values(), vars(other).values()))
 
     def __mul__(self, count: int) -> Stored:
         """Returns the bytes of ``count`` such groups."""
-        return Stored(*(count * value for value in dataclasses.astuple(self)))
+        return Stored(*(count * value for value in vars(self).values()))
 
 
 @dataclass(frozen=True)
@@ -149,12 +152,12 @@ def plan_weights(recipe: Recipe, shape: ModelShape) -> Weights:
 
 def _variants(choice: Choice, group: GroupShape) -> Iterator[tuple[HeldGroup, int, bool]]:
     """Yields what a group becomes, how many do so, and whether they are new layers."""
-    adapter = choice.recipe.adapter
+    adapter = choice.adapter
     if group.name != "layer":
         yield choice.held(group), 1, False
         return
-    indices = group.indices or _own_indices(choice.shape, group)
-    if names_single_layers(choice.recipe):
+    indices = choice.shape.layer_indices(group)
+    if choice.names_single_layers:
         kinds: dict[HeldGroup, int] = {}
         for index in indices:
             held = choice.held(group, index)
@@ -167,27 +170,6 @@ def _variants(choice: Choice, group: GroupShape) -> Iterator[tuple[HeldGroup, in
         num_new = sum(sources.count(index) - 1 for index in indices)
         if num_new:
             yield choice.held(group, indices[0], is_new=True), num_new, True
-
-
-def _own_indices(shape: ModelShape, group: GroupShape) -> range:
-    """Returns the numbers of a group's layers where the groups follow each other."""
-    start = 0
-    for other in shape.layers:
-        if other is group:
-            break
-        start += other.count
-    return range(start, start + group.count)
-
-
-def names_single_layers(recipe: Recipe) -> bool:
-    """Whether a recipe may treat two decoder layers of the same shape in two ways."""
-    names = list(getattr(recipe.quantization, "modules_to_not_convert", ()))
-    if isinstance(recipe.adapter, LoraOptions):
-        targets = recipe.adapter.target_modules
-        if isinstance(targets, str) and targets != "all-linear":
-            return True
-        names += [*targets, *recipe.adapter.modules_to_save]
-    return any(part.isdigit() for name in names for part in name.split("."))
 
 
 @dataclass(frozen=True)
@@ -254,13 +236,14 @@ class _Counted:
         """Returns the bytes of the first of ``num_shards`` ranks."""
         totals = {"codes": 0, "scales": 0, "plain": 0, "trained": 0}
         pinned = {"frozen": 0, "trained": 0}
-        num_trained, optimizer = 0, 0
+        num_trained, optimizer, num_tensors = 0, 0, 0
         for each in parameters:
             rows = -(-each.shape[0] // num_shards)
             totals[each.use] += rows * each.row_bytes
             kind = "trained" if each.use == "trained" else "frozen"
             pinned[kind] += pinned_bytes(rows * each.row_bytes)
             if each.use == "trained":
+                num_tensors += 1
                 num_trained += rows * math.prod(each.shape[1:])
                 optimizer += state_bytes(
                     self.recipe.optimizer,
@@ -273,6 +256,7 @@ class _Counted:
             **totals,
             num_trained=num_trained,
             optimizer=optimizer,
+            num_trained_tensors=num_tensors,
             frozen_pinned=pinned["frozen"],
             trained_pinned=pinned["trained"],
         )

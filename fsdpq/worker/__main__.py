@@ -12,6 +12,7 @@ import os
 from fsdpq.errors import ExitCode
 from fsdpq.worker.guard import end_process, end_with_launcher
 from fsdpq.worker.keeping.signals import note_signals
+from fsdpq.worker.verbs.bench import add_bench_verbs
 from fsdpq.worker.verbs.finished import add_finished_verbs
 from fsdpq.worker.verbs.inputs import add_input_verbs
 from fsdpq.worker.verbs.plans import add_plan_verbs
@@ -26,6 +27,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add_finished_verbs(verbs)
     add_input_verbs(verbs)
     add_plan_verbs(verbs)
+    add_bench_verbs(verbs)
     return parser.parse_args(arguments)
 
 

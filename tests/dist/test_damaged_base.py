@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from fsdpq.errors import CheckpointError, DamagedBaseError, EnvironmentProblemError
 from fsdpq.model.loading.base_file import BaseFile
-from fsdpq.model.loading.base_layout import TensorSpec, layout_of
 from fsdpq.model.loading.base_writer import create_file
+from fsdpq.tensor_files.base_layout import StoredTensor, lay_out
 from fsdpq.tensor_files.base_manifest import WEIGHTS_NAME, Key, read_manifest
 from fsdpq.tensor_files.header import read_header
 from support import bases
@@ -199,7 +198,7 @@ def test_trained_weights_need_the_original(
 
 
 def test_full_disk_is_an_error_before_anything_is_quantized(tmp_path: Path) -> None:
-    layout = layout_of({"w": TensorSpec(torch.uint8, (1 << 20, 4))})
+    layout = lay_out({"w": StoredTensor("U8", (1 << 20, 4))})
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, limits[1]))
     try:
@@ -210,7 +209,7 @@ def test_full_disk_is_an_error_before_anything_is_quantized(tmp_path: Path) -> N
 
 
 def test_file_that_is_there_is_not_written_over(tmp_path: Path) -> None:
-    layout = layout_of({"w": TensorSpec(torch.uint8, (4, 4))})
+    layout = lay_out({"w": StoredTensor("U8", (4, 4))})
     (tmp_path / "base.safetensors").write_text("mine")
     with pytest.raises(EnvironmentProblemError, match="File exists"):
         create_file(tmp_path / "base.safetensors", layout)

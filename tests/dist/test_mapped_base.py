@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from fsdpq.dist import own_shard
 from fsdpq.errors import CheckpointError, DamagedBaseError
 from fsdpq.fsdp import group_read_ahead
-from fsdpq.model.loading import base_layout
+from fsdpq.tensor_files import base_layout
 from fsdpq.tensor_files.base_manifest import WEIGHTS_NAME, read_manifest
 from fsdpq.tensor_files.header import read_header
 from fsdpq.worker.from_disk import base_watch

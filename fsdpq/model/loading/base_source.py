@@ -16,11 +16,12 @@ from fsdpq.errors import CheckpointError
 from fsdpq.model.causal_lm import CausalLM
 from fsdpq.model.expansion import source_name
 from fsdpq.model.loading.base_file import BaseFile
-from fsdpq.model.loading.base_layout import DTYPE_NAMES, TensorSpec, packed_name, target_tensors
+from fsdpq.model.loading.base_layout import packed_name, target_tensors
 from fsdpq.model.loading.mapped_base import MappedBase, parameter_modules
 from fsdpq.model.loading.source import BaseSource
 from fsdpq.model.loading.targets import LoadingTarget, loading_targets
 from fsdpq.model.quantized_linear import PackedMatrix
+from fsdpq.tensor_files.base_layout import StoredTensor
 from fsdpq.tensor_files.base_manifest import Key, is_base, key_differences, remedy
 
 
@@ -97,13 +98,13 @@ class QuantizedBaseSource:
 
     def _compare(self, targets: dict[str, LoadingTarget]) -> list[str]:
         """Returns in words which tensors of the file do not fit the model."""
-        needed: dict[str, TensorSpec] = {}
+        needed: dict[str, StoredTensor] = {}
         for name, target in targets.items():
             needed |= target_tensors(source_name(self._model, name), target)
         differences: list[str] = []
         for name, spec in needed.items():
             entry = self._file.entries.get(name)
-            wanted = f"{DTYPE_NAMES[spec.dtype]} {list(spec.shape)}"
+            wanted = f"{spec.dtype} {list(spec.shape)}"
             if entry is None:
                 differences.append(f"without `{name}`")
             elif f"{entry.dtype} {list(entry.shape)}" != wanted:

@@ -33,12 +33,13 @@ from fsdpq.dist import (
 )
 from fsdpq.errors import EnvironmentProblemError
 from fsdpq.model.causal_lm import CausalLM
-from fsdpq.model.loading.base_layout import BaseLayout, packed_name, plan_layout
+from fsdpq.model.loading.base_layout import packed_name, plan_layout
 from fsdpq.model.loading.source import BaseSource
 from fsdpq.model.loading.targets import LoadingTarget, full_shape, loading_targets
 from fsdpq.model.meta import count_parameters
 from fsdpq.model.quantized_linear import PackedMatrix
 from fsdpq.run_files.writing import write_whole
+from fsdpq.tensor_files.base_layout import BaseLayout
 from fsdpq.tensor_files.base_manifest import (
     CHECKSUMS_NAME,
     CHUNK_BYTES,

@@ -16,8 +16,13 @@ from fsdpq.plan.costs.quantization import CODES, is_row_local, packed_shapes
 from fsdpq.plan.shape import GroupShape, ModelShape, TensorShape
 from fsdpq.recipe.precision import precision_of
 from fsdpq.recipe.root import Recipe
-from fsdpq.recipe.sections.adapter import DoraOptions, LlamaProOptions, LoraOptions
-from fsdpq.recipe.sections.quantization import NoQuantOptions
+from fsdpq.recipe.sections.adapter import (
+    DoraOptions,
+    LlamaProOptions,
+    LoraOptions,
+    NoAdapterOptions,
+)
+from fsdpq.recipe.sections.quantization import BnbOptions, HqqOptions, NoQuantOptions
 
 DTYPE_BYTES = {"bf16": 2, "fp16": 2, "fp32": 4}
 """Bytes of one number, by the names that recipes give dtypes."""
@@ -73,16 +78,31 @@ class Choice:
     """What a recipe says about every tensor.
 
     Attributes:
-        recipe: resolved.
+        quantization: its section.
+        adapter: its section.
         shape: of the model.
         base_bytes: of one frozen weight that is not quantized.
         trained_bytes: of one trained weight.
+        compiled: decoder layers are compiled.
     """
 
-    recipe: Recipe
+    quantization: BnbOptions | HqqOptions | NoQuantOptions
+    adapter: LoraOptions | LlamaProOptions | NoAdapterOptions
     shape: ModelShape
     base_bytes: int
     trained_bytes: int
+    compiled: bool = False
+
+    @property
+    def names_single_layers(self) -> bool:
+        """Whether two decoder layers of the same shape may be treated in two ways."""
+        names = list(getattr(self.quantization, "modules_to_not_convert", ()))
+        if isinstance(self.adapter, LoraOptions):
+            targets = self.adapter.target_modules
+            if isinstance(targets, str) and targets != "all-linear":
+                return True
+            names += [*targets, *self.adapter.modules_to_save]
+        return any(part.isdigit() for name in names for part in name.split("."))
 
     def held(self, group: GroupShape, index: int = 0, *, is_new: bool = False) -> HeldGroup:
         """Returns what ``group`` becomes.
@@ -110,7 +130,7 @@ class Choice:
         return HeldGroup((*found, *added), largest)
 
     def _is_trained(self, tensor: TensorShape, full_name: str, *, is_new: bool) -> bool:
-        adapter = self.recipe.adapter
+        adapter = self.adapter
         match adapter:
             case LoraOptions():
                 names = (full_name, tensor.tied_name) if tensor.tied_name else (full_name,)
@@ -126,7 +146,7 @@ class Choice:
                 return True
 
     def _is_quantized(self, tensor: TensorShape, full_name: str) -> bool:
-        options = self.recipe.quantization
+        options = self.quantization
         if isinstance(options, NoQuantOptions) or tensor.stays_plain:
             return False
         if tensor.kind == "experts":
@@ -140,31 +160,32 @@ class Choice:
 
     def _packed(self, tensor: TensorShape) -> Iterator[HeldParameter]:
         *rows, columns = tensor.shape
-        shapes = packed_shapes(self.recipe.quantization, math.prod(rows), columns)
+        shapes = packed_shapes(self.quantization, math.prod(rows), columns)
         for name, shape in shapes.items():
             use = "codes" if name == CODES else "scales"
             yield HeldParameter(f"{tensor.name}.{name}", use, shape, 1)
 
     def _dequantized(self, tensor: TensorShape) -> int:
         """Returns the elements of the matrix that one product needs."""
-        options = self.recipe.quantization
+        options = self.quantization
         if isinstance(options, NoQuantOptions):
             return 0
         whole = len(tensor.shape) == 3 and not is_row_local(options, tensor.shape[-1])
         return math.prod(tensor.shape) if whole else math.prod(tensor.shape[-2:])
 
     def _plain(self, tensor: TensorShape, *, trained: bool) -> HeldParameter:
+        frozen_bytes = FP32_BYTES if tensor.is_fp32 else self.base_bytes
         return HeldParameter(
             tensor.name,
             "trained" if trained else "plain",
             tensor.shape,
-            self.trained_bytes if trained else self.base_bytes,
+            self.trained_bytes if trained else frozen_bytes,
             is_tied=bool(tensor.tied_name),
         )
 
     def _adapter(self, tensor: TensorShape, module: str) -> Iterator[HeldParameter]:
         """Yields what LoRA or DoRA puts around the linear layer ``module``."""
-        adapter = self.recipe.adapter
+        adapter = self.adapter
         if not isinstance(adapter, LoraOptions) or not adapter.is_target(module):
             return
         name = tensor.name.removesuffix(".weight")
@@ -179,7 +200,14 @@ class Choice:
 def choice_of(recipe: Recipe, shape: ModelShape) -> Choice:
     """Returns what a resolved recipe says about the tensors of ``shape``."""
     precision = precision_of(recipe)
-    return Choice(recipe, shape, DTYPE_BYTES[precision.base], DTYPE_BYTES[precision.param])
+    return Choice(
+        recipe.quantization,
+        recipe.adapter,
+        shape,
+        DTYPE_BYTES[precision.base],
+        DTYPE_BYTES[precision.param],
+        recipe.training.compile,
+    )
 
 
 def matches_suffix(name: str, suffix: str) -> bool:

@@ -53,11 +53,11 @@ def shape_from_directory(directory: Path) -> ModelShape:
                 + f", and its model type is `{config.get('model_type', 'unknown')}`",
                 hint=NEEDED_HINT,
             )
-        return dataclasses.replace(from_card, source="config")
+        return dataclasses.replace(from_card, source="config", is_here=True)
     tensors = {name: entry.shape for name, entry in files.entries.items()}
     found = shape_from_tensors(str(directory), config, tensors)
     return dataclasses.replace(
-        in_model_order(found, from_card), checkpoint_bytes=_file_bytes(files)
+        in_model_order(found, from_card), checkpoint_bytes=_file_bytes(files), is_here=True
     )
 
 
@@ -117,7 +117,9 @@ def _quantized_shape(
             "packed weights",
             hint="plan for the model that it was made from",
         )
-    found = dataclasses.replace(known, source="headers", checkpoint_bytes=_file_bytes(files))
+    found = dataclasses.replace(
+        known, source="headers", checkpoint_bytes=_file_bytes(files), is_here=True
+    )
     if base:
         return dataclasses.replace(found, stored_as="base")
     groups = tuple(_with_plain(found, group, files) for group in found.groups)

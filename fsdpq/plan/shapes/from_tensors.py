@@ -30,6 +30,9 @@ NO_PARAMETERS = re.compile(
 _SMALL_BUFFERS = ("e_score_correction_bias",)
 """Where they have one dimension; Ernie's of two is a parameter."""
 
+FP32_ROUTERS = ("ernie4_5_moe", "hunyuan_v1_moe")
+"""Model types whose classes make the router and what corrects it in fp32 (transformers 5.23)."""
+
 HEADS = ("lm_head", "embed_out", "output")
 EMBEDDINGS = ("embed_tokens", "wte", "word_embeddings", "embed_in", "tok_embeddings", "embeddings")
 
@@ -51,7 +54,7 @@ def shape_from_tensors(name: str, config: Mapping[str, Any], tensors: Tensors) -
     found = {key: shape for key, shape in tensors.items() if _is_parameter(key, shape)}
     prefix, layers = _find_layers(name, found, size_of(text, "num_hidden_layers"))
     num_experts = size_of(text, "num_experts") or 0
-    groups = _layer_groups(layers, num_experts)
+    groups = _layer_groups(layers, num_experts, text.get("model_type") in FP32_ROUTERS)
     outside = {k: v for k, v in found.items() if not _in_layers(k, prefix)}
     vocab_size = size_of(text, "vocab_size")
     embedding, head = _find_tables(name, outside, vocab_size)
@@ -108,25 +111,29 @@ def _in_layers(name: str, prefix: str) -> bool:
     return name.startswith(prefix) and name[len(prefix) :].partition(".")[0].isdigit()
 
 
-def _layer_groups(layers: Mapping[int, Tensors], num_experts: int) -> list[GroupShape]:
+def _layer_groups(
+    layers: Mapping[int, Tensors], num_experts: int, fp32_router: bool
+) -> list[GroupShape]:
     """Returns the groups of decoder layers: those with the same tensors are one."""
     alike: dict[tuple[TensorShape, ...], list[int]] = {}
     for index, tensors in layers.items():
-        alike.setdefault(tuple(_layer_tensors(tensors, num_experts)), []).append(index)
+        alike.setdefault(tuple(_layer_tensors(tensors, num_experts, fp32_router)), []).append(index)
     return [
         GroupShape("layer", tensors, len(indices), tuple(indices))
         for tensors, indices in alike.items()
     ]
 
 
-def _layer_tensors(tensors: Tensors, num_experts: int) -> Iterator[TensorShape]:
+def _layer_tensors(tensors: Tensors, num_experts: int, fp32_router: bool) -> Iterator[TensorShape]:
     joined = join_experts(tensors)
     blocks = {
         name.rpartition("experts")[0] for name, shape in joined.items() if is_stack(name, shape)
     }
     for name, shape in sorted(joined.items()):  # files are cut anywhere
         beside = any(name.startswith(block) for block in blocks)
-        yield TensorShape(name, shape, _kind(name, shape, num_experts if beside else 0))
+        kind = _kind(name, shape, num_experts if beside else 0)
+        is_fp32 = fp32_router and (kind == "router" or name.endswith(_SMALL_BUFFERS))
+        yield TensorShape(name, shape, kind, is_fp32=is_fp32)
 
 
 def _kind(name: str, shape: tuple[int, ...], num_experts: int) -> TensorKind:

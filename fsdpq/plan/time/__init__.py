@@ -9,6 +9,6 @@
 docs/concepts/time.md compares what comes out with what was measured.
 """
 
-from fsdpq.plan.time.estimate import plan_time
+from fsdpq.plan.time.estimate import plan_time, time_notes
 
-__all__ = ["plan_time"]
+__all__ = ["plan_time", "time_notes"]

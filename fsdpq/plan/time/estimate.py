@@ -23,11 +23,13 @@ from fsdpq.plan.time.rates import (
     UNPINNED_BANDWIDTH,
     ComputeTime,
     compute_time,
+    computes_fast,
 )
 from fsdpq.plan.time.traffic import Traffic, step_traffic
 from fsdpq.plan.time.work import step_work
 from fsdpq.plan.weights import Weights
 from fsdpq.plan.workload import Workload, workload_of
+from fsdpq.recipe.precision import precision_of
 from fsdpq.recipe.root import Recipe
 
 SECONDS_PER_HOUR = 3600.0
@@ -86,13 +88,59 @@ def plan_time(
     return StepTime(
         flops=work.flops,
         compute_s=None if compute is None else compute.total_s,
-        transfers=tuple(Transfer(link.name, link.num_bytes, link.seconds) for link in links),
+        transfers=tuple(_transfer(link, compute, workload) for link in links),
         step_s=step_s,
         tokens_per_s=None if step_s is None else workload.step_tokens / step_s,
         total_steps=total_steps,
         total_s=total_s,
         price=None if total_s is None or price is None else total_s / SECONDS_PER_HOUR * price,
     )
+
+
+def time_notes(recipe: Recipe, machine: Machine) -> tuple[str, ...]:
+    """Returns what the reader should know about the seconds of a plan."""
+    if recipe.launch.device != "cuda":
+        return ("time on a CPU is not estimated",)
+    if not machine.gpus:
+        return ()
+    gpu, dtype = machine.gpus[0], precision_of(recipe).compute
+    if gpu.bf16_flops is None:
+        return (f"time is not known: of the {gpu.name} only its memory is known",)
+    if dtype == "bf16" and not gpu.has_bf16:
+        return (f"time is not known: the {gpu.name} does not compute in bf16",)
+    if not computes_fast(recipe, gpu):
+        return (f"time is not known: no rate of the {gpu.name} in {dtype} is known",)
+    found = ["seconds are estimates, within about 30% of what was measured (docs/concepts/time.md)"]
+    if int(recipe.launch.nproc_per_node) * recipe.launch.nnodes > 1:
+        found.append("how far transfers between ranks hide behind computing was not measured yet")
+    if recipe.launch.nnodes > 1 and machine.network_bandwidth is None:
+        found.append("time is not known: no bandwidth of the network was given")
+    return tuple(found)
+
+
+def _transfer(link: Link, compute: ComputeTime | None, workload: Workload) -> Transfer:
+    return Transfer(
+        link.name,
+        link.num_bytes,
+        link.seconds,
+        None if compute is None else hiding_tokens(link, compute, workload),
+        link.hides,
+    )
+
+
+def hiding_tokens(link: Link, compute: ComputeTime, workload: Workload) -> int | None:
+    """Returns from how many tokens of a micro-batch on a transfer takes less than computing.
+
+    A micro-batch moves the same weights however many tokens it has. It is taken to grow by chunks
+    as large as those of the recipe (`training.layer_chunks`): memory stays that of one chunk, and
+    the time to compute grows with the tokens.
+
+    Returns:
+        None where the link is not known, or carries what grows with the tokens too.
+    """
+    if link.seconds is None or link.grows_with_rows or not compute.kernels_s:
+        return None
+    return math.ceil(link.seconds / compute.kernels_s * workload.tokens)
 
 
 def count_steps(recipe: Recipe, num_rows: int | None) -> int | None:
@@ -172,8 +220,7 @@ def step_seconds(compute: ComputeTime, links: tuple[Link, ...]) -> float | None:
     """Returns how long a step takes, None where a link that carries something is not known."""
     if any(link.seconds is None for link in links):
         return None
-    kernels = max(compute.gpu_s, compute.host_s)
     exposed = sum(link.seconds or 0.0 for link in links if not link.hides)
     bus = sum(link.seconds or 0.0 for link in links if link.hides and link.shares_bus)
     others = [link.seconds or 0.0 for link in links if link.hides and not link.shares_bus]
-    return max(kernels, bus, *others) + exposed + compute.optimizer_s
+    return max(compute.kernels_s, bus, *others) + exposed + compute.optimizer_s

@@ -123,7 +123,7 @@ def _matrix(
     names: frozenset[str],
     by_name: dict[str, list[HeldParameter]],
 ) -> Matrix:
-    shape, adapter = choice.shape, choice.recipe.adapter
+    shape, adapter = choice.shape, choice.adapter
     module = tensor.name.removesuffix(".weight")
     plain = by_name.get(tensor.name)
     stacked = tensor.shape[0] if len(tensor.shape) == 3 else 1
@@ -152,8 +152,7 @@ def _stage(tensor: TensorShape, shape: ModelShape) -> Stage:
 
 
 def _ends_in_product(choice: Choice, group: GroupShape) -> bool:
-    recipe = choice.recipe
-    if recipe.training.compile or recipe.adapter.kind == "dora":
+    if choice.compiled or choice.adapter.kind == "dora":
         return False  # one Function each, which keeps its tensors when all of it is done
     names = [tensor.name for tensor in group.tensors]
     return not any(_is_behind(name) for name in names) and not _has_experts(group.tensors)

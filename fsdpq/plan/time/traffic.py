@@ -30,10 +30,11 @@ class Traffic:
     """Bytes of rank 0 in one step.
 
     Attributes:
-        gathered: unsharded bytes that come out of gathers, as `fsdpq.plan.weights` counts them.
+        gathered: unsharded bytes that come out of gathers over ranks.
         received: what of them comes from other ranks.
-        reduced: bytes of gradients that go into reductions, unsharded.
-        sent: what of them goes to other ranks, sums over replicas included.
+        reduced: bytes of gradients that go into reductions to shards, unsharded.
+        summed: bytes of gradients that are summed over copies of the base.
+        sent: what of both goes to other ranks.
         shards_to_device: own shards under ``fsdp.offload``, copied for gathers.
         gradients_to_host: reduced gradients under ``fsdp.offload``.
         activations: inputs of layers that ``fsdp.activation_offload`` copies, one way; as many
@@ -45,6 +46,7 @@ class Traffic:
     gathered: int = 0
     received: int = 0
     reduced: int = 0
+    summed: int = 0
     sent: int = 0
     shards_to_device: int = 0
     gradients_to_host: int = 0
@@ -59,10 +61,12 @@ def step_traffic(recipe: Recipe, shape: ModelShape, weights: Weights) -> Traffic
     backward = backward_of(recipe, shape)
     times = [count * workload.micro_batches for count in _gathers(recipe, weights, backward)]
     groups = list(zip(weights.groups, times, strict=True))
-    gathered = sum(group.gathered_bytes * count for group, count in groups)
-    reduced = _reduced(recipe, weights, workload)
+    copied = sum(group.gathered_bytes * count for group, count in groups)
+    gathered = copied if num_shards > 1 else 0
+    gradients = _gradient_bytes(recipe, weights, workload)
+    reduced = gradients if num_shards > 1 else 0
     num_copies = workload.num_ranks // num_shards
-    sums = 2 * reduced * (num_copies - 1) // workload.num_ranks
+    summed = gradients // num_shards if num_copies > 1 else 0
     is_gpu, offload = recipe.launch.device == "cuda", recipe.fsdp.offload
     frozen = sum(group.shard.frozen * count for group, count in groups)
     trained = sum(group.shard.trained * count for group, count in groups)
@@ -70,13 +74,14 @@ def step_traffic(recipe: Recipe, shape: ModelShape, weights: Weights) -> Traffic
     return Traffic(
         gathered=gathered,
         received=gathered * (num_shards - 1) // num_shards,
-        reduced=reduced if num_shards > 1 else 0,
-        sent=reduced * (num_shards - 1) // num_shards + sums,
+        reduced=reduced,
+        summed=summed,
+        sent=reduced * (num_shards - 1) // num_shards + 2 * summed * (num_copies - 1) // num_copies,
         shards_to_device=frozen * (is_gpu and offload != "none") + trained * moves_trained,
         gradients_to_host=weights.shard.trained * _times_reduced(recipe, workload) * moves_trained,
         activations=_activations(recipe, shape, workload, backward) if is_gpu else 0,
         read=workload.num_local_ranks * frozen if offload == "disk" else 0,
-        network=_over_network(recipe, workload, num_shards, gathered, reduced),
+        network=_over_network(recipe, workload, num_shards, gathered + reduced, gradients),
     )
 
 
@@ -97,9 +102,8 @@ def backward_of(recipe: Recipe, shape: ModelShape) -> Backward:
     """Returns which decoder layers backward runs over under a resolved recipe."""
     choice = choice_of(recipe, shape)
     layers = list(layers_in_order(choice))
-    learning = [index for index, layer in enumerate(layers) if layer.learns]
-    first = 0 if trains_embedding(choice) else min(learning, default=len(layers))
-    return Backward(len(layers), first)
+    learning = (index for index, layer in enumerate(layers) if layer.learns)
+    return Backward(len(layers), 0 if trains_embedding(choice) else next(learning, len(layers)))
 
 
 def _gathers(recipe: Recipe, weights: Weights, backward: Backward) -> list[int]:
@@ -126,11 +130,11 @@ def _times_reduced(recipe: Recipe, workload: Workload) -> int:
     return 1 if recipe.fsdp.no_sync else workload.micro_batches
 
 
-def _reduced(recipe: Recipe, weights: Weights, workload: Workload) -> int:
-    """Returns the bytes of gradients, padded and whole, that a copy of the base reduces."""
+def _gradient_bytes(recipe: Recipe, weights: Weights, workload: Workload) -> int:
+    """Returns the bytes of gradients of one copy of the base, padded and whole, in a step."""
     item_bytes = DTYPE_BYTES[precision_of(recipe).reduce]
     whole = weights.num_shards * weights.shard.num_trained * item_bytes
-    return whole * _times_reduced(recipe, workload) if workload.num_ranks > 1 else 0
+    return whole * _times_reduced(recipe, workload)
 
 
 def _activations(recipe: Recipe, shape: ModelShape, workload: Workload, backward: Backward) -> int:
@@ -146,13 +150,13 @@ def _activations(recipe: Recipe, shape: ModelShape, workload: Workload, backward
 
 
 def _over_network(
-    recipe: Recipe, workload: Workload, num_shards: int, gathered: int, reduced: int
+    recipe: Recipe, workload: Workload, num_shards: int, in_shards: int, gradients: int
 ) -> int:
     """Returns the bytes that come into one machine: one ring passes through it."""
     if recipe.launch.nnodes == 1:
         return 0
     num_copies = workload.num_ranks // num_shards
-    sums = 2 * reduced * (num_copies - 1) // num_copies
+    sums = 2 * gradients * (num_copies - 1) // num_copies
     if num_shards <= workload.num_local_ranks:
         return sums
-    return (gathered + reduced) * (num_shards - 1) // num_shards + sums
+    return in_shards * (num_shards - 1) // num_shards + sums

@@ -10,7 +10,6 @@ Tests count the products of the real step (``torch.utils.flop_counter``) and fin
 
 from __future__ import annotations
 
-import dataclasses
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,7 +18,6 @@ from fsdpq.plan.costs.expansion import layer_sources
 from fsdpq.plan.costs.parameters import Choice, choice_of
 from fsdpq.plan.shape import GroupShape, ModelShape
 from fsdpq.plan.time.matrices import LayerMatrices, Matrix, Stage, layer_matrices
-from fsdpq.plan.weights import names_single_layers
 from fsdpq.plan.workload import Workload, workload_of
 from fsdpq.recipe.root import Recipe
 from fsdpq.recipe.sections.adapter import DoraOptions, LlamaProOptions
@@ -65,12 +63,12 @@ class Work:
 
     def __add__(self, other: Work) -> Work:
         """Returns the sums."""
-        pairs = zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)
+        pairs = zip(vars(self).values(), vars(other).values(), strict=True)
         return Work(*(mine + theirs for mine, theirs in pairs))
 
     def __mul__(self, count: float) -> Work:
         """Returns ``count`` times as much."""
-        return Work(*(count * value for value in dataclasses.astuple(self)))
+        return Work(*(count * value for value in vars(self).values()))
 
 
 def step_work(recipe: Recipe, shape: ModelShape) -> Work:
@@ -85,16 +83,19 @@ def micro_batch_work(recipe: Recipe, shape: ModelShape, workload: Workload) -> W
     total = Work(head=_head_flops(shape, workload, learns=_trains(choice, "head")))
     counter = _LayerCounter(recipe, shape, workload)
     every = RECOMPUTED_STEP.get(recipe.fsdp.activation_checkpointing)
-    runs: Counter[tuple[LayerMatrices, str]] = Counter()
+    kinds: dict[int, LayerMatrices] = {}
+    runs: Counter[tuple[int, str]] = Counter()
     live = trains_embedding(choice)
     for index, layer in enumerate(layers_in_order(choice)):
-        runs[layer, "forward"] += 1
+        kind = id(layer)
+        kinds[kind] = layer
+        runs[kind, "forward"] += 1
         if live or layer.learns:
-            runs[layer, "backward" if live else "first backward"] += 1
-            runs[layer, "recomputed"] += every is not None and index % every == 0
+            runs[kind, "backward" if live else "first backward"] += 1
+            runs[kind, "recomputed"] += every is not None and index % every == 0
             live = True
-    for (layer, run), count in runs.items():
-        total += counter.count(layer, run) * count
+    for (kind, run), count in runs.items():
+        total += counter.count(kinds[kind], run) * count
     return total
 
 
@@ -115,9 +116,9 @@ def layers_in_order(choice: Choice) -> Iterator[LayerMatrices]:
 
     Layers that are alike are one object.
     """
-    shape, adapter = choice.shape, choice.recipe.adapter
+    shape, adapter = choice.shape, choice.adapter
     found: dict[int, tuple[LayerMatrices, GroupShape]] = {}
-    apart = names_single_layers(choice.recipe)
+    apart = choice.names_single_layers
     for group, indices in indexed_layers(shape):
         known = None if apart else layer_matrices(choice, group, indices[0])
         for index in indices:
@@ -189,8 +190,9 @@ class _LayerCounter:
     def _recomputed(self, layer: LayerMatrices) -> Work:
         """Returns what backward computes again of a checkpointed layer.
 
-        It ends at the last tensor that is kept for backward: the last product is not done, nor
-        that with B before it, which keeps what it reads before it multiplies.
+        It ends at the last tensor that is kept for backward, and an operator keeps what it reads
+        before it computes: the last product is not done. Where that is quantized it keeps nothing,
+        and the product with B before it is not done either.
         """
         total = self._forward(layer.matrices)
         last = layer.matrices[-1]
@@ -198,7 +200,7 @@ class _LayerCounter:
             return total
         left_out = self._dequantized(last) + Work(
             2.0 * self.workload.tokens * last.weights,
-            2.0 * self.workload.tokens * last.rank * last.out_features,
+            2.0 * self.workload.tokens * last.rank * last.out_features * last.quantized,
             forward_linears=self._calls(last),
         )
         return total + left_out * -1.0

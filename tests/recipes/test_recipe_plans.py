@@ -1,0 +1,45 @@
+"""Every shipped recipe fits the hardware that it names, and says what it takes there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import make_plans
+import pytest
+
+from fsdpq.plan.result import Plan
+
+PATHS = make_plans.recipes()
+
+
+@pytest.fixture(scope="module")
+def plans() -> dict[Path, Plan]:
+    return {path: make_plans.plan_of(path) for path in PATHS}
+
+
+def test_all_but_the_quickstart_name_their_hardware() -> None:
+    everything = set((make_plans.ROOT / "recipes").glob("*.yaml"))
+    assert {path.stem for path in everything - set(PATHS)} == {"quickstart"}
+
+
+def test_every_recipe_fits_its_hardware(plans: dict[Path, Plan]) -> None:
+    short = {path.stem: plan.shortages for path, plan in plans.items() if not plan.fits}
+    assert short == {}
+
+
+def test_every_recipe_says_what_it_takes(plans: dict[Path, Plan]) -> None:
+    for path, plan in plans.items():
+        lines = path.read_text(encoding="utf-8").splitlines()
+        assert make_plans.memory_line(plan) in lines, "run `python scripts/make_plans.py`"
+
+
+def test_the_table_of_plans_is_fresh(plans: dict[Path, Plan]) -> None:
+    committed = make_plans.PAGE.read_text(encoding="utf-8")
+    assert committed == make_plans.page(plans), "run `python scripts/make_plans.py`"
+
+
+def test_hardware_in_words_is_a_machine() -> None:
+    machine = make_plans.machine_of("2 x 24 GB GPU, 64 GB of memory, an NVMe disk: 40 GB")
+    assert [gpu.memory_bytes for gpu in machine.gpus or ()] == [24 * 2**30] * 2
+    assert machine.ram_bytes == 64 * 2**30
+    assert make_plans.machine_of("2 CPU cores, 4 GB of memory").gpus == ()

@@ -1,0 +1,104 @@
+"""What a real step multiplies, gathers and reduces, counted in the dispatcher."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from fsdpq.data.dealing.collate import build_step
+from fsdpq.data.text.tokenize import Row
+from fsdpq.training.step import StepMode, train_step
+from support.sharded import CPU, assemble
+from support.tiny import VOCAB_SIZE, tiny_recipe
+
+IN_PLACE = {
+    torch.ops.aten.addmm_: lambda _addend, a, b, *_args, **_kwargs: 2 * a[0] * a[1] * b[1],
+}
+"""Products that torch 2.13 does not know to be such, by shapes."""
+
+
+@dataclass(frozen=True)
+class StepCounts:
+    """What one rank did in one step.
+
+    Attributes:
+        flops: of products.
+        gathered: bytes that came out of gathers.
+        reduced: bytes that went into reductions to shards.
+        summed: bytes of gradients that were summed over replicas.
+    """
+
+    flops: int
+    gathered: int
+    reduced: int
+    summed: int
+
+
+class CountedCollectives(TorchDispatchMode):
+    """Counts the bytes of collectives that FSDP starts while it is active."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gathered = self.reduced = self.summed = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if func is torch.ops.c10d._allgather_base_.default:
+            self.gathered += args[0].nbytes
+        elif func is torch.ops.c10d._reduce_scatter_base_.default:
+            self.reduced += args[1].nbytes
+        elif func is torch.ops.c10d.allreduce_.default:
+            # One number is the gradient norm.
+            self.summed += sum(each.nbytes for each in args[0] if each.numel() > 1)
+        return func(*args, **(kwargs or {}))
+
+
+def count_step(directory: Path, sections: Mapping[str, Mapping[str, Any]]) -> StepCounts:
+    """Returns what this rank does in a step of a tiny model on rows of full length.
+
+    Ranks: all (collective).
+    """
+    named = {name: dict(section) for name, section in sections.items()}
+    recipe = tiny_recipe(**named)
+    assembled = assemble(directory, **named)
+    num_rows = recipe.training.global_batch_size or 0
+    generator = torch.Generator().manual_seed(1)
+    ids = torch.randint(3, VOCAB_SIZE, (num_rows, recipe.data.seq_len), generator=generator)
+    step = build_step(
+        [Row(row, [True] * len(row)) for row in ids.tolist()],
+        micro_batch_size=recipe.training.micro_batch_size,
+        rank=dist.get_rank(),
+        world_size=dist.get_world_size(),
+    )
+    optimizer = torch.optim.SGD(assembled.trainable, lr=0.0)
+    products = FlopCounterMode(display=False, custom_mapping=IN_PLACE)
+    with CountedCollectives() as collectives, products:
+        train_step(
+            assembled.model,
+            step,
+            optimizer=optimizer,
+            parameters=assembled.trainable,
+            max_grad_norm=1.0,
+            device=CPU,
+            mode=StepMode(no_sync=recipe.fsdp.no_sync),
+        )
+    return StepCounts(
+        products.get_total_flops(), collectives.gathered, collectives.reduced, collectives.summed
+    )
+
+
+def count_steps(
+    directories: Mapping[str, Path], cases: Mapping[str, tuple[str, Mapping[str, Any]]]
+) -> dict[str, StepCounts]:
+    """Returns the counts of every case: a model's name and sections of the tiny recipe."""
+    return {
+        name: count_step(directories[model], sections) for name, (model, sections) in cases.items()
+    }
