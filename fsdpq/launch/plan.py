@@ -22,6 +22,8 @@ from fsdpq.plan.machine import Machine
 from fsdpq.plan.result import Edit, Plan
 from fsdpq.plan.shape import ModelShape
 from fsdpq.plan.shapes.find import find_shape
+from fsdpq.plan.traced import Traced
+from fsdpq.recipe.checks.facts import model_directory
 from fsdpq.recipe.load import LoadedRecipe, load_recipe
 from fsdpq.recipe.root import Recipe
 
@@ -77,6 +79,31 @@ class Planned:
         )
         return replace(plan, edits=tuple(edit for edit in plan.edits if self.works(edit)))
 
+    def trace(self) -> Traced:
+        """Returns what the worker's own step takes under fake tensors; minutes for a large model.
+
+        Raises:
+            FsdpqError: it cannot be traced; says why.
+        """
+        from fsdpq.launch.plan_runs import trace_recipe
+
+        return trace_recipe(self.recipe, self.shape, config_dir=self._directory)
+
+    def measure(self) -> Traced:
+        """Returns what rank 0 takes for real, on the first GPU of this machine.
+
+        Raises:
+            FsdpqError: it cannot be measured; says why.
+        """
+        from fsdpq.launch.plan_runs import measure_recipe
+
+        return measure_recipe(self.recipe, self.shape, config_dir=self._directory)
+
+    @property
+    def _directory(self) -> Path | None:
+        """The model's directory, None where its name is no directory of this machine."""
+        return model_directory(self.recipe, self.loaded.base_dir)
+
     def works(self, edit: Edit) -> bool:
         """Whether the recipe loads with the edit as an override, and then takes what it says."""
         overrides = (*self.loaded.overrides, *edit.settings)
@@ -90,21 +117,14 @@ class Planned:
         return case.fits(recipe, memory) is True and memory.peak_bytes == edit.peak_bytes
 
 
-def plan_recipe(
-    path: Path, overrides: Sequence[str], hardware: Hardware | None = None, *, wanted: Wanted
-) -> Plan:
-    """Returns the plan of the recipe at ``path``.
+def prepare_plan(path: Path, overrides: Sequence[str], hardware: Hardware) -> Planned:
+    """Returns all that the plan of the recipe at ``path`` follows from.
 
     Raises:
         RecipeError: it has mistakes.
         UsageError: the hardware cannot be read, or the model's shape cannot be known.
         FetchError: the hub cannot be asked for it.
     """
-    return prepare_plan(path, overrides, hardware or Hardware()).build(wanted)
-
-
-def prepare_plan(path: Path, overrides: Sequence[str], hardware: Hardware) -> Planned:
-    """Returns all that the plan of a recipe follows from; see `plan_recipe`."""
     machine = parse_hardware(hardware)
     loaded = load_recipe(path, overrides)
     recipe, notes = resolve_for(loaded.recipe, machine)
@@ -172,9 +192,9 @@ def shape_of(loaded: LoadedRecipe) -> ModelShape:
     name = loaded.recipe.model.name_or_path
     shape = find_shape(name, loaded.base_dir)
     if shape is None:
-        from fsdpq.fetch.hub_shape import shape_from_hub
-
-        shape = shape_from_hub(name, revision=loaded.recipe.model.revision)
+        message = f"the shape of `{name}` is not known"
+        hint = "name a directory of this machine, or a model of `fsdpq kinds model`"
+        raise UsageError(message, hint=hint)
     return shape
 
 
@@ -193,8 +213,8 @@ def _unknown(machine: Machine) -> Iterator[str]:
 
 def _ram(text: str) -> int:
     """Returns the bytes of ``64GiB``; memory that is sold as 64 GB has 64 GiB too."""
-    number = text.strip().lower().removesuffix("b").removesuffix("i").removesuffix("g")
-    return _size(f"{number.strip()}GiB", "--ram", "64GiB")
+    plain = text.strip().lower().removesuffix("b").removesuffix("i").removesuffix("g").strip()
+    return _size(f"{plain}GiB" if plain.isdecimal() else text, "--ram", "64GiB")
 
 
 def _size(text: str, option: str, example: str) -> int:

@@ -24,7 +24,7 @@ class Attention:
         kv_heads: of keys and values.
         head_dim: of each.
         element: bytes of one.
-        score_element: bytes of a score of ``eager``.
+        on_cpu: scores are copied to fp32 before their softmax, which a GPU does in one go.
     """
 
     kernel: Kernel
@@ -34,6 +34,7 @@ class Attention:
     kv_heads: int
     head_dim: int
     element: int
+    on_cpu: bool
 
     @property
     def tokens(self) -> int:
@@ -108,7 +109,12 @@ def _eager(tape: Tape, query: Tensor, key: Tensor, value: Tensor, size: Attentio
     tape.drop(products)
     masked = tape.run(narrow, "attention", handed=[scaled])
     tape.drop(scaled)
-    shares = tape.run(wide, "attention", [masked], saves_output=True)
+    scores = masked
+    if size.on_cpu and size.element != 4:
+        scores = tape.run(wide, "attention", [masked])
+    shares = tape.run(wide, "attention", [scores], saves_output=True)
+    if scores is not masked:
+        tape.drop(scores)
     rounded = tape.view(shares)
     if size.element != 4:
         tape.drop(rounded)

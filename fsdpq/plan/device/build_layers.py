@@ -7,11 +7,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from fsdpq.plan.costs.expansion import layer_sources
-from fsdpq.plan.costs.parameters import DTYPE_BYTES, HeldParameter, choice_of
+from fsdpq.plan.costs.parameters import DTYPE_BYTES, HeldGroup, HeldParameter, choice_of
 from fsdpq.plan.device.attention import Attention, Kernel
 from fsdpq.plan.device.experts import Experts
 from fsdpq.plan.device.layer import Layer
-from fsdpq.plan.device.operations import Linear, Sizes
+from fsdpq.plan.device.operations import Linear, Norm, Sizes
 from fsdpq.plan.device.passes import Passes, passes_of
 from fsdpq.plan.shape import GroupShape, ModelShape, TensorShape
 from fsdpq.plan.weights import GroupWeights, Weights
@@ -30,19 +30,24 @@ class PlannedLayer:
         weights: what its group stores.
         passes: what it holds in each way to run it, for one chunk of a micro-batch.
         recomputed: backward computes it again.
-        is_trained: it, or a layer below it, has trained weights.
+        is_trained: it, or something below it, has trained weights.
+        below_is_trained: something below it has.
+        norm: of it.
     """
 
     weights: GroupWeights
     passes: Passes
     recomputed: bool
     is_trained: bool
+    below_is_trained: bool
+    norm: Norm
 
 
 def sizes_of(recipe: Recipe) -> Sizes:
     """Returns the bytes of elements under a resolved recipe."""
     precision = precision_of(recipe)
     return Sizes(
+        on_cpu=recipe.launch.device == "cpu",
         hidden=DTYPE_BYTES[precision.base],
         compute=DTYPE_BYTES[precision.compute],
         trained=DTYPE_BYTES[precision.param],
@@ -55,25 +60,28 @@ def build_layers(
 ) -> tuple[PlannedLayer, ...]:
     """Returns the decoder layers of a run, in order."""
     step = {"full": 1, "selective": 2, "none": 0}[recipe.fsdp.activation_checkpointing]
-    kinds: dict[tuple[int, bool, bool], tuple[GroupWeights, Passes]] = {}
+    kinds: dict[tuple[int, bool], tuple[GroupWeights, Passes, Norm]] = {}
     layers: list[PlannedLayer] = []
+    choice = choice_of(recipe, shape)
     trained_below = _embedding_is_trained(weights)
     for number, (index, source, is_new) in enumerate(_positions(recipe, shape)):
-        key = (index, is_new, trained_below)
+        key = (index, is_new)
         if key not in kinds:
             group = _weights_of(weights, index, is_new=is_new)
-            layer = _layer_of(recipe, shape, work, shape.groups[index], source, is_new=is_new)
-            kinds[key] = (group, _passes_of(layer, trained_below))
-        group, passes = kinds[key]
-        trained_below = trained_below or group.whole.trained > 0
+            held = choice.held(shape.groups[index], source, is_new=is_new)
+            layer = _layer_of(recipe, shape, work, shape.groups[index], held)
+            kinds[key] = (group, _passes_of(layer), layer.norm)
+        group, passes, norm = kinds[key]
+        is_trained = trained_below or group.whole.trained > 0
         recomputed = step > 0 and number % step == 0
-        layers.append(PlannedLayer(group, passes, recomputed, trained_below))
+        layers.append(PlannedLayer(group, passes, recomputed, is_trained, trained_below, norm))
+        trained_below = is_trained
     return tuple(layers)
 
 
 @functools.lru_cache(maxsize=256)
-def _passes_of(layer: Layer, input_needs_grad: bool) -> Passes:
-    return passes_of(layer.run, hidden_bytes=layer.hidden_bytes, input_needs_grad=input_needs_grad)
+def _passes_of(layer: Layer) -> Passes:
+    return passes_of(layer.run, hidden_bytes=layer.hidden_bytes)
 
 
 def _embedding_is_trained(weights: Weights) -> bool:
@@ -107,48 +115,53 @@ def _weights_of(weights: Weights, index: int, *, is_new: bool) -> GroupWeights:
 
 
 def _layer_of(
-    recipe: Recipe,
-    shape: ModelShape,
-    work: Workload,
-    group: GroupShape,
-    source: int,
-    *,
-    is_new: bool,
+    recipe: Recipe, shape: ModelShape, work: Workload, group: GroupShape, held: HeldGroup
 ) -> Layer:
     sizes = sizes_of(recipe)
-    held = choice_of(recipe, shape).held(group, source, is_new=is_new)
     by_name = {parameter.name: parameter for parameter in held.parameters}
     linears = {
         tensor.name: _linear_of(recipe, tensor, by_name, sizes)
         for tensor in group.tensors
         if tensor.kind == "linear"
     }
-    attention = [layer for name, layer in linears.items() if _is_attention(name)]
-    others = [layer for name, layer in linears.items() if not _is_attention(name)]
-    *entering, leaving = attention
-    *into, out_of = others or [None]
+    *entering, leaving = (layer for name, layer in linears.items() if _is_attention(name))
+    *into, out_of = [layer for name, layer in linears.items() if not _is_attention(name)] or [None]
+    norm = norm_of(group, by_name)
     return Layer(
         tokens=work.chunk_tokens,
         hidden_size=shape.hidden_size,
         sizes=sizes,
-        attention=Attention(
-            kernel=_kernel(recipe),
-            rows=work.chunk_rows,
-            seq_len=work.seq_len,
-            heads=shape.num_attention_heads,
-            kv_heads=shape.num_key_value_heads,
-            head_dim=shape.head_dim,
-            element=sizes.compute,
-        ),
+        attention=_attention_of(recipe, shape, work, sizes),
         entering=tuple(entering),
         leaving=leaving,
         into=tuple(layer for layer in into if layer is not None),
         out_of=out_of,
         gated=shape.gated,
         experts=_experts_of(recipe, shape, group, by_name, sizes),
+        norm=norm,
         norms=shape.layer_norms,
-        qk_norm=shape.qk_norm != "none",
+        qk_norm=norm if shape.qk_norm != "none" else None,
     )
+
+
+def _attention_of(recipe: Recipe, shape: ModelShape, work: Workload, sizes: Sizes) -> Attention:
+    return Attention(
+        kernel=_kernel(recipe),
+        rows=work.chunk_rows,
+        seq_len=work.seq_len,
+        heads=shape.num_attention_heads,
+        kv_heads=shape.num_key_value_heads,
+        head_dim=shape.head_dim,
+        element=sizes.compute,
+        on_cpu=sizes.on_cpu,
+    )
+
+
+def norm_of(group: GroupShape, by_name: dict[str, HeldParameter]) -> Norm:
+    """Returns what the norms of a group are: those with a bias are of one kernel."""
+    biased = any(tensor.name.endswith("norm.bias") for tensor in group.tensors)
+    trained = any(p.use == "trained" and "norm" in name for name, p in by_name.items())
+    return Norm("layer" if biased else "rms", trained)
 
 
 def _is_attention(name: str) -> bool:

@@ -29,7 +29,6 @@ class Gathers:
         weights: of all groups.
         has_buffers: several ranks share a copy: gathers go through flat buffers.
         keeps_gathered: layers stay unsharded from forward to backward.
-        reduces: several ranks train: gradients go through flat buffers.
         reduce_bytes: of one gradient while it is reduced.
     """
 
@@ -37,7 +36,6 @@ class Gathers:
     weights: Weights
     has_buffers: bool
     keeps_gathered: bool
-    reduces: bool
     reduce_bytes: int
 
     def group(self, name: str) -> GroupWeights | None:
@@ -79,18 +77,36 @@ class Gathers:
         ahead = 0
         if self.has_buffers and number > 0 and not self.keeps_gathered:
             ahead = self.layers[number - 1].weights.gathered_bytes
-        return self._parts(self._up_to(number) + ahead, 0)
+        if self.has_buffers and number == 0:
+            ahead = self._embedding_ahead
+        return self._parts(self._up_to(number) + ahead + self._tied_and_trained, 0)
 
     def reduced_before(self, number: int) -> int:
-        """Returns bytes of the flat buffer of the layer that was reduced before."""
-        if not self.reduces or number + 1 >= len(self.layers):
-            return 0
-        return self.reduce_buffer(number + 1)
+        """Returns bytes of the flat buffer of the group that was reduced before a layer."""
+        above = [layer.weights for layer in self.layers[number + 1 :]]
+        head = self.group("head")
+        reduced = (self.reduce_buffer(group) for group in [*above, *([head] if head else [])])
+        return next((num_bytes for num_bytes in reduced if num_bytes), 0)
 
-    def reduce_buffer(self, number: int) -> int:
-        """Returns bytes of the flat buffer of a layer's gradients."""
-        group = self.layers[number].weights
+    def reduce_buffer(self, group: GroupWeights) -> int:
+        """Returns bytes of the flat buffer of a group's gradients, 0 where it needs none."""
+        if not group.gathered:
+            return 0
         return group.shard.num_trained * self.weights.num_shards * self.reduce_bytes
+
+    @property
+    def _embedding_ahead(self) -> int:
+        """Bytes of a trained embedding, which is gathered ahead while the first layer runs."""
+        embedding = self.group("embedding")
+        if embedding is None or not embedding.whole.trained or self._tied_and_trained:
+            return 0
+        return embedding.gathered_bytes
+
+    @property
+    def _tied_and_trained(self) -> int:
+        """Bytes of a trained embedding that is the head too: unsharded until backward ends."""
+        embedding = self.group("embedding")
+        return self._tied if embedding is not None and embedding.whole.trained else 0
 
     def _up_to(self, number: int) -> int:
         if not self.keeps_gathered:

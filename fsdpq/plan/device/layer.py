@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from fsdpq.plan.device.attention import Attention, attend
 from fsdpq.plan.device.experts import Experts, mix
-from fsdpq.plan.device.operations import Linear, Sizes, linear, rms_norm, rotary
+from fsdpq.plan.device.operations import Linear, Norm, Sizes, linear, norm, rotary
 from fsdpq.plan.device.tape import Tape, Tensor
 
 
@@ -25,8 +25,9 @@ class Layer:
         out_of: the linear layer out of it, None where experts are all there is.
         gated: it multiplies two projections.
         experts: of a mixture, None where there is none.
+        norm: over the hidden size.
         norms: of a layer: two, or four where results are normed too.
-        qk_norm: queries and keys are normed.
+        qk_norm: over queries and keys, None where they are not normed.
     """
 
     tokens: int
@@ -38,18 +39,19 @@ class Layer:
     into: tuple[Linear, ...]
     out_of: Linear | None
     gated: bool
-    experts: Experts | None = None
-    norms: int = 2
-    qk_norm: bool = False
+    experts: Experts | None
+    norm: Norm
+    norms: int
+    qk_norm: Norm | None
 
     @property
     def hidden_bytes(self) -> int:
         """Bytes of its input."""
         return self.tokens * self.hidden_size * self.sizes.hidden
 
-    def norm(self, tape: Tape, x: Tensor) -> Tensor:
+    def normed(self, tape: Tape, x: Tensor) -> Tensor:
         """Returns ``x`` normed over the hidden size."""
-        return rms_norm(tape, x, self.tokens * self.hidden_size, self.sizes.hidden)
+        return norm(tape, x, self.norm, hidden=self.sizes.hidden)
 
     def project(self, tape: Tape, x: Tensor, layer: Linear) -> Tensor:
         """Returns the output of one of its linear layers."""
@@ -57,9 +59,9 @@ class Layer:
 
     def run(self, tape: Tape, x: Tensor) -> Tensor:
         """Does its operations."""
-        normed = self.norm(tape, x)
+        normed = self.normed(tape, x)
         between = self._residual(tape, x, self._attention(tape, normed), normed)
-        normed = self.norm(tape, between)
+        normed = self.normed(tape, between)
         output = self._residual(tape, between, self._feed_forward(tape, normed), normed)
         tape.drop(between)
         return output
@@ -68,7 +70,7 @@ class Layer:
         """Returns the sum; names of the result and of what it was made from go away."""
         tape.drop(normed)
         if self.norms > 2:
-            plain, result = result, self.norm(tape, result)
+            plain, result = result, self.normed(tape, result)
             tape.drop(plain)
         output = tape.run(self.hidden_bytes, "recomputed", handed=[x, result])
         tape.drop(result)
@@ -83,19 +85,17 @@ class Layer:
         else:
             query, key, value = (tape.part(projected[0], num_bytes) for num_bytes in wanted)
             tape.drop(projected[0])
-        if self.qk_norm:
-            query, key = (self._norm_of_heads(tape, tensor) for tensor in (query, key))
+        if self.qk_norm is not None:
+            plain = (query, key)
+            query, key = (
+                norm(tape, tensor, self.qk_norm, hidden=self.sizes.compute) for tensor in plain
+            )
+            tape.drop(*plain)
         turned = [rotary(tape, query), rotary(tape, key)]
         tape.drop(query, key)
         result = attend(tape, turned[0], turned[1], value, size)
         output = self.project(tape, result, self.leaving)
         tape.drop(result, *turned, value)
-        return output
-
-    def _norm_of_heads(self, tape: Tape, x: Tensor) -> Tensor:
-        compute = self.sizes.compute
-        output = rms_norm(tape, x, x.num_bytes // compute, compute)
-        tape.drop(x)
         return output
 
     def _feed_forward(self, tape: Tape, x: Tensor) -> Tensor:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
-from fsdpq.plan.device.operations import FROZEN, rms_norm
+from fsdpq.plan.device.operations import FP32_BYTES, FROZEN, Norm, norm
 from fsdpq.plan.device.tape import Parts, Tape, Tensor, peak_of, sum_of
 
 MAX_CHUNK_LOGITS = 1 << 25
@@ -26,6 +27,7 @@ class Loss:
         softcap: logits are capped.
         trained_bytes: of the gradient of the head as it is gathered, 0 where it is frozen.
         on_cpu: chunks are those of a CPU.
+        norm: the last one.
     """
 
     tokens: int
@@ -36,6 +38,7 @@ class Loss:
     softcap: bool
     trained_bytes: int
     on_cpu: bool
+    norm: Norm
 
     @property
     def targets(self) -> int:
@@ -43,33 +46,43 @@ class Loss:
         return self.tokens - self.rows
 
     @property
+    def head_elements(self) -> int:
+        """Weights of a trained head."""
+        return self.vocab_size * self.hidden_size if self.trained_bytes else 0
+
+    @property
     def chunk_bytes(self) -> int:
         """Bytes of one chunk's logits and of what becomes of them, at the most."""
         most = MAX_CHUNK_LOGITS_CPU if self.on_cpu else MAX_CHUNK_LOGITS
-        positions = min(self.targets, max(1, most // self.vocab_size))
-        return positions * self.vocab_size * (12 if self.softcap else 8)
+        logits = min(self.targets, max(1, most // self.vocab_size)) * self.vocab_size
+        in_forward = logits * (12 if self.softcap else 8)
+        is_narrow = self.element != FP32_BYTES
+        # A trained head: logits in fp32 and rounded, their product, and on a CPU its copy.
+        product = self.element + (FP32_BYTES if is_narrow and self.on_cpu else 0)
+        rounded = self.element if is_narrow else 0
+        for_head = logits * (FP32_BYTES + rounded) + self.head_elements * product
+        return max(in_forward, for_head if self.trained_bytes else 0)
 
 
+@functools.lru_cache(maxsize=64)
 def loss_passes(loss: Loss) -> tuple[Parts, Parts]:
     """Returns what forward and backward hold at the most, the last layer's output included."""
     hidden = loss.tokens * loss.hidden_size * loss.element
     tape = Tape()
     output = tape.hold(hidden, "loss", needs_grad=True)
-    normed = rms_norm(tape, output, loss.tokens * loss.hidden_size, loss.element)
+    normed = norm(tape, output, loss.norm, hidden=loss.element)
     tape.drop(output)
     kept_bytes = loss.targets * loss.hidden_size * loss.element
     kept = tape.run(kept_bytes, "loss", [normed])
     head = Tensor(loss.trained_bytes, "gradients", needs_grad=loss.trained_bytes > 0)
-    # Sums in fp32, and one product that is added to them.
-    elements = loss.vocab_size * loss.hidden_size if loss.trained_bytes else 0
-    sums = elements * 4
+    sums = loss.head_elements * FP32_BYTES
     total = tape.run(
         0,
         "loss",
         [kept, head],
         saves=[FROZEN],
         saves_bytes=kept_bytes + sums,
-        beside=("loss", kept_bytes + sums + max(loss.chunk_bytes, elements * loss.element)),
+        beside=("loss", kept_bytes + sums + loss.chunk_bytes),
         backward=("loss", sums),
     )
     tape.drop(kept, normed)

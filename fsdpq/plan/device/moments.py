@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -14,7 +15,7 @@ from fsdpq.plan.device.loss import Loss, loss_passes
 from fsdpq.plan.device.operations import FP32_BYTES
 from fsdpq.plan.device.overhead import WORKSPACE_BYTES, overhead
 from fsdpq.plan.device.resident import Resident
-from fsdpq.plan.device.tape import Parts, joined
+from fsdpq.plan.device.tape import Parts, joined, times
 from fsdpq.plan.device.update import step_bytes
 from fsdpq.plan.result import Category, Moment, Phase, RankMemory
 from fsdpq.plan.shape import ModelShape
@@ -47,7 +48,6 @@ def plan_device_memory(recipe: Recipe, shape: ModelShape, weights: Weights) -> R
         weights,
         has_buffers=weights.num_shards > 1,
         keeps_gathered=fsdp.strategy in ("shard_grad_op", "hybrid_shard_grad_op"),
-        reduces=resident.reduces,
         reduce_bytes=DTYPE_BYTES[precision_of(recipe).reduce],
     )
     return RankMemory(tuple(_Run(recipe, shape, work, layers, resident, gathers).moments()))
@@ -79,12 +79,11 @@ class _Run:
         yield from self._loss()
         for number in sorted({*first, *last}, reverse=True):
             yield self._backward(number)
-        update: Parts = {"optimizer": 0, "gradients": 0}
+        update: Parts = {"optimizer": 0}
         if resident.trained_is_here:
             update["optimizer"] = step_bytes(recipe, weights)
-        if not resident.accumulates:
-            update["gradients"] = resident.all_gradients()
-        yield self._moment("optimizer", "the optimizer's step", self._steady, update)
+        name = "the optimizer's step"
+        yield self._moment("optimizer", name, self._between, resident.reduced(), update)
 
     def _spans(self) -> list[tuple[int, int]]:
         """Returns the first and the last layer of each kind."""
@@ -102,21 +101,24 @@ class _Run:
         return Moment(phase, name, {category: n for category, n in total.items() if n})
 
     @functools.cached_property
-    def _steady(self) -> Parts:
+    def _between(self) -> Parts:
         """What is held throughout a step."""
         resident = self.resident
-        stored, states = resident.stored(), resident.optimizer()
-        return joined(stored, states, resident.batch(), resident.accumulated())
+        return joined(resident.stored(), resident.optimizer(), resident.batch())
+
+    @functools.cached_property
+    def _steady(self) -> Parts:
+        """What is held throughout forward and backward."""
+        return joined(self._between, self.resident.shared(), self.resident.accumulated())
 
     @property
     def _hidden_bytes(self) -> int:
         """Bytes of the residual stream of a micro-batch."""
         return self.work.tokens * self.shape.hidden_size * sizes_of(self.recipe).hidden
 
-    @property
-    def _norms_keep_inputs(self) -> bool:
-        """Whether a layer's first norm keeps its input: it casts what is not fp32."""
-        return sizes_of(self.recipe).hidden == FP32_BYTES
+    def _norm_keeps_input(self, layer: PlannedLayer) -> bool:
+        """Whether a layer's first norm keeps its input: what is not fp32 it casts."""
+        return sizes_of(self.recipe).hidden == FP32_BYTES and layer.below_is_trained
 
     @property
     def _inputs_leave(self) -> bool:
@@ -129,18 +131,27 @@ class _Run:
             last: number of a layer.
             at_most: inputs of recomputed layers that are here where they go to the host.
         """
-        inputs, graphs = 0, list[Parts]()
+        inputs, normed = 0, 0
+        graphs: dict[int, tuple[Parts, int]] = {}
         for layer in self.layers[: last + 1]:
             if layer.is_trained and layer.recomputed:
                 inputs += 1
             elif layer.is_trained:
-                graphs.append(layer.passes.kept)
+                before = graphs.get(id(layer.passes), (layer.passes.kept, 0))[1]
+                graphs[id(layer.passes)] = (layer.passes.kept, before + 1)
+                normed += self._norm_keeps_input(layer)
         chunks = self.work.layer_chunks
-        kept: Parts = {category: n * chunks for category, n in joined(*graphs).items()}
+        kept = joined(*(times(parts, chunks * count) for parts, count in graphs.values()))
         if self._inputs_leave:
             inputs = min(inputs, at_most)
-        inputs += len(graphs) * self._norms_keep_inputs
-        return joined(kept, {"layer_inputs": inputs * self._hidden_bytes})
+        return joined(kept, {"layer_inputs": (inputs + normed) * self._hidden_bytes})
+
+    @functools.cached_property
+    def _gradients_from(self) -> list[int]:
+        """For every layer, bytes of the gradients of it and all above; then those above all."""
+        above = self.resident.gradients_above()
+        from_last = (self.resident.gradients(layer.weights) for layer in reversed(self.layers))
+        return [*itertools.accumulate(from_last, initial=above)][::-1]
 
     def _forward(self, number: int) -> Moment:
         layer = self.layers[number]
@@ -184,12 +195,13 @@ class _Run:
             softcap=self.shape.softcap,
             trained_bytes=elements * sizes.weight if trained else 0,
             on_cpu=not self.resident.on_gpu,
+            norm=self.layers[-1].norm,
         )
 
     def _backward(self, number: int) -> Moment:
         layer, hidden = self.layers[number], self._hidden_bytes
         own = joined(layer.passes.again if layer.recomputed else layer.passes.backward)
-        if layer.recomputed or self._norms_keep_inputs:
+        if layer.recomputed or self._norm_keeps_input(layer):
             own = joined(own, {"layer_inputs": hidden})
         chunks = self.work.layer_chunks
         if chunks > 1:
@@ -198,8 +210,7 @@ class _Run:
         before = self._kept(number - 1, at_most=INPUTS_ON_THE_WAY - 1)
         done: Parts = {"communication": self.gathers.reduced_before(number)}
         if not self.resident.accumulates:
-            after = sum(self.resident.gradients(each.weights) for each in self.layers[number + 1 :])
-            done["gradients"] = after + self.resident.outer_gradients()
+            done["gradients"] = self._gradients_from[number + 1]
         elif not layer.weights.gathered:
             own["gradients"] = 0  # added to those of earlier micro-batches, one by one
         gathered = self.gathers.in_backward(number)

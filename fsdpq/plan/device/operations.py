@@ -19,15 +19,17 @@ COLUMN_CHUNK = 1 << 22
 
 @dataclass(frozen=True)
 class Sizes:
-    """Bytes of an element.
+    """Bytes of an element, and what makes them.
 
     Attributes:
+        on_cpu: torch's kernels for the CPU take no mixed dtypes: they copy first.
         hidden: of what flows between layers, ``model.dtype``.
         compute: of products.
         trained: of trained weights.
         weight: of plain weights in products, as they are gathered.
     """
 
+    on_cpu: bool
     hidden: int
     compute: int
     trained: int
@@ -124,7 +126,7 @@ def _adapter_weight(tape: Tape, count: int, sizes: Sizes) -> Tensor:
 def _lora(tape: Tape, x: Tensor, layer: Linear, *, tokens: int, sizes: Sizes) -> Tensor:
     size, rank = sizes.compute, layer.rank
     inputs = cast(tape, x, tokens * layer.in_features * size, category="recomputed")
-    dropped = _dropout(tape, inputs, tokens * layer.in_features) if layer.dropout else inputs
+    dropped = _dropout(tape, inputs, sizes) if layer.dropout else inputs
     a = _adapter_weight(tape, rank * layer.in_features, sizes)
     inner = tape.run(tokens * rank * size, "recomputed", [dropped, a], saves=[dropped, a])
     tape.drop(a)
@@ -146,9 +148,10 @@ def _lora(tape: Tape, x: Tensor, layer: Linear, *, tokens: int, sizes: Sizes) ->
     return output
 
 
-def _dropout(tape: Tape, x: Tensor, elements: int) -> Tensor:
-    """Returns what is left of ``x``; backward keeps a mask of one byte an element."""
-    return tape.run(x.num_bytes, "recomputed", [x], saves_bytes=elements)
+def _dropout(tape: Tape, x: Tensor, sizes: Sizes) -> Tensor:
+    """Returns what is left of ``x``; backward keeps a mask, of bytes on a GPU, else as ``x``."""
+    mask = x.num_bytes if sizes.on_cpu else x.num_bytes // sizes.compute
+    return tape.run(x.num_bytes, "recomputed", [x], saves_bytes=mask)
 
 
 def _dora(tape: Tape, x: Tensor, layer: Linear, *, tokens: int, sizes: Sizes) -> Tensor:
@@ -157,17 +160,19 @@ def _dora(tape: Tape, x: Tensor, layer: Linear, *, tokens: int, sizes: Sizes) ->
     inputs = cast(tape, x, in_bytes, category="recomputed")
     dropped, rest = inputs, None
     if layer.dropout:
-        dropped = _dropout(tape, inputs, tokens * layer.in_features)
+        dropped = _dropout(tape, inputs, sizes)
         rest = tape.run(in_bytes, "recomputed", [dropped], handed=[inputs])
     a = _adapter_weight(tape, rank * layer.in_features, sizes)
     b = _adapter_weight(tape, rank * layer.out_features, sizes)
     magnitude = Tensor(layer.out_features * FP32_BYTES, "gradients", needs_grad=True)
     _unpack(tape, layer)
-    chunk = min(COLUMN_CHUNK, tokens * layer.out_features) * size
+    copies = FP32_BYTES if sizes.on_cpu and size != FP32_BYTES else 0
+    chunk = min(COLUMN_CHUNK, tokens * layer.out_features) * (size + copies)
     low = tokens * rank * size
     keeps_output = rest is None and not layer.bias and layer.out_features > layer.in_features
-    # The gradient of the sum of both products, of the low-rank input twice, beside the matrix.
-    during = max(chunk, out_bytes + 2 * low + layer.matrix_bytes)
+    # The gradient of the sum of both products, of the low-rank input twice, beside the matrix;
+    # before the gradients of the inputs exist, columns are summed.
+    during = max(chunk - in_bytes, out_bytes + 2 * low + layer.matrix_bytes)
     output = tape.run(
         out_bytes,
         "recomputed",
@@ -184,15 +189,31 @@ def _dora(tape: Tape, x: Tensor, layer: Linear, *, tokens: int, sizes: Sizes) ->
     return output
 
 
-def rms_norm(tape: Tape, x: Tensor, elements: int, hidden: int) -> Tensor:
-    """Returns the norm of ``x`` over its last dimension, computed in fp32.
+@dataclass(frozen=True)
+class Norm:
+    """A norm over the last dimension.
+
+    Attributes:
+        kind: ``rms``, of operations that each pass over all of it, or ``layer``, of one kernel.
+        trained: its weight is trained.
+    """
+
+    kind: Literal["rms", "layer"] = "rms"
+    trained: bool = False
+
+
+def norm(tape: Tape, x: Tensor, kind: Norm, *, hidden: int) -> Tensor:
+    """Returns the norm of ``x``; the caller still holds ``x``.
 
     Args:
         tape: records it.
         x: as it flows between layers.
-        elements: of it.
+        kind: of the norm.
         hidden: bytes of an element of ``x``.
     """
+    if kind.kind == "layer":
+        return tape.run(x.num_bytes, "recomputed", [x], saves=[x])
+    elements = x.num_bytes // hidden
     wide = elements * FP32_BYTES
     x32 = cast(tape, x, wide, category="recomputed") if hidden != FP32_BYTES else tape.view(x)
     squares = tape.run(wide, "recomputed", [x32], saves=[x32], backward=("recomputed", 2 * wide))
@@ -203,7 +224,8 @@ def rms_norm(tape: Tape, x: Tensor, elements: int, hidden: int) -> Tensor:
     )
     tape.drop(x32)
     rounded = cast(tape, normed, elements * hidden, category="recomputed")
-    output = tape.run(elements * hidden, "recomputed", [rounded], saves=[FROZEN])
+    kept = [rounded] if kind.trained else [FROZEN]
+    output = tape.run(elements * hidden, "recomputed", [rounded], saves=kept)
     tape.drop(rounded, normed)
     return output
 

@@ -29,18 +29,20 @@ class Passes:
     gradients: int
 
 
-def passes_of(block: Block, *, hidden_bytes: int, input_needs_grad: bool = True) -> Passes:
-    """Returns the passes of ``block``.
+def passes_of(block: Block, *, hidden_bytes: int) -> Passes:
+    """Returns the passes of ``block``, something below which is trained.
+
+    Where nothing is, as below the first layer, backward leaves out the gradient of the input, and
+    the layer after it holds more.
 
     Args:
         block: the operations of a layer.
         hidden_bytes: of its input and of its output.
-        input_needs_grad: something below it is trained.
     """
     plain = Tape(records=False)
     block(plain, Tensor(hidden_bytes, "recomputed"))
     tape = Tape()
-    output = block(tape, Tensor(hidden_bytes, "recomputed", needs_grad=input_needs_grad))
+    output = block(tape, Tensor(hidden_bytes, "recomputed", needs_grad=True))
     with_output = list(tape.events)
     tape.drop(output)
     graph, tape.events = tape.events, []

@@ -68,31 +68,52 @@ class Resident:
         return {"optimizer": self.weights.shard.optimizer if self.trained_is_here else 0}
 
     def batch(self) -> Parts:
-        """Returns a micro-batch, and what all layers share: positions as waves, a mask."""
+        """Returns a micro-batch."""
+        packed = self.recipe.data.packing != "none"
+        return {"layer_inputs": (4 if packed else 3) * ID_BYTES * self.work.tokens}
+
+    def shared(self) -> Parts:
+        """Returns what all layers share: positions as waves, a mask."""
         work, size = self.work, sizes_of(self.recipe).hidden
         packed = self.recipe.data.packing != "none"
-        ids = (4 if packed else 3) * ID_BYTES * work.tokens
         waves = 2 * (work.tokens if packed else work.seq_len) * self.shape.head_dim * size
         eager = self.recipe.model.attn_implementation == "eager"
         mask = work.rows * work.seq_len**2 * size if eager else 0
-        return {"layer_inputs": ids, "attention": waves + mask}
+        return {"attention": waves + mask}
+
+    def shard_gradients(self, group: GroupWeights) -> int:
+        """Returns the bytes of the gradients of one group as the optimizer takes them."""
+        return group.shard.trained if self.trained_is_here else 0
 
     def gradients(self, group: GroupWeights) -> int:
         """Returns the bytes of the gradients of one group, once its backward is done."""
         if self.recipe.fsdp.no_sync and self.reduces and self.accumulates:
             return group.whole.num_trained * DTYPE_BYTES[precision_of(self.recipe).reduce]
-        return group.shard.trained if self.trained_is_here else 0
+        return self.shard_gradients(group)
 
-    def outer_gradients(self) -> int:
-        """Returns the bytes of the gradients of embedding, head and last norm."""
-        outer = (group for group in self.weights.groups if group.name != "layer")
-        return sum(self.gradients(group) for group in outer)
+    def gradients_above(self) -> int:
+        """Returns the bytes of the gradients that are there when the layers' backward begins.
 
-    def all_gradients(self) -> int:
-        """Returns the bytes of all gradients."""
-        inner = sum(self.gradients(group) * group.count for group in self.weights.layers)
-        return inner + self.outer_gradients()
+        Those of the head and of the last norm. An embedding's are made last; where it is the head
+        too they are there, and wait for the lookup's.
+        """
+        tied = all(group.name != "head" for group in self.weights.groups)
+        total = 0
+        for group in self.weights.groups:
+            if group.name in ("head", "root"):
+                total += self.gradients(group)
+            elif group.name == "embedding" and tied:
+                total += group.whole.num_trained * sizes_of(self.recipe).weight
+        return total
 
     def accumulated(self) -> Parts:
         """Returns the gradients of earlier micro-batches."""
-        return {"gradients": self.all_gradients() if self.accumulates else 0}
+        if not self.accumulates:
+            return {}
+        every = (self.gradients(group) * group.count for group in self.weights.groups)
+        return {"gradients": sum(every)}
+
+    def reduced(self) -> Parts:
+        """Returns the gradients that the optimizer takes."""
+        every = (self.shard_gradients(group) * group.count for group in self.weights.groups)
+        return {"gradients": sum(every)}

@@ -277,6 +277,11 @@ def joined(*several: Mapping[Category, int]) -> Parts:
     return sum_of(list(itertools.chain.from_iterable(parts.items() for parts in several)))
 
 
+def times(parts: Parts, count: int) -> Parts:
+    """Returns ``count`` times as much."""
+    return {category: count * num_bytes for category, num_bytes in parts.items()}
+
+
 def sum_of(events: Sequence[Event]) -> Parts:
     """Returns what is held after ``events``, by category."""
     held: Counter[Category] = Counter()

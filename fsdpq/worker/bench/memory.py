@@ -52,9 +52,7 @@ def measure_memory(job: BenchJob, tell: Tell) -> BenchResult:
         tell(f"measuring {setup.name}")
         about = {"setup": asdict(setup), **arguments}
         name = f"{PROCESS}:measure_setup"
-        return _worst(
-            run_children(Work(setup.name, name, about, setup.num_ranks), job.directory)
-        )
+        return _worst(run_children(Work(setup.name, name, about, setup.num_ranks), job.directory))
 
     with ThreadPoolExecutor(job.threads if job.device == "cpu" else 1) as pool:
         found = {s.name: one for s, one in zip(setups, pool.map(run, setups), strict=True)}

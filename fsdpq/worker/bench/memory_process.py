@@ -204,9 +204,7 @@ def measure_setup(*, setup: Mapping[str, Any], root: str, device: str) -> dict[s
         "frozen_bytes": trainee.frozen_bytes,
         "trained_bytes": trainee.trained_bytes,
         "phases": resident.as_dict(),
-        "steps": {
-            length: measure_allocations(trainee, length, where) for length in chosen.lengths
-        },
+        "steps": {length: measure_allocations(trainee, length, where) for length in chosen.lengths},
     }
     wait_for_all()
     return json.loads(json.dumps(found))  # keys become texts, as the reader gets them

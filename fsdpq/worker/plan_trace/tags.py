@@ -22,7 +22,6 @@ from fsdpq.plan.result import Category
 from fsdpq.protocols import Quantizer, RowReader
 from fsdpq.worker.plan_trace.tracker import Tracker
 
-
 POST_BACKWARD = "RegisterPostBackwardFunctionBackward"
 """The node in which FSDP2 reduces the gradients of a group (torch 2.13)."""
 

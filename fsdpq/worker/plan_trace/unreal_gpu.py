@@ -21,7 +21,7 @@ from torch.testing._internal.distributed import fake_pg
 from torch.utils import backend_registration
 
 # Gives the collectives of c10d an implementation for fake tensors.
-import torch.distributed._tools.fake_collectives  # noqa: F401, I001  # isort: skip
+import torch.distributed._tools.fake_collectives  # isort: skip
 
 NAME = "gpu"
 BACKEND = "unreal"
