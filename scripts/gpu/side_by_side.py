@@ -44,7 +44,15 @@ def table(rows: dict[str, dict[str, Any]]) -> Iterator[str]:
         yield f"| {case.name} | " + " | ".join(cells) + " |"
 
 
-ALONE_COLUMNS = ("tokens/s", "host plan", "host", "anonymous", "pages of the file")
+ALONE_COLUMNS = (
+    "plan, tokens/s",
+    "tokens/s",
+    "plan, host",
+    "host",
+    "anonymous",
+    "pages of the file",
+)
+SPEEDS = ("plan_tokens_per_s", "tokens_per_s")
 
 
 def alone_table(rows: dict[str, dict[str, Any]]) -> Iterator[str]:
@@ -53,9 +61,9 @@ def alone_table(rows: dict[str, dict[str, Any]]) -> Iterator[str]:
     yield "| --- " * (1 + len(ALONE_COLUMNS)) + "|"
     for case in (case for case in CASES if case.ranks == 1):
         row = rows.get(case.name, {})
-        speed = f"{row['tokens_per_s']:.0f}" if "tokens_per_s" in row else ""
+        speeds = [f"{row[k]:.0f}" if row.get(k) else "" for k in SPEEDS]
         keys = ("plan_host_gib", "host_gib", "anon_peak_gib", "file_pages_gib")
-        yield f"| {case.name} | " + " | ".join([speed, *(_gib(row.get(k)) for k in keys)]) + " |"
+        yield f"| {case.name} | " + " | ".join([*speeds, *(_gib(row.get(k)) for k in keys)]) + " |"
 
 
 def _gib(value: float | None) -> str:

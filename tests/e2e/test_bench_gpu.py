@@ -80,7 +80,7 @@ def test_proof_of_70b_runs_with_tiny_shapes(
     ratio = rows[few]["peak_gib"] / rows[few]["plan_gib"]
     assert line.split(" | ")[4] == f"{ratio:.3f}"
     [line] = [line for line in alone_table(rows) if "offload=disk" in line]
-    assert line.count("|  |") == 0, "every cell is filled"
+    assert line.count("|  |") == 1, "but for the plan's speed, of a CPU"
     [theirs] = [line for line in table(rows) if "mistral-7b, rank 0 of 2, 1x24576" in line]
     assert theirs.endswith(" |  | 22.54 |"), "not measured"
 
