@@ -12,6 +12,8 @@ from pathlib import Path
 
 from fsdpq.errors import CheckpointError, FsdpqError, UsageError
 from fsdpq.fetch.cache_entries import parse_size
+from fsdpq.fetch.hub import REPOSITORY_PATTERN
+from fsdpq.fetch.hub_shape import shape_from_hub
 from fsdpq.launch.machine.cpu_rates import kept_cpu_dtype
 from fsdpq.launch.machine.resolve import resolve_launch
 from fsdpq.launch.machine.this_machine import describe_this_machine
@@ -192,12 +194,14 @@ def shape_of(loaded: LoadedRecipe) -> ModelShape:
     model = loaded.recipe.model
     try:
         shape = find_shape(model.name_or_path, loaded.base_dir)
-        if shape is None:
-            from fsdpq.fetch.hub_shape import shape_from_hub  # imports huggingface_hub
-
+        if shape is None and REPOSITORY_PATTERN.fullmatch(model.name_or_path):
             shape = shape_from_hub(model.name_or_path, revision=model.revision)
     except CheckpointError as error:
         raise UsageError(error.message, hint=error.hint) from error
+    if shape is None:
+        message = f"the shape of `{model.name_or_path}` is not known"
+        hint = "name a directory of this machine, or a model of `fsdpq kinds model`"
+        raise UsageError(message, hint=hint)
     return shape
 
 
