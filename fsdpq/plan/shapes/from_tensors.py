@@ -1,8 +1,8 @@
 """The tensors of a model of any family, recognised by structure in the headers of its files.
 
-The decoder layers are the longest run of numbered blocks, a matrix in them is a linear layer, the
-matrices with a row for every word are embedding and head. What files keep apart and transformers
-keeps together (experts) is put together.
+The decoder layers are the numbered blocks of which there are as many as the config says, a matrix
+in them is a linear layer, the matrices with a row for every word are embedding and head. What files
+keep apart and transformers keeps together (experts) is put together.
 """
 
 from __future__ import annotations
@@ -97,7 +97,9 @@ def _find_layers(
             f"tensors, found {', '.join(f'{p}* ({len(r)})' for p, r in runs.items()) or 'none'}",
             hint="only decoder-only language models of transformers can be planned",
         )
-    prefix = max(fitting, key=lambda p: (len(fitting[p]), _num_weights(fitting[p].values())))
+    prefix = max(
+        fitting, key=lambda p: (len(fitting[p]) == num_layers, _num_weights(fitting[p].values()))
+    )
     run = fitting[prefix]
     kept = sorted(run)[: num_layers or len(run)]  # what follows predicts further tokens: not used
     return prefix, {index: run[index] for index in kept}
