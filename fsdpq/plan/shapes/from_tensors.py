@@ -33,7 +33,10 @@ _SMALL_BUFFERS = ("e_score_correction_bias",)
 FP32_ROUTERS = ("ernie4_5_moe", "hunyuan_v1_moe")
 """Model types whose classes make the router and what corrects it in fp32 (transformers 5.23)."""
 
-HEADS = ("lm_head", "embed_out", "output")
+OLD_NAMES = {"embed_out.weight": "lm_head.weight"}
+"""What files of GPT-NeoX call a tensor -> what transformers 5 calls it."""
+
+HEADS = ("lm_head", "output")
 EMBEDDINGS = ("embed_tokens", "wte", "word_embeddings", "embed_in", "tok_embeddings", "embeddings")
 
 _NUMBERED = re.compile(r"^(.*?\.)(\d+)\.(.+)$")
@@ -51,7 +54,11 @@ def shape_from_tensors(name: str, config: Mapping[str, Any], tensors: Tensors) -
         CheckpointError: no decoder layers or no embedding are found.
     """
     text = text_config(config)
-    found = {key: shape for key, shape in tensors.items() if _is_parameter(key, shape)}
+    found = {
+        OLD_NAMES.get(key, key): shape
+        for key, shape in tensors.items()
+        if _is_parameter(key, shape)
+    }
     prefix, layers = _find_layers(name, found, size_of(text, "num_hidden_layers"))
     num_experts = size_of(text, "num_experts") or 0
     groups = _layer_groups(layers, num_experts, text.get("model_type") in FP32_ROUTERS)
