@@ -79,8 +79,16 @@ def _list_benchmarks(*, as_json: bool) -> None:
     from fsdpq.run_files.benchmarks import BENCHMARKS
 
     if as_json:
-        rows = [{"name": b.name, "summary": b.summary, "minutes": b.minutes[0],
-                 "settings": dict(b.settings), "reference": b.reference} for b in BENCHMARKS]
+        rows = [
+            {
+                "name": b.name,
+                "summary": b.summary,
+                "minutes": b.minutes[0],
+                "settings": dict(b.settings),
+                "reference": b.reference,
+            }
+            for b in BENCHMARKS
+        ]
         echo_json(rows)
         return
     for row in BENCHMARKS:

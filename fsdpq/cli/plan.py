@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -47,15 +47,26 @@ def hardware_options(function: Callable[..., Any]) -> Callable[..., Any]:
 @hardware_options
 @click.option("--max", "limits", is_flag=True, help="The longest rows, largest batch and rank.")
 @click.option("--table", "variants", is_flag=True, help="Compare strategies and offload.")
+@click.option(
+    "--trace",
+    is_flag=True,
+    help="Run the worker's own step under fake tensors, and compare. Minutes for a large model.",
+)
+@click.option(
+    "--measure",
+    is_flag=True,
+    help="Run rank 0 for real on the first GPU of this machine, and compare.",
+)
 @json_option
 def plan_command(
     recipe: Path,
     *,
     overrides: tuple[str, ...],
     hardware: Any,
-    limits: bool,
-    variants: bool,
     as_json: bool,
+    trace: bool,
+    measure: bool,
+    **answers: bool,
 ) -> None:
     """Say what RECIPE takes: memory, disk, time; whether it fits, and what would make it fit.
 
@@ -63,16 +74,33 @@ def plan_command(
     weights are downloaded, and no GPU is needed. The exit code is 3 where it does not fit.
     """
     from fsdpq.cli.plan_text import render_plan
-    from fsdpq.launch.plan import plan_recipe
+    from fsdpq.launch.plan import prepare_plan
     from fsdpq.plan.as_json import plan_json
     from fsdpq.plan.build import Wanted
 
-    wanted = Wanted(limits=limits, variants=variants)
-    plan = plan_recipe(recipe, overrides, hardware, wanted=wanted)
+    case = prepare_plan(recipe, overrides, hardware)
+    plan = case.build(Wanted(**answers))
+    fields = plan_json(plan)
+    if not as_json:
+        _echo(render_plan(plan))
+    for wanted, run in ((trace, case.trace), (measure, case.measure)):
+        if wanted:
+            found = run()
+            fields[found.how] = found.as_json()
+            if not as_json:
+                _compare(plan, found)
     if as_json:
-        echo_json(plan_json(plan))
-    else:
-        for line in render_plan(plan):
-            click.echo(line, color=wants_color(sys.stdout))
+        echo_json(fields)
     if plan.fits is False:
         sys.exit(ExitCode.DOES_NOT_FIT)
+
+
+def _compare(plan: Any, found: Any) -> None:
+    from fsdpq.cli.plan_compared import render_comparison
+
+    _echo(render_comparison(plan, found))
+
+
+def _echo(lines: Iterable[str]) -> None:
+    for line in lines:
+        click.echo(line, color=wants_color(sys.stdout))

@@ -23,15 +23,16 @@ LABELS: dict[Category, str] = {
     "gathered": "gathered layers",
     "communication": "communication buffers",
     "dequantized": "dequantized matrix",
-    "layer_inputs": "kept activations",
-    "recomputed": "one layer's activations",
+    "layer_inputs": "inputs of layers",
+    "recomputed": "activations inside layers",
     "attention": "attention",
     "loss": "loss of one chunk",
     "load": "loading and quantizing",
+    "workspace": "workspace of products",
     "context": "CUDA and its libraries",
     "fragmentation": "fragmentation",
 }
-_ON_CPU = {**LABELS, "context": "the process itself"}
+_ON_CPU: dict[Category, str] = {**LABELS, "context": "the process itself"}
 
 
 def render_plan(plan: Plan) -> Iterator[str]:
@@ -229,7 +230,7 @@ def _price(time: StepTime) -> str:
 
 
 def _seconds(seconds: float | None) -> str:
-    return "not known" if seconds is None else format_duration(seconds)
+    return "" if seconds is None else format_duration(seconds)
 
 
 def _of(size: int, has: int | None) -> str:

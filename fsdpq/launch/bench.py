@@ -195,7 +195,9 @@ def make_directory(out: Path | None) -> Path:
     """
     if out is None:
         stem = f"bench-{datetime.now():%Y%m%d-%H%M%S}"  # the user's own time
-        out = next(p for n in range(1000) if not (p := RUNS / f"{stem}{f'-{n}' * (n > 0)}").exists())
+        out = next(
+            p for n in range(1000) if not (p := RUNS / f"{stem}{f'-{n}' * (n > 0)}").exists()
+        )
     elif (out / RECORD_NAME).exists():
         raise UsageError(f"`{out}` holds a record already", hint="give another `--out`")
     try:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from fsdpq.errors import FsdpqError, UsageError
+from fsdpq.errors import CheckpointError, FsdpqError, UsageError
 from fsdpq.fetch.cache_entries import parse_size
 from fsdpq.launch.machine.cpu_rates import kept_cpu_dtype
 from fsdpq.launch.machine.resolve import resolve_launch
@@ -22,7 +22,10 @@ from fsdpq.plan.machine import Machine
 from fsdpq.plan.result import Edit, Plan
 from fsdpq.plan.shape import ModelShape
 from fsdpq.plan.shapes.find import find_shape
+from fsdpq.plan.traced import Traced
+from fsdpq.recipe.checks.facts import model_directory
 from fsdpq.recipe.load import LoadedRecipe, load_recipe
+from fsdpq.recipe.precision import compute_dtype
 from fsdpq.recipe.root import Recipe
 
 
@@ -77,6 +80,31 @@ class Planned:
         )
         return replace(plan, edits=tuple(edit for edit in plan.edits if self.works(edit)))
 
+    def trace(self) -> Traced:
+        """Returns what the worker's own step takes under fake tensors; minutes for a large model.
+
+        Raises:
+            FsdpqError: it cannot be traced; says why.
+        """
+        from fsdpq.launch.plan_runs import trace_recipe
+
+        return trace_recipe(self.recipe, self.shape, config_dir=self._directory)
+
+    def measure(self) -> Traced:
+        """Returns what rank 0 takes for real, on the first GPU of this machine.
+
+        Raises:
+            FsdpqError: it cannot be measured; says why.
+        """
+        from fsdpq.launch.plan_runs import measure_recipe
+
+        return measure_recipe(self.recipe, self.shape, config_dir=self._directory)
+
+    @property
+    def _directory(self) -> Path | None:
+        """The model's directory, None where its name is no directory of this machine."""
+        return model_directory(self.recipe, self.loaded.base_dir)
+
     def works(self, edit: Edit) -> bool:
         """Whether the recipe loads with the edit as an override, and then takes what it says."""
         overrides = (*self.loaded.overrides, *edit.settings)
@@ -90,28 +118,23 @@ class Planned:
         return case.fits(recipe, memory) is True and memory.peak_bytes == edit.peak_bytes
 
 
-def plan_recipe(
-    path: Path, overrides: Sequence[str], hardware: Hardware | None = None, *, wanted: Wanted
-) -> Plan:
-    """Returns the plan of the recipe at ``path``.
+def prepare_plan(path: Path, overrides: Sequence[str], hardware: Hardware) -> Planned:
+    """Returns all that the plan of the recipe at ``path`` follows from.
 
     Raises:
         RecipeError: it has mistakes.
         UsageError: the hardware cannot be read, or the model's shape cannot be known.
         FetchError: the hub cannot be asked for it.
     """
-    return prepare_plan(path, overrides, hardware or Hardware()).build(wanted)
-
-
-def prepare_plan(path: Path, overrides: Sequence[str], hardware: Hardware) -> Planned:
-    """Returns all that the plan of a recipe follows from; see `plan_recipe`."""
     machine = parse_hardware(hardware)
     loaded = load_recipe(path, overrides)
     recipe, notes = resolve_for(loaded.recipe, machine)
     if recipe.launch.device == "cuda" and machine.is_this and not machine.gpus:
         machine = replace(machine, gpus=None, ram_bytes=None, is_this=False)
         notes.append("this machine has no GPU: `--gpus 2x24GiB --ram 64GiB` says whether it fits")
-    return Planned(loaded, recipe, shape_of(loaded), machine, (*notes, *_unknown(machine)))
+    return Planned(
+        loaded, recipe, shape_of(loaded), machine, (*notes, *_machine_notes(recipe, machine))
+    )
 
 
 def parse_hardware(given: Hardware) -> Machine:
@@ -166,15 +189,18 @@ def shape_of(loaded: LoadedRecipe) -> ModelShape:
     """Returns the shape of the recipe's model: of its directory, its card, or the hub's headers.
 
     Raises:
-        UsageError: it is nowhere.
+        UsageError: it cannot be told; says why.
         FetchError: the hub cannot be asked.
     """
-    name = loaded.recipe.model.name_or_path
-    shape = find_shape(name, loaded.base_dir)
-    if shape is None:
-        from fsdpq.fetch.hub_shape import shape_from_hub
+    model = loaded.recipe.model
+    try:
+        shape = find_shape(model.name_or_path, loaded.base_dir)
+        if shape is None:
+            from fsdpq.fetch.hub_shape import shape_from_hub  # imports huggingface_hub
 
-        shape = shape_from_hub(name, revision=loaded.recipe.model.revision)
+            shape = shape_from_hub(model.name_or_path, revision=model.revision)
+    except CheckpointError as error:
+        raise UsageError(error.message, hint=error.hint) from error
     return shape
 
 
@@ -183,8 +209,13 @@ def count_rows(recipe: Recipe) -> int | None:
     return recipe.data.max_rows
 
 
-def _unknown(machine: Machine) -> Iterator[str]:
-    """Yields what is not known of a machine, and how to say it."""
+def _machine_notes(recipe: Recipe, machine: Machine) -> Iterator[str]:
+    """Yields what a machine cannot do, and what is not known of it."""
+    if machine.gpus and not machine.gpus[0].has_bf16 and compute_dtype(recipe) == "bf16":
+        yield (
+            f"`fsdpq train` refuses bf16 on a {machine.gpus[0].name}, which lacks it: "
+            "`fsdp.precision=fp16_autocast` computes in fp16 and scales the loss"
+        )
     if machine.gpus and machine.gpus[0].bf16_flops is None:
         yield "how fast the GPU is is not known: name it, as in `--gpus 2xRTX4090`, for times"
     if machine.gpus and machine.ram_bytes is None:
@@ -193,8 +224,8 @@ def _unknown(machine: Machine) -> Iterator[str]:
 
 def _ram(text: str) -> int:
     """Returns the bytes of ``64GiB``; memory that is sold as 64 GB has 64 GiB too."""
-    number = text.strip().lower().removesuffix("b").removesuffix("i").removesuffix("g")
-    return _size(f"{number.strip()}GiB", "--ram", "64GiB")
+    plain = text.strip().lower().removesuffix("b").removesuffix("i").removesuffix("g").strip()
+    return _size(f"{plain}GiB" if plain.isdecimal() else text, "--ram", "64GiB")
 
 
 def _size(text: str, option: str, example: str) -> int:

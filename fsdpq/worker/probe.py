@@ -20,8 +20,10 @@ from typing import Any
 import psutil
 
 MIB = 2**20
-COPIED_BYTES = 256 * MIB
-PINNED_BYTES = 4096 * MIB
+COPIED_BYTES = 64 * MIB
+"""The largest try takes some 10 times as much of a GPU."""
+
+PINNED_BYTES, PIECE_BYTES = 4096 * MIB, 256 * MIB
 """Enough to meet the limits that are known; pinning all that a 70B needs takes a quarter minute."""
 
 PINNED_SHARE = 0.25
@@ -118,12 +120,12 @@ def pin_memory() -> Facts:
     wanted = int(min(PINNED_BYTES, PINNED_SHARE * psutil.virtual_memory().available))
     pieces: list[Any] = []
     error = ""
-    while len(pieces) * COPIED_BYTES < wanted and not error:
+    while len(pieces) * PIECE_BYTES < wanted and not error:
         try:
-            pieces.append(torch.empty(COPIED_BYTES, dtype=torch.uint8, pin_memory=True))
+            pieces.append(torch.empty(PIECE_BYTES, dtype=torch.uint8, pin_memory=True))
         except RuntimeError as failure:
             error = (str(failure).strip().splitlines() or [""])[0]
-    return {"pinned_bytes": len(pieces) * COPIED_BYTES, "failure": error}
+    return {"pinned_bytes": len(pieces) * PIECE_BYTES, "failure": error}
 
 
 def copy_to_host(device: Any) -> Facts:
@@ -155,10 +157,9 @@ def copy_to_peer(source: Any, target: Any) -> Facts:
     rate = _rate(lambda: arrived.copy_(sent), source, target)
     expected = torch.empty_like(arrived)
     pattern(expected, 1 + source.index)
-    return {
-        "access": torch.cuda.can_device_access_peer(source, target),
-        "different": int((arrived != expected).sum()), "bytes_per_s": rate,
-    }  # fmt: skip
+    different = int((arrived != expected).sum())
+    access = torch.cuda.can_device_access_peer(source, target)
+    return {"access": access, "different": different, "bytes_per_s": rate}
 
 
 def pattern(bytes_: Any, seed: int) -> None:
@@ -179,7 +180,8 @@ def _seconds(copy: Callable[[], object], devices: tuple[Any, ...]) -> float:
 
     def wait() -> None:
         for device in devices:
-            torch.cuda.synchronize(device)
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
 
     wait()
     started = time.perf_counter()

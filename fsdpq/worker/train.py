@@ -109,7 +109,7 @@ def train(files: RunFiles, watch: RankWatch, *, trust_remote_code: bool, resume:
     trainer = dataclasses.replace(trainer, memory=memory)
     check_exportable(recipe, inputs, assembled)
     announce(events, summarize_setup(recipe, assembled, data, trainer, device))
-    watch.post_mortem.learn(recipe, assembled, trainer)
+    watch.post_mortem.learn(recipe, assembled, trainer, inputs.model_dir)
     answerer = Answerer(
         assembled,
         tokenizer,

@@ -34,20 +34,28 @@ PARTS = {
     "whole": "scripts.gpu.parts.seventy:on_device",
     "stock70": "scripts.gpu.parts.seven:contender_70b",
     "trace": "scripts.gpu.parts.trace:run",
-    "ranks": "scripts.gpu.parts.ranks:run",
+    "plan": "scripts.gpu.parts.proof:foretell",
+    "traces": "scripts.gpu.parts.proof:traces",
+    "pinned70": "scripts.gpu.parts.alone:pinned",
+    "disk70": "scripts.gpu.parts.alone:disk",
+    "few-cards": "scripts.gpu.parts.proof:few_cards",
+    "first": "scripts.gpu.parts.proof:first_recipe",
 }
 """Functions of a `Bench`, by the name of the part."""
 
 Stage = tuple[Task, ...]
 """Tasks that run at the same time: nothing in it is timed, or there is one only."""
 
-_TIMED = ("packing", "seven", "stock", "seventy", "whole", "stock70", "ranks", "trace")
+_TIMED = ("packing", "seven", "stock", "seventy", "whole", "stock70", "trace")
+
+_PROOF = {"plan": 60, "pinned70": 330, "few-cards": 150, "first": 180, "disk70": 240}
+"""Seconds of each, in this order: together a quarter of an hour."""
 
 _CHECKS = ("self-test", "gpu-tests", "isolation", "bases", "train")
 
 PLANS: dict[str, tuple[Stage, ...]] = {
     "smoke": (
-        tuple(Task(part, 300, tiny=True) for part in (*_CHECKS, *_TIMED)),
+        tuple(Task(part, 300, tiny=True) for part in (*_CHECKS, *_TIMED, *_PROOF)),
         (Task("copies", 60),),
     ),
     "full": (
@@ -55,4 +63,6 @@ PLANS: dict[str, tuple[Stage, ...]] = {
         (Task("copies", 60),),
         *((Task(part, 400),) for part in _TIMED),
     ),
+    "traces": ((Task("traces", 3600),),),
+    "proof": tuple((Task(part, seconds),) for part, seconds in _PROOF.items()),
 }

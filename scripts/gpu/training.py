@@ -17,11 +17,18 @@ from torch import nn
 from fsdpq.data.dealing.collate import Step, build_step
 from fsdpq.data.text.tokenize import Row
 from fsdpq.metrics.peaks import GIB, peaks, reset_peaks, synchronize
+from fsdpq.recipe.root import Recipe
 from fsdpq.registry import resolve_builder
 from fsdpq.training.step import StepMode, train_step
-from scripts.bench_train.contenders import MAX_NORM, Options, batch_ids, recipe_of
-from scripts.bench_train.random_base import assemble_random
-from scripts.bench_train.shapes import Batch, Shape, step_flops
+from fsdpq.worker.assemble import Assembled
+from fsdpq.worker.bench.contenders import (
+    MAX_NORM,
+    ContenderOptions,
+    assemble_shape,
+    batch_ids,
+    recipe_of,
+)
+from fsdpq.worker.bench.shapes import Batch, Shape, step_flops
 
 Sections = dict[str, dict[str, Any]]
 PLAIN = StepMode()
@@ -78,18 +85,39 @@ def build_trainer(
         source: of the base.
     """
     started = time.perf_counter()
-    options = Options(shape, None, "bf16", device.type, lora_rank, tokens, "none", False)
-    recipe = recipe_of(options, **sections)
-    assembled = assemble_random(recipe, shape, tokens, device=device, source=source)
+    recipe = build_recipe(shape, tokens, device.type, lora_rank=lora_rank, sections=sections)
+    assembled = assemble_shape(recipe, shape, tokens, device=device, source=source)
+    return trainer_of(assembled, recipe, shape, device=device, started=started)
+
+
+def build_recipe(
+    shape: Shape, tokens: int, device_type: str, *, lora_rank: int, sections: Sections
+) -> Recipe:
+    """Returns a recipe over NF4 with double quantization, in bf16; see `build_trainer`."""
+    options = ContenderOptions(shape, None, "bf16", device_type, lora_rank, tokens)
+    return recipe_of(options, **sections)
+
+
+def trainer_of(
+    assembled: Assembled, recipe: Recipe, shape: Shape, *, device: torch.device, started: float
+) -> Trainer:
+    """Returns a model that trains, of one that is loaded.
+
+    Args:
+        assembled: the model.
+        recipe: its own; the adapter is LoRA.
+        shape: of the model.
+        device: this rank's.
+        started: when it was begun, by `time.perf_counter`.
+    """
     optimizer = resolve_builder("optimizer", recipe.optimizer)(
         recipe.optimizer, assembled.named_trainable
     )
     assembled.model.train()
     synchronize(device)
+    rank = getattr(recipe.adapter, "rank", 0)
     seconds = time.perf_counter() - started
-    return Trainer(
-        assembled.model, optimizer, assembled.trainable, shape, lora_rank, device, seconds
-    )
+    return Trainer(assembled.model, optimizer, assembled.trainable, shape, rank, device, seconds)
 
 
 @functools.cache

@@ -7,11 +7,15 @@ from pathlib import Path
 
 import click
 import pytest
+from support.nvidia_smi import install_nvidia_smi
 
 from fsdpq.cli import doctor as command
 from fsdpq.cli.main import main
 from fsdpq.launch import doctor, self_test
 from fsdpq.launch.doctor import FAIL, OK, WARN, Finding
+from fsdpq.launch.doctor import gpus as gpu_looks
+from fsdpq.launch.doctor.device import Probed, explain_probed
+from fsdpq.launch.machine.gpus import query_gpus
 from fsdpq.launch.self_test import Ranks, SelfTest
 from fsdpq.run_files.rows import CheckResult
 
@@ -65,6 +69,49 @@ def test_exit_code_says_whether_training_can_work(
         "subject": "software", "name": "torch", "status": "ok", "value": "2.13.0, CPU build",
         "remedy": "",
     }  # fmt: skip
+
+
+def test_machine_with_two_gpus_is_told_as_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    topology = "\tGPU0\tGPU1\nGPU0\t X \tPHB\nGPU1\tPHB\t X \n"
+    install_nvidia_smi(
+        tmp_path, monkeypatch,
+        [{}, {"pcie.link.width.current": "4", "memory.free": "20000 MiB"}],
+        apps=[{"gpu_uuid": "GPU-0001", "pid": "4711", "process_name": "python",
+               "used_memory": "4100 MiB"}],
+        texts={("topo", "-m"): topology},
+    )  # fmt: skip
+    monkeypatch.setattr(gpu_looks, "torch_cuda", lambda: "13.0")
+    found = query_gpus()
+    looks = (
+        gpu_looks.find_driver, gpu_looks.find_gpus, gpu_looks.find_links, gpu_looks.find_processes,
+    )  # fmt: skip
+    findings = [finding for look in looks for finding in look(found)]
+    peer = {"access": True, "different": 9, "bytes_per_s": 1e9}
+    findings += explain_probed(Probed({"peer cuda:0 cuda:1": peer}), found)
+    lines = [click.unstyle(line) for line in command.render_findings(findings)]
+    assert lines == TWO_GPUS.splitlines()
+
+
+TWO_GPUS = """\
+GPUs
+  ok       driver        580.65.06
+  ok       GPU 0         NVIDIA GeForce RTX 4090, 23.5 of 24.0 GiB free, PCIe 4.0 x16, 450 W
+  warn     GPU 1         NVIDIA GeForce RTX 4090, 19.5 of 24.0 GiB free, PCIe 4.0 x4, 450 W: others use it
+                         do: end what uses it (see `nvidia-smi`), or leave it out: CUDA_VISIBLE_DEVICES
+  warn     GPU 1 lanes   4 of its 16 PCIe lanes
+                         do: put it into a slot with more lanes, or plan without `fsdp.offload`, which moves the base over them in every step
+  ok       links         between GPUs: over the processor's PCIe host (PHB)
+  warn     process 4711  computes on GPU 1: python, 4.3 GB
+                         do: wait for it, or end it if it is yours: `kill 4711`
+
+device
+  fail     peer copies  1 of 1 pairs, the first cuda:0 to cuda:1: 9 bytes arrive wrong
+                        do: set `NCCL_P2P_DISABLE=1` in the environment: peer-to-peer copies of GeForce 40 and 50 hang or corrupt on some boards (NVIDIA/nccl-tests#117, NVIDIA/nccl#1637)
+
+training cannot work here: 1 of 7 findings failed
+"""  # noqa: E501
 
 
 def test_only_looking_tries_nothing(

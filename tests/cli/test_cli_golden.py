@@ -24,7 +24,8 @@ MIN_ERROR_TEXTS = 40
 @pytest.fixture(autouse=True)
 def in_a_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    # What is installed differs from machine to machine.
+    # What is installed, and which GPUs there are, differs from machine to machine.
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
 
 

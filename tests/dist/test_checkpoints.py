@@ -17,8 +17,11 @@ import torch
 from support import bases
 from support.ranks import RankPool
 from support.saved_runs import Bench, Sections, Told, train_on
-from support.tiny import save_tiny_llama
+from support.tiny import save_tiny_llama, tiny_recipe
 
+from fsdpq.plan.disk import checkpoint_bytes
+from fsdpq.plan.shapes import shape_from_directory
+from fsdpq.plan.weights import plan_weights
 from fsdpq.tensor_files.checkpoint_manifest import list_checkpoints, read_checkpoint
 from fsdpq.training.loop import Trainer
 
@@ -80,6 +83,15 @@ def go_on(
     [row] = [row for row in told.events if row["event"] == "resume"]
     assert row["step"] == SAVED
     return told
+
+
+def assert_planned(folder: Path, directory: Path, recipe: Sections, world: int) -> None:
+    """Compares the size of the checkpoint with the plan's: numbers in it have as many digits."""
+    planned = tiny_recipe(**recipe, launch={"nproc_per_node": world})
+    weights = plan_weights(planned, shape_from_directory(directory))
+    [found] = list_checkpoints(folder)
+    num_bytes = sum(path.stat().st_size for path in found.iterdir())
+    assert checkpoint_bytes(planned, weights) == pytest.approx(num_bytes, rel=0.02)
 
 
 def assert_same(resumed: Told, whole: Told) -> None:
@@ -163,6 +175,7 @@ def test_methods_go_on(ranks: RankPool, tmp_path: Path, method: str) -> None:
     directory = save_tiny_llama(tmp_path / "model", tied=False)
     recipe = sections(METHODS[method])
     whole = interrupt(ranks, 2, directory, tmp_path / "run", recipe)
+    assert_planned(tmp_path / "run", directory, recipe, 2)
     resumed = go_on(ranks, 2, directory, tmp_path / "run", recipe)
     assert_same(resumed, whole)
     for name, value in whole.residual.items():
@@ -186,6 +199,7 @@ def test_optimizers_go_on(ranks: RankPool, tiny: Path, tmp_path: Path, name: str
     large = {"adapter": {"kind": "lora", "rank": 32, "alpha": 8.0}}  # 8-bit means from 4096 on
     recipe = sections({"optimizer": OPTIMIZERS[name]}, schedule, large)
     whole = interrupt(ranks, 2, tiny, tmp_path, recipe)
+    assert_planned(tmp_path, tiny, recipe, 2)
     assert_same(go_on(ranks, 2, tiny, tmp_path, recipe), whole)
     rel = 1e-3 if name == "adamw_8bit" else 1e-5  # its means are rounded in other blocks
     assert_close(go_on(ranks, 1, tiny, tmp_path, recipe), whole, rel=rel)

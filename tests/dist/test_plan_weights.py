@@ -10,12 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from support.shards import planned_bytes, shard_on_meta
 from support.tiny import tiny_recipe
 from transformers import AutoConfig
 
+from fsdpq.model.loading.base_layout import plan_layout
+from fsdpq.plan.base_file import weights_bytes
 from fsdpq.plan.shapes import shape_from_directory
 from fsdpq.plan.weights import plan_weights
+from fsdpq.worker.quantize import build_frozen_model
 
 LORA: dict[str, Any] = {"kind": "lora", "rank": 4}
 DORA: dict[str, Any] = {"kind": "dora", "rank": 5}
@@ -121,3 +125,18 @@ def test_shards_are_as_large_as_planned_for_every_method_and_strategy(
 ) -> None:
     model = "llama" if adapter.get("modules_to_save") == ["norm", "lm_head"] else "tied"
     check(directories[model], num_ranks, adapter=adapter, quantization=quantization, fsdp=fsdp)
+
+
+@pytest.mark.parametrize("model", ["llama", "tied", "experts", "biases"])
+def test_the_file_of_a_quantized_base_is_as_large_as_planned(
+    directories: dict[str, Path], model: str
+) -> None:
+    quantization = HQQ | {"nbits": 3, "modules_to_not_convert": ["0.self_attn.o_proj"]}
+    if model == "biases":
+        quantization = NF4
+    recipe = tiny_recipe(quantization=quantization, model={"dtype": "bf16"})
+    whole = build_frozen_model(
+        recipe, directories[model], dtype=torch.bfloat16, trust_remote_code=False
+    )
+    planned = weights_bytes(recipe, shape_from_directory(directories[model]))
+    assert planned == plan_layout(whole).num_bytes

@@ -13,11 +13,13 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
+from fsdpq.plan.base_file import base_bytes
+from fsdpq.plan.shapes import shape_from_directory
 from fsdpq.quantization.hqq import unpack_rows
 from fsdpq.tensor_files.base_manifest import WEIGHTS_NAME, read_manifest
 from support import bases
 from support.ranks import RankPool
-from support.tiny import save_tiny_llama
+from support.tiny import save_tiny_llama, tiny_recipe
 
 BF16 = {"model": {"name_or_path": "tiny", "dtype": "bf16"}}
 QUANTIZERS: dict[str, dict[str, Any]] = {
@@ -73,6 +75,8 @@ def test_file_is_the_same_for_any_number_of_ranks_and_what_the_library_makes(
         assert names == ["base.json", "base.safetensors", "checksums.bin"]
         written.add(b"".join((out / name).read_bytes() for name in names))
     assert len(written) == 1
+    sizes = [(tmp_path / "base-1" / name).stat().st_size for name in names[1:]]
+    assert sum(sizes) == base_bytes(tiny_recipe(**sections), shape_from_directory(directory))
     found = load_file(tmp_path / "base-1" / WEIGHTS_NAME)
     for name, original in load_file(directory / "model.safetensors").items():
         weight = original.bfloat16()

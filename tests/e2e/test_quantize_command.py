@@ -11,8 +11,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fsdpq.cli.screen import PlainScreen
 from fsdpq.errors import FsdpqError
-from fsdpq.launch.inputs import base_cache
 from fsdpq.launch.train import train
+from fsdpq.plan import base_file
 from fsdpq.run_files.paths import RunFiles
 from fsdpq.run_files.writing import read_json_lines
 from fsdpq.tensor_files.base_manifest import WEIGHTS_NAME
@@ -29,7 +29,7 @@ SHORT = (
 def everything_pays(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(project)
     monkeypatch.setenv("FSDPQ_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(base_cache, "MIN_BASE_BYTES", 0)
+    monkeypatch.setattr(base_file, "MIN_BASE_BYTES", 0)
 
 
 def losses(run_dir: Path, *overrides: str) -> list[float]:

@@ -73,12 +73,22 @@ def find_torch(_gpus: Sequence[GpuFacts] = ()) -> Iterator[Finding]:
         yield Finding("software", "torch", FAIL, "missing", TORCH.command)
         return
     cuda = torch_cuda()
-    value = f"{version}, {f'CUDA {cuda}' if cuda else 'CPU build'}"
+    value = ", ".join([version, f"CUDA {cuda}" if cuda else "CPU build", *_brought_by_torch(cuda)])
     if is_older(version, TORCH.minimum):
         value += f": fsdpq needs {TORCH.minimum}, which shards frozen bytes"
         yield Finding("software", "torch", FAIL, value, TORCH.command)
     else:
         yield Finding("software", "torch", OK, value)
+
+
+def _brought_by_torch(cuda: str) -> Iterator[str]:
+    """Yields versions of what a CUDA build of torch asks for."""
+    major = cuda.partition(".")[0]
+    packages = (f"nvidia-nccl-cu{major}", "NCCL"), ("triton", "Triton")
+    for package, name in packages if cuda else ():
+        version = installed_version(package)
+        if version is not None:
+            yield f"{name} {version}"
 
 
 def find_packages(_gpus: Sequence[GpuFacts] = ()) -> Iterator[Finding]:

@@ -15,15 +15,16 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from fsdpq.errors import DamagedBaseError, ExitCode, FetchError, FsdpqError
+from fsdpq.errors import CheckpointError, DamagedBaseError, ExitCode, FetchError, FsdpqError
 from fsdpq.fetch.cache import cache_root, cached_directory, format_bytes
 from fsdpq.fetch.cache_entries import BASES, make_room
 from fsdpq.fetch.drafts import remove_whole
 from fsdpq.fetch.holds import hold
-from fsdpq.launch.inputs.base_size import estimate_base_bytes
 from fsdpq.launch.quantize import QuantizeJob, run_quantizer
 from fsdpq.launch.ranks.failure import read_rank_errors
 from fsdpq.launch.screen import Screen
+from fsdpq.plan.base_file import base_bytes, keeps_base
+from fsdpq.plan.shapes import shape_from_directory
 from fsdpq.recipe.root import Recipe
 from fsdpq.recipe.stored_quantization import read_stored_quantization
 from fsdpq.run_files.paths import RunFiles
@@ -35,9 +36,6 @@ from fsdpq.tensor_files.base_manifest import (
     key_digest,
     read_manifest,
 )
-
-MIN_BASE_BYTES = 256 * 10**6
-"""A smaller base is quantized in less time than the ranks take to start once more."""
 
 
 def find_base(job: QuantizeJob, *, screen: Screen) -> dict[str, Any] | None:
@@ -58,9 +56,7 @@ def find_base(job: QuantizeJob, *, screen: Screen) -> dict[str, Any] | None:
     if is_base(directory):
         return use_given_base(directory, job)
     is_needed = job.recipe.fsdp.offload == "disk"
-    num_bytes = estimate_base_bytes(
-        directory, job.recipe.quantization, dtype=job.recipe.model.dtype
-    )
+    num_bytes = planned_bytes(job.recipe, directory)
     if not is_needed and not is_wanted(job.recipe, directory, num_bytes):
         return None
     try:
@@ -80,9 +76,23 @@ def is_wanted(recipe: Recipe, directory: Path, num_bytes: int) -> bool:
         directory: of the model.
         num_bytes: what the base will have.
     """
-    if recipe.quantization.kind == "none" or not recipe.quantization.cache:
-        return False
-    return num_bytes >= MIN_BASE_BYTES and read_stored_quantization(directory) is None
+    is_stored = read_stored_quantization(directory) is not None
+    return keeps_base(recipe, num_bytes, is_stored=is_stored)
+
+
+def planned_bytes(recipe: Recipe, directory: Path) -> int:
+    """Returns the bytes that the base of a model will have.
+
+    0 where that cannot be told, or where it cannot be quantized so: the ranks say what is wrong.
+
+    Args:
+        recipe: resolved.
+        directory: of the model.
+    """
+    try:
+        return base_bytes(recipe, shape_from_directory(directory))
+    except CheckpointError:
+        return 0
 
 
 def use_given_base(directory: Path, job: QuantizeJob) -> dict[str, Any]:

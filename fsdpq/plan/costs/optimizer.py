@@ -53,6 +53,19 @@ def state_bytes(
             return 2 * num_weights * item_bytes + STEP_BYTES
 
 
+def num_states(options: OptimizerOptions) -> int:
+    """Returns how many tensors an optimizer keeps for most trained ones."""
+    match options:
+        case AdamW8bitOptions():
+            return 4
+        case MuonOptions():
+            return 1
+        case SgdOptions():
+            return 1 if options.momentum else 0
+        case AdamWOptions() | AdadeltaOptions():
+            return 2
+
+
 def _bytes_of_8bit(of_whole: int, num_weights: int) -> int:
     if of_whole < MIN_8BIT_SIZE:
         return 2 * 4 * num_weights

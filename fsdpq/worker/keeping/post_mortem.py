@@ -10,21 +10,22 @@ import contextlib
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import TracebackType
 
 import torch
 from torch.distributed.tensor import DTensor
 
-from fsdpq.dist import launched_rank, rank, world_size
-from fsdpq.errors import PlanError
-from fsdpq.protocols import DTYPES
+from fsdpq.dist import launched_rank, rank
+from fsdpq.errors import CheckpointError, PlanError
+from fsdpq.plan.savings import RunPhase, Saving, list_savings
+from fsdpq.plan.shapes.from_directory import shape_from_directory
 from fsdpq.recipe.root import Recipe
 from fsdpq.run_files.amounts import format_bytes
 from fsdpq.run_files.paths import RunFiles
 from fsdpq.training.loop import Trainer
 from fsdpq.worker.assemble import Assembled
 from fsdpq.worker.keeping.heartbeat import Heartbeat
-from fsdpq.worker.keeping.memory_edits import Edit, Phase, Sizes, list_edits
 
 MAX_EDITS = 6
 ALLOCATOR = "PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True"
@@ -34,7 +35,7 @@ HOST_HINT = (
 )
 _ASKED = re.compile(r"[Tt]ried to allocate ([\d.]+) (GiB|MiB|KiB|bytes)")
 _UNITS = {"GiB": 2**30, "MiB": 2**20, "KiB": 2**10, "bytes": 1}
-_PARTS: dict[str, Phase] = {
+_PARTS: dict[str, RunPhase] = {
     "forward": "forward",
     "backward": "backward",
     "optimizer": "optimizer",
@@ -84,6 +85,7 @@ class PostMortem:
         recipe: resolved.
         assembled: once it is loaded.
         trainer: once it is built.
+        model_dir: of the base, once it is loaded.
         read: reads the device.
     """
 
@@ -92,12 +94,16 @@ class PostMortem:
     recipe: Recipe | None = None
     assembled: Assembled | None = None
     trainer: Trainer | None = None
+    model_dir: Path | None = None
     read: Callable[[torch.device], DeviceMemory] = read_device
     _sharded: frozenset[str] = field(default_factory=frozenset[str])
     _shards: dict[str, int] = field(default_factory=dict[str, int])
 
-    def learn(self, recipe: Recipe, assembled: Assembled, trainer: Trainer) -> None:
+    def learn(
+        self, recipe: Recipe, assembled: Assembled, trainer: Trainer, model_dir: Path
+    ) -> None:
         """Takes what the run consists of, between two steps: all weights are sharded then."""
+        self.model_dir = model_dir
         self.recipe, self.assembled, self.trainer = recipe, assembled, trainer
         named = dict(assembled.model.named_parameters())
         self._sharded = frozenset(name for name, p in named.items() if isinstance(p, DTensor))
@@ -127,10 +133,10 @@ class PostMortem:
         memory = self.read(self._device())
         lines = [f"{memory.name}, {format_bytes(memory.total)}; rank {_me()} held"]
         lines += _table(_rows(held, memory))
-        edits = self._edits(held)
+        edits = self._edits(asked)
         unused = memory.reserved - memory.allocated
         if unused >= (asked or 1) and unused > memory.total // 50:
-            edits.insert(0, Edit((ALLOCATOR,), unused, "in front of the command"))
+            edits.insert(0, Saving((ALLOCATOR,), unused, "in front of the command"))
         hint = "more GPUs: each keeps a smaller share"
         if edits:
             best = " ".join(edits[0].overrides)
@@ -140,7 +146,7 @@ class PostMortem:
             lines += _table([(" ".join(e.overrides), _saves(e)) for e in edits[:MAX_EDITS]])
         return PlanError(message, hint=hint, details="\n".join(lines))
 
-    def _phase(self) -> Phase:
+    def _phase(self) -> RunPhase:
         """Returns what the run did, as far as memory goes."""
         beat = self.heartbeat
         if beat.phase == "eval":
@@ -194,27 +200,15 @@ class PostMortem:
             held["optimizer"] += sum(_on(each, device) for each in tensors)
         return held
 
-    def _edits(self, held: dict[str, int]) -> list[Edit]:
-        if self.recipe is None or self.assembled is None or not held:
+    def _edits(self, asked_bytes: int) -> list[Saving]:
+        if self.recipe is None or self.model_dir is None:
             return []
-        config = self.assembled.model.hf.config.get_text_config()
-        whole = sum(
-            p.numel() * p.element_size()
-            for p in self.assembled.model.parameters()
-            if not p.requires_grad
-        )
-        sizes = Sizes(
-            num_layers=len(self.assembled.model.decoder_layers),
-            hidden_size=config.hidden_size,
-            element_bytes=DTYPES[self.recipe.model.dtype].itemsize,
-            num_ranks=world_size(),
-            frozen_bytes=held["frozen"],
-            frozen_whole_bytes=whole,
-            trained_bytes=held["trained"],
-            gradient_bytes=held["gradients"],
-            state_bytes=held["optimizer"],
-        )
-        return list_edits(self.recipe, sizes, self._phase(), base_dir=self.files.root)
+        try:
+            shape = shape_from_directory(self.model_dir)
+        except CheckpointError:
+            return []  # a model that no plan knows
+        phase, base_dir = self._phase(), self.files.root
+        return list_savings(self.recipe, shape, phase, base_dir=base_dir, asked_bytes=asked_bytes)
 
 
 def _rows(held: dict[str, int], memory: DeviceMemory) -> list[tuple[str, str]]:
@@ -235,7 +229,7 @@ def _rows(held: dict[str, int], memory: DeviceMemory) -> list[tuple[str, str]]:
     return [(name, format_bytes(max(0, number))) for name, number in rows]
 
 
-def _saves(edit: Edit) -> str:
+def _saves(edit: Saving) -> str:
     text = f"about {format_bytes(edit.saved_bytes)} less"
     return f"{text} ({edit.note})" if edit.note else text
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -16,9 +17,10 @@ from fsdpq.errors import FetchError, FsdpqError, LaunchError, UsageError
 from fsdpq.fetch import cache
 from fsdpq.launch import quantize
 from fsdpq.launch.inputs import base_cache
-from fsdpq.launch.inputs.base_cache import find_base, remove_damaged_base
+from fsdpq.launch.inputs.base_cache import find_base, planned_bytes, remove_damaged_base
 from fsdpq.launch.machine.resolve import resolve_launch
 from fsdpq.launch.quantize import QuantizeJob
+from fsdpq.plan import base_file
 from fsdpq.recipe.load import load_recipe
 from fsdpq.run_files.paths import RunFiles
 from fsdpq.tensor_files.base_manifest import (
@@ -60,7 +62,7 @@ class Writer:
 def cache_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("FSDPQ_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("FSDPQ_CACHE_LIMIT", raising=False)
-    monkeypatch.setattr(base_cache, "MIN_BASE_BYTES", 0)
+    monkeypatch.setattr(base_file, "MIN_BASE_BYTES", 0)
     return tmp_path / "cache"
 
 
@@ -78,9 +80,14 @@ def job(tmp_path: Path) -> Callable[..., QuantizeJob]:
     (tmp_path / "recipe.yaml").write_text(RECIPE)
     model = tmp_path / "model"
     model.mkdir()
-    fields = {"dtype": "F32", "shape": [64, 64], "data_offsets": [0, 4 * 64 * 64]}
-    header = json.dumps({"model.layers.0.q.weight": fields}).encode()
-    content = len(header).to_bytes(8, "little") + header + bytes(4 * 64 * 64)
+    shapes = {"model.layers.0.q.weight": [64, 64], "model.embed_tokens.weight": [8, 64]}
+    fields: dict[str, dict[str, Any]] = {}
+    end = 0
+    for name, shape in shapes.items():
+        start, end = end, end + 4 * math.prod(shape)
+        fields[name] = {"dtype": "F32", "shape": shape, "data_offsets": [start, end]}
+    header = json.dumps(fields).encode()
+    content = len(header).to_bytes(8, "little") + header + bytes(end)
     (model / "model.safetensors").write_bytes(content)
     (model / "config.json").write_text("{}")
 
@@ -148,10 +155,11 @@ def test_recipe_can_do_without(job, writer, override: str) -> None:
 def test_small_or_quantized_models_are_not_kept(
     job, writer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(base_cache, "MIN_BASE_BYTES", 2114)
-    # 4096 weights of 4 + 8.125 / 64 bits are 2113 bytes.
+    num_bytes = planned_bytes(job().recipe, tmp_path / "model")
+    assert 4096 * 4.1 / 8 < num_bytes < 4 * 4096 + 63 * 4 * 64  # a header and padding are in it
+    monkeypatch.setattr(base_file, "MIN_BASE_BYTES", num_bytes + 1)
     assert find(job()) == (None, [])
-    monkeypatch.setattr(base_cache, "MIN_BASE_BYTES", 2112)
+    monkeypatch.setattr(base_file, "MIN_BASE_BYTES", num_bytes)
     (tmp_path / "model" / "config.json").write_text('{"quantization_config": {}}')
     assert find(job()) == (None, [])
     (tmp_path / "model" / "config.json").write_text("{}")
@@ -163,7 +171,7 @@ def test_disk_without_room_costs_a_notice(job, writer, monkeypatch: pytest.Monke
     monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage)
     base, lines = find(job())
     assert (base, writer.calls) == (None, 0)
-    assert lines[-1].startswith("note: no quantized base is kept: a quantized base of 2.1 kB does")
+    assert lines[-1].startswith("note: no quantized base is kept: a quantized base of 24.5 kB does")
 
 
 def test_limit_smaller_than_the_base_costs_a_notice(

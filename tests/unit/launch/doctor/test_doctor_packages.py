@@ -65,6 +65,13 @@ def test_old_or_missing_torch_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> N
     assert (found.status, found.remedy) == (OK, "")
 
 
+def test_torch_is_told_with_what_it_brings(monkeypatch: pytest.MonkeyPatch) -> None:
+    versions(monkeypatch, nvidia_nccl_cu13="2.28.9", triton="3.6.0")
+    monkeypatch.setattr(packages, "torch_cuda", lambda: "13.0")
+    [found] = packages.find_torch()
+    assert found.value == "2.13, CUDA 13.0, NCCL 2.28.9, Triton 3.6.0"
+
+
 def test_packages_fail_only_where_every_recipe_needs_them(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
