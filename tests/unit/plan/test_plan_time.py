@@ -156,6 +156,18 @@ def test_several_machines_wait_for_their_network() -> None:
     assert planned(sections, replace(machine, network_bandwidth=None)).step_s is None
 
 
+def test_copies_of_the_base_send_only_gradients_between_machines() -> None:
+    machine = Machine(gpus=parse_gpus("2xA100-80GB"), network_bandwidth=10e9)
+    two = {"launch": {"nproc_per_node": 2, "nnodes": 2}}
+    sections = two | {"fsdp": {"strategy": "hybrid_full_shard"}}
+    time = planned(sections, machine)
+    network = next(each for each in time.transfers if each.link == "network")
+    trained = plan_weights(speed_recipe(sections), card_shape(SEVEN)).whole.num_trained
+    # A sum over two machines: each sends half of it and receives half, twice.
+    assert network.num_bytes == 2 * 4 * trained // 2
+    assert (time.step_s or 0) < (planned(two, machine).step_s or 0)
+
+
 def test_time_on_a_cpu_is_not_made_up() -> None:
     sections = {"launch": {"device": "cpu"}}
     time = planned(sections, Machine(gpus=()))
