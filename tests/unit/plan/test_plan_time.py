@@ -157,7 +157,7 @@ def test_several_machines_wait_for_their_network() -> None:
 
 
 def test_copies_of_the_base_send_only_gradients_between_machines() -> None:
-    machine = Machine(gpus=parse_gpus("2xA100-80GB"), network_bandwidth=10e9)
+    machine = Machine(gpus=parse_gpus("2xA100-80GB"), network_bandwidth=1e9)
     two = {"launch": {"nproc_per_node": 2, "nnodes": 2}}
     sections = two | {"fsdp": {"strategy": "hybrid_full_shard"}}
     time = planned(sections, machine)
