@@ -30,6 +30,9 @@ from fsdpq.recipe.load import LoadedRecipe, load_recipe
 from fsdpq.recipe.precision import compute_dtype
 from fsdpq.recipe.root import Recipe
 
+MIN_RATE = 1e6
+"""Bytes/s that a disk or network does at least; less is a unit that was left out."""
+
 
 @dataclass(frozen=True)
 class Hardware:
@@ -243,4 +246,8 @@ def _size(text: str, option: str, example: str) -> int:
 def _rate(text: str | None, option: str, example: str) -> float | None:
     if text is None:
         return None
-    return float(_size(text.removesuffix("/s"), option, example))
+    rate = float(_size(text.removesuffix("/s"), option, example))
+    if rate < MIN_RATE:
+        message = f"`{option} {text}` is less than a megabyte a second"
+        raise UsageError(message, hint=f"write it like `{option} {example}`")
+    return rate
