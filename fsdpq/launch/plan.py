@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from fsdpq.errors import FsdpqError, UsageError
+from fsdpq.errors import CheckpointError, FsdpqError, UsageError
 from fsdpq.fetch.cache_entries import parse_size
 from fsdpq.launch.machine.cpu_rates import kept_cpu_dtype
 from fsdpq.launch.machine.resolve import resolve_launch
@@ -189,15 +189,18 @@ def shape_of(loaded: LoadedRecipe) -> ModelShape:
     """Returns the shape of the recipe's model: of its directory, its card, or the hub's headers.
 
     Raises:
-        UsageError: it is nowhere.
+        UsageError: it cannot be told; says why.
         FetchError: the hub cannot be asked.
     """
-    name = loaded.recipe.model.name_or_path
-    shape = find_shape(name, loaded.base_dir)
-    if shape is None:
-        message = f"the shape of `{name}` is not known"
-        hint = "name a directory of this machine, or a model of `fsdpq kinds model`"
-        raise UsageError(message, hint=hint)
+    model = loaded.recipe.model
+    try:
+        shape = find_shape(model.name_or_path, loaded.base_dir)
+        if shape is None:
+            from fsdpq.fetch.hub_shape import shape_from_hub  # imports huggingface_hub
+
+            shape = shape_from_hub(model.name_or_path, revision=model.revision)
+    except CheckpointError as error:
+        raise UsageError(error.message, hint=error.hint) from error
     return shape
 
 
