@@ -1,8 +1,8 @@
 """Writes what the shipped recipes take: the line ``# Memory:`` of each, and the table of all.
 
 Both come from the plan for the machine of the recipe's line ``# Hardware:``. Outputs of ``fsdpq
-plan`` in the guide and in README.md are written anew too. ``tests/recipes`` fails when anything is not what this
-script writes. Torch-free; nothing is downloaded.
+plan`` in the guide and in README.md are written anew too. ``tests/recipes`` fails when anything is
+not what this script writes. Torch-free; nothing is downloaded.
 """
 
 from __future__ import annotations
