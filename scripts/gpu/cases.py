@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from scripts.bench_train.shapes import Batch
+from fsdpq.worker.bench.shapes import Batch
 
 CAP_GIB = 24.0
 LORA_RANK = 64
@@ -63,6 +63,7 @@ ALONE = Case("70b", 1, Batch(2, 2048), HOST)
 """The headline: 70B on one card of 24 GiB. The first recipe needed two for it."""
 
 ALONE_HOST_ALL = Case("70b", 1, Batch(2, 2048), HOST_ALL)
+ALONE_DISK = Case("70b", 1, Batch(2, 2048), {"fsdp": {"offload": "disk"}})
 
 FEW_CARDS = (
     Case(
@@ -97,4 +98,4 @@ FIRST_RECIPE = (
 )
 """Their tables, on two cards."""
 
-CASES = (ALONE, ALONE_HOST_ALL, *FEW_CARDS, *FIRST_RECIPE)
+CASES = (ALONE, ALONE_HOST_ALL, ALONE_DISK, *FEW_CARDS, *FIRST_RECIPE)

@@ -44,6 +44,28 @@ def table(rows: dict[str, dict[str, Any]]) -> Iterator[str]:
         yield f"| {case.name} | " + " | ".join(cells) + " |"
 
 
+ALONE_COLUMNS = (
+    "plan, tokens/s",
+    "tokens/s",
+    "plan, host",
+    "host",
+    "anonymous",
+    "pages of the file",
+)
+SPEEDS = ("plan_tokens_per_s", "tokens_per_s")
+
+
+def alone_table(rows: dict[str, dict[str, Any]]) -> Iterator[str]:
+    """Yields the lines of a table of the runs on one card: their speed, and GiB of the host."""
+    yield "| GiB of the host | " + " | ".join(ALONE_COLUMNS) + " |"
+    yield "| --- " * (1 + len(ALONE_COLUMNS)) + "|"
+    for case in (case for case in CASES if case.ranks == 1):
+        row = rows.get(case.name, {})
+        speeds = [f"{row[k]:.0f}" if row.get(k) else "" for k in SPEEDS]
+        keys = ("plan_host_gib", "host_gib", "anon_peak_gib", "file_pages_gib")
+        yield f"| {case.name} | " + " | ".join([*speeds, *(_gib(row.get(k)) for k in keys)]) + " |"
+
+
 def _gib(value: float | None) -> str:
     return "" if value is None else f"{value:.2f}"
 
@@ -52,7 +74,8 @@ def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(prog="scripts.gpu.side_by_side", description=__doc__)
     parser.add_argument("rows", type=Path, nargs="+")
-    print("\n".join(table(joined(parser.parse_args().rows))))
+    rows = joined(parser.parse_args().rows)
+    print("\n".join([*table(rows), "", *alone_table(rows)]))
 
 
 if __name__ == "__main__":

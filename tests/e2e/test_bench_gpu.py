@@ -34,17 +34,18 @@ def test_length_that_fits_is_where_a_line_ends(monkeypatch: pytest.MonkeyPatch) 
 
 
 PROOF = """
-import sys, torch, warnings
+import gc, sys, torch, warnings
 from pathlib import Path
 from scripts.gpu import cases
 from scripts.gpu.parts import Bench, alone, proof
 from scripts.gpu.rows import Rows
 warnings.simplefilter("ignore")
+gc.freeze()  # collecting what was imported takes half of the time
 alone.FIRST_LENGTHS = {False: (512, 1024), True: (512, 1024)}
 alone.MAX_TOKENS = 1280
 bench = Bench(Rows(Path(sys.argv[1]), "proof"), torch.device("cpu"), tiny=True)
 some = (cases.FEW_CARDS[0], cases.CASES[-1])
-proof.foretell(bench, some)
+proof.foretell(bench, (*some, cases.ALONE_DISK))
 for part in (alone.pinned, alone.disk):
     part(bench)
     torch.distributed.destroy_process_group()
@@ -62,7 +63,7 @@ def test_proof_of_70b_runs_with_tiny_shapes(
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     monkeypatch.syspath_prepend(str(ROOT))
-    from scripts.gpu.side_by_side import joined, table
+    from scripts.gpu.side_by_side import alone_table, joined, table
 
     rows = joined([path])
     assert not [(name, row) for name, row in rows.items() if "error" in row]
@@ -78,6 +79,8 @@ def test_proof_of_70b_runs_with_tiny_shapes(
     [line] = [line for line in table(rows) if few in line]
     ratio = rows[few]["peak_gib"] / rows[few]["plan_gib"]
     assert line.split(" | ")[4] == f"{ratio:.3f}"
+    [line] = [line for line in alone_table(rows) if "offload=disk" in line]
+    assert line.count("|  |") == 1, "but for the plan's speed, of a CPU"
     [theirs] = [line for line in table(rows) if "mistral-7b, rank 0 of 2, 1x24576" in line]
     assert theirs.endswith(" |  | 22.54 |"), "not measured"
 

@@ -50,7 +50,7 @@ def _visible_devices(gpus: Sequence[GpuFacts], environ: Mapping[str, str]) -> It
         value = f"CUDA_VISIBLE_DEVICES is empty: none of the {num_gpus} GPUs is used"
         yield _odd("CUDA_VISIBLE_DEVICES", WARN, value, "unset it")
     elif num_gpus and len(gpus) < wanted:
-        value = f"CUDA_VISIBLE_DEVICES={visible} names {wanted} GPUs, of which {len(gpus)} count"
+        value = f"CUDA_VISIBLE_DEVICES={visible}: {len(gpus)} of the {wanted} that it names count"
         remedy = f"name some of 0 to {num_gpus - 1}; the list ends at its first unknown entry"
         yield _odd("CUDA_VISIBLE_DEVICES", WARN, value, remedy)
     kinds = {gpu.name for gpu in gpus}

@@ -13,15 +13,10 @@ from fsdpq.fetch.cache import format_bytes
 from fsdpq.launch.doctor.finding import FAIL, OK, WARN, Finding
 from fsdpq.launch.machine.devices import count_cores, cpu_has_bf16
 from fsdpq.launch.machine.gpus import GpuFacts
+from fsdpq.launch.machine.this_machine import read_ram_bytes
 
 LOW_MEMORY_BYTES = 4 * 10**9
 """What the quickstart needs on a CPU, with two ranks."""
-
-CGROUP_LIMITS = (
-    Path("/sys/fs/cgroup/memory.max"),
-    Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
-)
-"""Of a container, in versions 2 and 1 of cgroups."""
 
 OVERCOMMIT = Path("/proc/sys/vm/overcommit_memory")
 KERNEL_VERSION = Path("/proc/version")
@@ -42,10 +37,9 @@ def find_cpu(_gpus: Sequence[GpuFacts] = ()) -> Iterator[Finding]:
 def find_memory(_gpus: Sequence[GpuFacts] = ()) -> Iterator[Finding]:
     """Host memory, as far as this process may use it."""
     memory = psutil.virtual_memory()
-    total, free, where = int(memory.total), int(memory.available), ""
-    limit = memory_limit()
-    if limit is not None and limit < total:
-        total, free, where = limit, min(free, limit), " (the container's limit)"
+    total = read_ram_bytes()
+    free = min(int(memory.available), total)
+    where = " (the container's limit)" if total < memory.total else ""
     swap = int(psutil.swap_memory().total)
     swap_text = f", {format_bytes(swap)} swap" if swap else ", no swap"
     value = f"{format_bytes(free)} free of {format_bytes(total)}{where}{swap_text}"
@@ -109,15 +103,6 @@ def _address_limits() -> Iterator[Finding]:
             status = FAIL if limit < LOW_MEMORY_BYTES else WARN
             value = f"a process may have {format_bytes(limit)} of address space"
             yield Finding("host", name, status, value, f"lift it: `ulimit {option} unlimited`")
-
-
-def memory_limit() -> int | None:
-    """Returns what a container may use, in bytes; None without a limit."""
-    for path in CGROUP_LIMITS:
-        word = read_word(path)
-        if word.isdecimal() and int(word) < 2**60:  # version 1 says a huge number for no limit
-            return int(word)
-    return None
 
 
 def read_word(path: Path) -> str:

@@ -14,7 +14,11 @@ from fsdpq.plan.gpu_cards import PCIE
 from fsdpq.plan.gpus import find_gpu
 from fsdpq.plan.machine import Gpu, Machine
 
-CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
+CGROUP_LIMITS = (
+    Path("/sys/fs/cgroup/memory.max"),
+    Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
+)
+"""Of a container, in versions 2 and 1 of cgroups. No limit is a word, or a huge number."""
 
 
 def describe_this_machine(environ: Mapping[str, str] = os.environ) -> Machine:
@@ -28,14 +32,20 @@ def describe_this_machine(environ: Mapping[str, str] = os.environ) -> Machine:
     return Machine(gpus=gpus, ram_bytes=read_ram_bytes(), is_this=True)
 
 
-def read_ram_bytes(limit: Path = CGROUP_LIMIT) -> int:
-    """Returns the host memory that this process may use: of the machine, or of its container."""
-    total = psutil.virtual_memory().total
-    try:
-        text = limit.read_text(encoding="utf-8").strip()
-    except OSError:
-        return total  # no Linux container
-    return min(total, int(text)) if text.isdecimal() else total
+def read_ram_bytes(*limits: Path) -> int:
+    """Returns the host memory that this process may use: of the machine, or of its container.
+
+    Args:
+        limits: files that say what a container may use; none are `CGROUP_LIMITS`.
+    """
+    least = psutil.virtual_memory().total
+    for limit in limits or CGROUP_LIMITS:
+        try:
+            text = limit.read_text(encoding="utf-8").strip()
+        except OSError:
+            continue  # no container, or the other version
+        least = min(least, int(text)) if text.isdecimal() else least
+    return least
 
 
 def _gpu(facts: GpuFacts, memory_bytes: int) -> Gpu:

@@ -25,10 +25,10 @@ from fsdpq.recipe.root import Recipe
 from fsdpq.tensor_files.base_manifest import base_key
 from fsdpq.worker.assemble import assemble_model
 from fsdpq.worker.base import QuantizedBase
+from fsdpq.worker.bench.shapes import Batch, Shape
 from fsdpq.worker.quantize import build_frozen_model
 from fsdpq.worker.random_base import RandomSource
-from scripts.bench_train.shapes import Batch, Shape
-from scripts.gpu.cases import ALONE, ALONE_HOST_ALL, CAP_GIB, LORA_RANK
+from scripts.gpu.cases import ALONE, ALONE_DISK, ALONE_HOST_ALL, CAP_GIB, LORA_RANK
 from scripts.gpu.parts import Bench
 from scripts.gpu.parts.proof import batch_of
 from scripts.gpu.training import (
@@ -82,7 +82,8 @@ def keep_inputs(trainer: Trainer, *, on_host: bool) -> None:
     set_layer_runs(trainer, host=None)
     release(device)
     if device.type == "cuda":
-        torch.accelerator.empty_host_cache()
+        empty_host_cache = getattr(torch.accelerator, "empty_host_cache", None)
+        (empty_host_cache or torch._C._host_emptyCache)()  # the second: torch 2.11
     if on_host:
         host, notice = build_host_activations(device)
         if notice:
@@ -159,10 +160,10 @@ def smallest_cap(bench: Bench, trainer: Trainer, batch: Batch) -> None:
 
 def disk(bench: Bench) -> None:
     """Writes the base once and trains over its file, under the cap of 24 GiB."""
-    device, batch = start_process_group(bench.device.type), batch_of(bench, ALONE)
+    case, device = ALONE_DISK, start_process_group(bench.device.type)
     cap_memory(CAP_GIB, device)
-    sections = ALONE.recipe_sections(batch) | {"fsdp": {"offload": "disk"}}
-    shape = bench.shape(ALONE.shape)
+    batch, shape = batch_of(bench, case), bench.shape(case.shape)
+    sections = case.recipe_sections(batch)
     recipe = build_recipe(shape, batch.tokens, device.type, lora_rank=LORA_RANK, sections=sections)
     with tempfile.TemporaryDirectory() as directory:
         config_dir, out = Path(directory) / "model", Path(directory) / "base"
@@ -172,8 +173,9 @@ def disk(bench: Bench) -> None:
         base = QuantizedBase(out, made_up_key(recipe))
         written = bench.rows.attempt("disk, base", write_random, recipe, config_dir, base, device)
         if written:
-            name = f"{ALONE.shape}, {ALONE.batch}, offload=disk"
-            bench.rows.attempt(name, _from_disk, recipe, config_dir, base, shape, batch, device)
+            bench.rows.attempt(
+                case.name, _from_disk, recipe, config_dir, base, shape, batch, device
+            )
 
 
 def made_up_key(recipe: Recipe) -> Any:
@@ -226,10 +228,7 @@ def _from_disk(
 
 
 class AnonymousPeak:
-    """Looks at this process's anonymous memory every 20 ms while it is entered.
-
-    What is pinned and not of a file counts too.
-    """
+    """Looks at this process's anonymous memory every 20 ms while it is entered."""
 
     def __init__(self) -> None:
         self.peak_bytes = 0

@@ -18,13 +18,16 @@ from transformers import LlamaConfig
 
 from fsdpq.metrics.peaks import GIB, cap_memory, release
 from fsdpq.plan.device import plan_device_memory
+from fsdpq.plan.gpus import find_gpu
 from fsdpq.plan.host import plan_host_memory
+from fsdpq.plan.machine import Gpu, Machine
 from fsdpq.plan.shape import ModelShape
 from fsdpq.plan.shapes.from_directory import shape_from_directory
+from fsdpq.plan.time import plan_time
 from fsdpq.plan.weights import plan_weights
 from fsdpq.recipe.root import Recipe
+from fsdpq.worker.bench.shapes import Batch, Shape
 from fsdpq.worker.random_base import EmptySource
-from scripts.bench_train.shapes import Batch, Shape
 from scripts.gpu.cases import CAP_GIB, CASES, FEW_CARDS, FIRST_RECIPE, Case
 from scripts.gpu.parts import Bench
 from scripts.gpu.training import build_recipe, build_trainer, measure
@@ -110,12 +113,20 @@ def plan_case(bench: Bench, case: Case) -> dict[str, Any]:
     weights = plan_weights(recipe, model)
     peak = plan_device_memory(recipe, model, weights).peak
     host = plan_host_memory(recipe, model, weights)
+    gpus = (gpu,) * case.ranks if (gpu := _gpu_of(bench.device)) else None
+    time = plan_time(recipe, model, weights, Machine(gpus))
     return {
+        "plan_tokens_per_s": time.tokens_per_s,
         "plan_gib": peak.allocated / GIB, "plan_device_gib": peak.total / GIB,
         "plan_reserved_gib": (peak.total - peak.parts.get("context", 0)) / GIB,
         "plan_host_gib": host.total / GIB, "plan_moment": peak.name,
         "plan_parts": {part: round(size / GIB, 3) for part, size in peak.parts.items() if size},
     }  # fmt: skip
+
+
+def _gpu_of(device: torch.device) -> Gpu | None:
+    """Returns what is known of the GPU at hand; None on a CPU."""
+    return find_gpu(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
 
 
 def model_shape(shape: Shape, tokens: int) -> ModelShape:
