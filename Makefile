@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 ON_EVERY_CORE := -n auto --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help train test test-recipes chaos check lint types imports schema schema-check format bench bench-cli bench-memory bench-chunks bench-load bench-train bench-optimizer bench-disk bench-stream bench-packing bench-prepare bench-merge bench-gpu bench-proof clean
+.PHONY: help train test test-recipes chaos check lint types imports schema schema-check format bench bench-chunks bench-optimizer bench-disk bench-stream bench-packing bench-merge bench-gpu bench-proof clean
 
 help:  ## Show what each target does
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -52,22 +52,11 @@ format: $(VENV)/.installed-dev  ## Format the code
 	$(BIN)/ruff check --fix-only --quiet .
 	$(BIN)/ruff format .
 
-bench: bench-cli bench-memory  ## Measure `fsdpq validate` and the memory of training (minutes)
-
-bench-cli: $(VENV)/.installed  ## Measure how long `fsdpq validate` takes
-	$(BIN)/python scripts/bench_cli.py
-
-bench-memory: $(VENV)/.installed  ## Measure memory by phase and length (BENCH="--full" up to 8192 tokens)
-	PYTHONPATH=scripts $(BIN)/python -m bench_memory $(BENCH)
+bench: $(VENV)/.installed-dev  ## Measure this machine beside transformers (BENCH="step --quick"; all take 20 minutes)
+	$(BIN)/fsdpq bench --compare transformers $(BENCH)
 
 bench-chunks: $(VENV)/.installed  ## Count what a step gathers when layers run in chunks (minutes)
 	$(BIN)/python scripts/bench_chunks.py
-
-bench-load: $(VENV)/.installed  ## Measure loading a made-up 1.1B model beside transformers (minutes)
-	$(BIN)/python scripts/bench_load.py
-
-bench-train: $(VENV)/.installed  ## Measure training a 220M model beside transformers + PEFT + bitsandbytes (8 minutes)
-	$(BIN)/python -m scripts.bench_train
 
 bench-optimizer: $(VENV)/.installed  ## Measure optimizer steps on the host beside a memory copy
 	$(BIN)/python scripts/bench_optimizer.py
@@ -90,9 +79,6 @@ bench-proof: $(VENV)/.installed  ## 70B on one GPU of 24 GiB, ranks of several: 
 
 bench-gpu: $(VENV)/.installed  ## Check and measure one GPU: 7B and 70B beside transformers (15 minutes)
 	$(BIN)/python -m scripts.gpu --out runs/bench-gpu
-
-bench-prepare: $(VENV)/.installed-dev  ## Measure preparing data beside TRL (minutes)
-	$(BIN)/python scripts/bench_prepare.py $(BENCH)
 
 clean:  ## Remove the virtual environment and caches (not your runs)
 	rm -rf $(VENV) .pytest_cache .ruff_cache .import_linter_cache

@@ -38,7 +38,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench_load import GB, MB, SHAPE, TINY, VOCAB_SIZE, write_checkpoint
+from fsdpq.worker.bench.made_up import write_made_up
+from fsdpq.worker.bench.shapes import SHAPES, with_layers
+
+GB, MB = 1e9, 1e6
+SHAPE, TINY = SHAPES["1b"], SHAPES["tiny"]
 
 
 @dataclass(frozen=True)
@@ -63,8 +67,6 @@ VARIANTS = {
 HEADING = (
     f"{'':<32}tokens/s  anon: loaded    peak   after  read MB/step      MB/s  computed s  waited s"
 )
-
-TINY_VOCAB_SIZE = 256
 
 LIBC = ctypes.CDLL(None, use_errno=True)
 
@@ -227,13 +229,13 @@ def train(root: Path, name: str, num_steps: int, num_tokens: int) -> dict[str, A
     if not variant.announces:
         group_read_ahead.GROUPS_AHEAD = 0
     tiny = assemble(make_recipe(root / "tiny", "cpu"), root / "tiny", None)
-    step_function(tiny, num_tokens, TINY_VOCAB_SIZE)()  # what libraries set up on first use
+    step_function(tiny, num_tokens, TINY.vocab)()  # what libraries set up on first use
     del tiny
     before, path = anonymous_bytes(), root / "base" / "base.safetensors"
     recipe = make_recipe(root / "model", variant.offload)
     assembled = assemble(recipe, root / "model", base_of(root))
     loaded = anonymous_bytes() - before
-    step = step_function(assembled, num_tokens, VOCAB_SIZE)
+    step = step_function(assembled, num_tokens, SHAPE.vocab)
     losses: list[float] = []
     seconds, computed, waited, read = 0.0, 0.0, 0.0, 0
     peak = Peak()
@@ -307,8 +309,8 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory(prefix="fsdpq-bench-", dir=options.directory) as directory:
         root = Path(directory)
-        write_checkpoint(root / "model", SHAPE | {"num_hidden_layers": options.layers}, VOCAB_SIZE)
-        write_checkpoint(root / "tiny", TINY, TINY_VOCAB_SIZE)
+        write_made_up(root / "model", with_layers(SHAPE, options.layers))
+        write_made_up(root / "tiny", TINY)
         rows: list[dict[str, Any]] = []
         for name in ("quantize", *VARIANTS):
             out = root / "out.json"

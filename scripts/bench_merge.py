@@ -22,7 +22,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from bench_load import SHAPE, TINY, VOCAB_SIZE, status_bytes, write_checkpoint
+from fsdpq.metrics.peaks import status_bytes
+from fsdpq.worker.bench.made_up import write_made_up
+from fsdpq.worker.bench.shapes import SHAPES, with_layers
 
 MB = 1e6
 RANK = 16
@@ -152,7 +154,7 @@ def measure(way: str, root: Path) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Measures merging beside PEFT.")
-    parser.add_argument("--layers", type=int, default=SHAPE["num_hidden_layers"])
+    parser.add_argument("--layers", type=int, default=SHAPES["1b"].layers)
     parser.add_argument("--ways", nargs="*", default=[*WAYS, "peft"])
     parser.add_argument("--quantization", choices=("bnb", "none"), default="bnb", help="of the run")
     parser.add_argument("--json", type=Path, help="write the numbers to this file")
@@ -162,11 +164,11 @@ def main() -> None:
         way, root, out = options.process
         run_process(way, Path(root), Path(out))
         return
-    shape = SHAPE | {"num_hidden_layers": options.layers}
+    shape = with_layers(SHAPES["1b"], options.layers)
     with tempfile.TemporaryDirectory(prefix="fsdpq-bench-") as directory:
         root = Path(directory)
-        for name, sizes, vocabulary in (("tiny", TINY, 512), ("model", shape, VOCAB_SIZE)):
-            weight_bytes = write_checkpoint(root / name, sizes, vocabulary)
+        for name, sizes in (("tiny", SHAPES["tiny"]), ("model", shape)):
+            weight_bytes = write_made_up(root / name, sizes)
             write_tokenizer(root / name)
             write_run(root / f"run-{name}", root / name, options.quantization)
         print(f"{weight_bytes / 1e9:.2f} GB of bf16 weights, {os.cpu_count()} cores")

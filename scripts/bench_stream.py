@@ -3,7 +3,7 @@
     make bench-stream                     # 20,000 and 200,000 rows
     make bench-stream BENCH="--rows 20000 --step-ms 0"
 
-The rows, their tokenizer and template are those of ``bench_prepare.py``, kind ``alpaca``. One rank
+The rows and their tokenizer are those of ``fsdpq bench data``, kind ``alpaca``. One rank
 reads one epoch through the loader that training uses, in a process of its own, and takes a step of
 16 sequences of 2048 tokens every ``--step-ms``, so that the stream is ahead as far as it may be.
 Memory is the process's anonymous memory less what it was before the stream was opened.
@@ -20,7 +20,9 @@ import threading
 import time
 from pathlib import Path
 
-from bench_prepare import make_model, make_rows
+from fsdpq.fetch.tokenizer import fetch_tokenizer
+from fsdpq.launch.bench import TOKENIZER
+from fsdpq.worker.bench.made_up_rows import make_model, make_rows
 
 SEQ_LEN = 2048
 WINDOW = 10_000
@@ -37,7 +39,8 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory(prefix="bench-stream-") as folder:
         directory = Path(folder)
-        make_model(directory / "model", chat=False)
+        source = fetch_tokenizer(TOKENIZER, revision=None, base_dir=Path(), report=print)
+        make_model(directory / "model", source, chat=False)
         for count in parsed.rows:
             make_rows(directory / "rows.jsonl", "alpaca", count, directory / "model/tokenizer.json")
             command = [sys.executable, __file__, "--child", folder, "--rows", str(count)]

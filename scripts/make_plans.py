@@ -1,12 +1,16 @@
 """Writes what the shipped recipes take: the line ``# Memory:`` of each, and the table of all.
 
-Both come from the plan for the machine of the recipe's line ``# Hardware:``; ``tests/recipes``
-fails when they are not what this script writes. Torch-free; nothing is downloaded.
+Both come from the plan for the machine of the recipe's line ``# Hardware:``. Outputs of ``fsdpq
+plan`` in the guide are written anew too. ``tests/recipes`` fails when anything is not what this
+script writes. Torch-free; nothing is downloaded.
 """
 
 from __future__ import annotations
 
 import re
+import shlex
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -20,6 +24,8 @@ from fsdpq.run_files.amounts import format_bytes
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "reference" / "plans.md"
+GUIDE = ROOT / "docs" / "guides" / "plan.md"
+EXAMPLE = re.compile(r"```\n\$ (fsdpq plan [^\n]*)\n.*?```", re.DOTALL)
 HARDWARE = re.compile(r"^# Hardware: (.*)$", re.MULTILINE)
 MEMORY = re.compile(r"^# Memory:   .*$", re.MULTILINE)
 
@@ -70,6 +76,21 @@ def memory_line(plan: Plan) -> str:
     return f"# Memory:   {device}, {plan.host.peak / GIB:.1f} GiB of host memory (by `fsdpq plan`)"
 
 
+def guide(text: str) -> str:
+    """Returns a page with the outputs of its commands (``$ fsdpq plan ...``) as they are now."""
+    return EXAMPLE.sub(lambda found: f"```\n$ {found[1]}\n{_output(found[1])}```", text)
+
+
+def _output(command: str) -> str:
+    """Returns what a command of a shell prints; ``fsdpq`` is this one."""
+    here = f"{shlex.quote(sys.executable)} -m fsdpq"
+    done = subprocess.run(
+        command.replace("fsdpq", here, 1), shell=True, cwd=ROOT, capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+    return done.stdout + done.stderr
+
+
 def page(plans: Mapping[Path, Plan]) -> str:
     """Returns the table of all recipes."""
     return "\n".join(_lines(plans))
@@ -99,6 +120,7 @@ def main() -> None:
         text = path.read_text(encoding="utf-8")
         path.write_text(MEMORY.sub(memory_line(plan), text), encoding="utf-8")
     PAGE.write_text(page(plans), encoding="utf-8")
+    GUIDE.write_text(guide(GUIDE.read_text(encoding="utf-8")), encoding="utf-8")
     print(PAGE)
 
 

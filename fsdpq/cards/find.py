@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -63,15 +64,24 @@ def card_from_config(path: Path) -> ModelCard | None:
         config = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return None
-    if not isinstance(config, dict):
+    return card_of_config(str(path), cast("Any", config)) if isinstance(config, dict) else None
+
+
+def card_of_config(name: str, config: Mapping[str, Any]) -> ModelCard | None:
+    """Returns the card of what a ``config.json`` says.
+
+    None where its architecture is none that this package knows, or where a size is missing.
+
+    Args:
+        name: of the model.
+        config: the file's table.
+    """
+    if str(config.get("model_type")) not in FAMILIES:
         return None
-    found = cast("dict[str, Any]", config)
-    if str(found.get("model_type")) not in FAMILIES:
-        return None
-    renamed = {_OTHER_WORDS.get(name, name): value for name, value in found.items()}
-    facts = {**_DEFAULTS.get(str(found["model_type"]), {}), **renamed}
+    renamed = {_OTHER_WORDS.get(key, key): value for key, value in config.items()}
+    facts = {**_DEFAULTS.get(str(config["model_type"]), {}), **renamed}
     try:
-        return _card_of(str(path), facts)
+        return _card_of(name, facts)
     except (KeyError, TypeError, ZeroDivisionError):
         return None
 

@@ -64,7 +64,8 @@ class CudaTransfer:
     def __init__(self, device: torch.device, *, pin: bool) -> None:
         self.device = device
         self.pin = pin
-        self.stream = torch.cuda.Stream(device)
+        self.module = torch.get_device_module(device)  # ``torch.cuda``; a trace has one of its own
+        self.stream = self.module.Stream(device)
 
     def host_memory(self, num_bytes: int) -> Tensor:
         """Returns memory of the host, ``(num_bytes,)``, uint8."""
@@ -72,14 +73,14 @@ class CudaTransfer:
 
     def start(self, source: Tensor, target: Tensor) -> Any:
         """Copies ``source`` into ``target`` once what is computed so far is done."""
-        self.stream.wait_stream(torch.cuda.current_stream(self.device))
-        with torch.cuda.stream(self.stream):
+        self.stream.wait_stream(self.module.current_stream(self.device))
+        with self.module.stream(self.stream):
             target.copy_(source, non_blocking=True)
         return self.stream.record_event()
 
     def wait(self, copied: Any) -> None:
         """Makes what is computed from now on wait for a copy."""
-        torch.cuda.current_stream(self.device).wait_event(copied)
+        self.module.current_stream(self.device).wait_event(copied)
 
 
 class HostBuffers:

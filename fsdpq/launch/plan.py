@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from fsdpq.errors import FsdpqError, UsageError
+from fsdpq.errors import CheckpointError, FsdpqError, UsageError
 from fsdpq.fetch.cache_entries import parse_size
 from fsdpq.launch.machine.cpu_rates import kept_cpu_dtype
 from fsdpq.launch.machine.resolve import resolve_launch
@@ -25,6 +25,7 @@ from fsdpq.plan.shapes.find import find_shape
 from fsdpq.plan.traced import Traced
 from fsdpq.recipe.checks.facts import model_directory
 from fsdpq.recipe.load import LoadedRecipe, load_recipe
+from fsdpq.recipe.precision import compute_dtype
 from fsdpq.recipe.root import Recipe
 
 
@@ -131,7 +132,9 @@ def prepare_plan(path: Path, overrides: Sequence[str], hardware: Hardware) -> Pl
     if recipe.launch.device == "cuda" and machine.is_this and not machine.gpus:
         machine = replace(machine, gpus=None, ram_bytes=None, is_this=False)
         notes.append("this machine has no GPU: `--gpus 2x24GiB --ram 64GiB` says whether it fits")
-    return Planned(loaded, recipe, shape_of(loaded), machine, (*notes, *_unknown(machine)))
+    return Planned(
+        loaded, recipe, shape_of(loaded), machine, (*notes, *_machine_notes(recipe, machine))
+    )
 
 
 def parse_hardware(given: Hardware) -> Machine:
@@ -186,15 +189,18 @@ def shape_of(loaded: LoadedRecipe) -> ModelShape:
     """Returns the shape of the recipe's model: of its directory, its card, or the hub's headers.
 
     Raises:
-        UsageError: it is nowhere.
+        UsageError: it cannot be told; says why.
         FetchError: the hub cannot be asked.
     """
-    name = loaded.recipe.model.name_or_path
-    shape = find_shape(name, loaded.base_dir)
-    if shape is None:
-        message = f"the shape of `{name}` is not known"
-        hint = "name a directory of this machine, or a model of `fsdpq kinds model`"
-        raise UsageError(message, hint=hint)
+    model = loaded.recipe.model
+    try:
+        shape = find_shape(model.name_or_path, loaded.base_dir)
+        if shape is None:
+            from fsdpq.fetch.hub_shape import shape_from_hub  # imports huggingface_hub
+
+            shape = shape_from_hub(model.name_or_path, revision=model.revision)
+    except CheckpointError as error:
+        raise UsageError(error.message, hint=error.hint) from error
     return shape
 
 
@@ -203,8 +209,13 @@ def count_rows(recipe: Recipe) -> int | None:
     return recipe.data.max_rows
 
 
-def _unknown(machine: Machine) -> Iterator[str]:
-    """Yields what is not known of a machine, and how to say it."""
+def _machine_notes(recipe: Recipe, machine: Machine) -> Iterator[str]:
+    """Yields what a machine cannot do, and what is not known of it."""
+    if machine.gpus and not machine.gpus[0].has_bf16 and compute_dtype(recipe) == "bf16":
+        yield (
+            f"`fsdpq train` refuses bf16 on a {machine.gpus[0].name}, which lacks it: "
+            "`fsdp.precision=fp16_autocast` computes in fp16 and scales the loss"
+        )
     if machine.gpus and machine.gpus[0].bf16_flops is None:
         yield "how fast the GPU is is not known: name it, as in `--gpus 2xRTX4090`, for times"
     if machine.gpus and machine.ram_bytes is None:

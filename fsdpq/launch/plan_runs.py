@@ -1,4 +1,4 @@
-"""What ``fsdpq plan --trace`` and ``--measure`` start: one worker process that stands for rank 0."""
+"""What ``fsdpq plan --trace`` and ``--measure`` start: a worker process that stands for rank 0."""
 
 from __future__ import annotations
 

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from fsdpq.launch.fit import refuse_early, show_fit
 from fsdpq.launch.inputs.base_cache import find_base
 from fsdpq.launch.inputs.fetched import fetch_inputs, make_inputs, shrink
 from fsdpq.launch.inputs.harness_data import fetch_task_data
@@ -95,9 +97,11 @@ def gather_inputs(
         quantizer: arguments of torchrun that name the worker that makes the quantized base.
 
     Raises:
+        PlanError: the run does not fit on this machine, by plan.
         FsdpqError: one message for whatever cannot be had.
     """
     loaded, recipe, trust = settled.loaded, settled.recipe, settled.trust_remote_code
+    refuse_early(settled)
     if recipe.evaluation.tasks:
         fetch_task_data(recipe.evaluation.tasks, screen=screen)
     inputs = (
@@ -105,6 +109,7 @@ def gather_inputs(
         if settled.smoke
         else fetch_inputs(loaded, screen=screen, trust_remote_code=trust)
     )
+    show_fit(settled, Path(inputs["model"]["directory"]), screen=screen)
     job = QuantizeJob(loaded, recipe, settled.gpus, inputs["model"], trust, quantizer)
     base = find_base(job, screen=screen)
     inputs |= {"base": base} if base is not None else {}

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from fsdpq.errors import UsageError
+from fsdpq.launch.fit import keep_plan
 from fsdpq.launch.inputs.base_cache import held_inputs
 from fsdpq.launch.machine.devices import list_gpus
 from fsdpq.launch.quantize import QUANTIZER
@@ -184,6 +185,7 @@ def go_on(
         for change in changes:
             screen.report(f"note: going on as another run: {change.text}")
         _write(run, settled, inputs, wanted, changes)
+        keep_plan(files, settled, inputs)
         with held_inputs(inputs):
             run_ranks(
                 files, settled.recipe, inputs=inputs, screen=screen, worker=worker, resumes=True

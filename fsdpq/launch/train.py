@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from fsdpq.launch.fit import keep_plan
 from fsdpq.launch.inputs.base_cache import held_inputs
 from fsdpq.launch.quantize import QUANTIZER
 from fsdpq.launch.ranks.processes import TRUST_FLAG
@@ -104,6 +105,7 @@ def train_loaded(
     lock = settled.describe(inputs)
     with held_inputs(inputs):
         files = create_run_dir(settled.recipe, raw=loaded.raw, lock=lock, run_dir=run_dir)
+        keep_plan(files, settled, inputs)
         with owned(files, screen=screen):
             run_ranks(files, settled.recipe, inputs=inputs, screen=screen, worker=worker)
     return files

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fsdpq.metrics.charts import Chart, build_chart, format_number
+from fsdpq.metrics.plan_against_actual import Actual, compare_with_plan
 from fsdpq.metrics.run_record import Row, RunRecord, read_record
 from fsdpq.pages.environment import page_environment
 from fsdpq.rows.report import DataReport
@@ -66,7 +67,8 @@ def report_content(record: RunRecord, *, name: str) -> dict[str, Any]:
         "setup": record.setup,
         "summary": record.summary,
         "memory": _memory(record),
-        "memory_phases": record.memory_phases,
+        "memory_phases": _most_of_each_phase(record.memory),
+        "plan_against_actual": compare_with_plan(record.plan, _actual(record)),
         "samples": record.samples,
         "notices": record.notices,
         "export": record.export,
@@ -221,6 +223,21 @@ def _memory(record: RunRecord) -> list[Row]:
         }
         for rank in range(max(len(base), len(adapter), len(peak)))
     ]
+
+
+def _most_of_each_phase(rows: list[Row]) -> list[Row]:
+    """Returns one row a phase, in order: of micro-batches and steps the one with the highest."""
+    found: dict[str, tuple[int, int]] = {}
+    for row in rows:
+        sizes = (row.get("peak_bytes") or 0, row["bytes"])
+        found[row["phase"]] = max(sizes, found.get(row["phase"], sizes))
+    return [
+        {"phase": name, "bytes": now, "peak_bytes": most} for name, (most, now) in found.items()
+    ]
+
+
+def _actual(record: RunRecord) -> Actual:
+    return Actual(record.memory, record.held, record.summary.get("peak_host_bytes") or [])
 
 
 def _rank_total(row: Row) -> float:

@@ -25,8 +25,9 @@ class RunRecord:
     Attributes:
         steps: ``step`` rows, one per step, in order.
         evals: ``eval`` rows, one per step, in order.
-        memory_phases: ``phase``, ``bytes`` and ``peak_bytes`` of rank 0, one per phase, in order;
-            of micro-batches the one with the most in use.
+        memory: ``memory`` rows of rank 0 since the last start, in order.
+        held: ``held`` rows of the same.
+        plan: content of ``plan.json``, empty where there is none.
         setup: fields of `fsdpq.run_files.rows.SetupSummary`, empty where missing.
         summary: fields of `fsdpq.run_files.rows.RunSummary`, empty where missing.
         samples: ``prompt``, ``before``, ``after``; an answer that is not there is None.
@@ -43,7 +44,9 @@ class RunRecord:
 
     steps: list[Row] = field(default_factory=list)
     evals: list[Row] = field(default_factory=list)
-    memory_phases: list[Row] = field(default_factory=list)
+    memory: list[Row] = field(default_factory=list)
+    held: list[Row] = field(default_factory=list)
+    plan: Row = field(default_factory=dict)
     setup: Row = field(default_factory=dict)
     summary: Row = field(default_factory=dict)
     samples: list[Row] = field(default_factory=list)
@@ -75,7 +78,11 @@ def read_record(files: RunFiles) -> RunRecord:
     metrics = _without_void(metrics, record.resumes)
     record.steps = _last_of_each_step(metrics, "step")
     record.evals = _last_of_each_step(metrics, "eval")
-    record.memory_phases = _most_of_each_phase(metrics)
+    since = _since_start(metrics)
+    record.memory = [row for row in since if row["event"] == "memory" and row.get("bytes")]
+    record.held = [row for row in since if row["event"] == "held"]
+    if files.plan.exists():  # runs of earlier versions have none
+        record.plan = _read_mapping(files.plan, record)
     record.setup = _last_event(events, "setup")
     record.summary = _last_event(events, "done")
     record.export = _last_event(events, "export")
@@ -163,18 +170,10 @@ def _last_of_each_step(rows: list[Row], event: str) -> list[Row]:
     ]
 
 
-def _most_of_each_phase(rows: list[Row]) -> list[Row]:
-    """A run that starts again measures again: what follows its last ``start`` counts."""
-    found: dict[str, Row] = {}
-    for row in rows:
-        if row["event"] != "memory" or not row.get("bytes"):
-            continue
-        if row["phase"] == "start":
-            found = {}
-        kept = {"phase": row["phase"], "bytes": row["bytes"], "peak_bytes": row.get("peak_bytes")}
-        if row["bytes"] > found.get(row["phase"], {"bytes": 0})["bytes"]:
-            found[row["phase"]] = kept
-    return list(found.values())
+def _since_start(rows: list[Row]) -> list[Row]:
+    """A run that starts again measures again: returns what follows its last ``start``."""
+    starts = [i for i, row in enumerate(rows) if row.get("phase") == "start"]
+    return rows[starts[-1] if starts else 0 :]
 
 
 def _last_event(events: list[Row], name: str) -> Row:

@@ -7,14 +7,13 @@ from collections.abc import Iterator
 from typing import Any
 
 from fsdpq.plan.costs.parameters import (
-    DTYPE_BYTES,
     FP32_BYTES,
     Choice,
     HeldGroup,
     HeldParameter,
 )
 from fsdpq.plan.shape import ModelShape
-from fsdpq.recipe.precision import precision_of
+from fsdpq.recipe.precision import Dtype, precision_of
 from fsdpq.recipe.root import Recipe
 from fsdpq.recipe.sections.adapter import LoraOptions
 from fsdpq.recipe.sections.quantization import BnbOptions, HqqOptions, NoQuantOptions
@@ -27,7 +26,7 @@ MIN_BASE_BYTES = 256 * 10**6
 CHECKSUM_BYTES = 4
 """For each `fsdpq.tensor_files.base_manifest.CHUNK_BYTES` of the weights."""
 
-STORED_DTYPES = {"bf16": "BF16", "fp16": "F16", "fp32": "F32"}
+STORED_DTYPES: dict[Dtype, str] = {"bf16": "BF16", "fp16": "F16", "fp32": "F32"}
 """Names of dtypes in recipes, and in safetensors files."""
 
 _FROZEN = LoraOptions.model_construct(kind="lora", target_modules=(), modules_to_save=())
@@ -73,10 +72,9 @@ def weights_bytes(recipe: Recipe, shape: ModelShape) -> int:
 
 @functools.lru_cache(maxsize=64)
 def _weights_bytes(
-    quantization: BnbOptions | HqqOptions | NoQuantOptions, dtype: str, shape: ModelShape
+    quantization: BnbOptions | HqqOptions | NoQuantOptions, dtype: Dtype, shape: ModelShape
 ) -> int:
-    item_bytes = DTYPE_BYTES[dtype]
-    choice = Choice(quantization, _FROZEN, shape, item_bytes, item_bytes)
+    choice = Choice(quantization, _FROZEN, shape, dtype, dtype)
     packed: dict[str, StoredTensor] = {}
     plain: dict[str, StoredTensor] = {}
     for prefix, held in _groups(choice):
@@ -86,7 +84,7 @@ def _weights_bytes(
     return lay_out(packed | plain).num_bytes  # `fsdpq.model.loading.targets` has this order
 
 
-def _stored_dtype(parameter: HeldParameter, dtype: str) -> str:
+def _stored_dtype(parameter: HeldParameter, dtype: Dtype) -> str:
     if parameter.is_bytes:
         return "U8"
     return "F32" if parameter.item_bytes == FP32_BYTES else STORED_DTYPES[dtype]

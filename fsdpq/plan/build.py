@@ -7,11 +7,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fsdpq.plan.case import Case, Memory
+from fsdpq.plan.disk import plan_disk
 from fsdpq.plan.edits import find_edits
 from fsdpq.plan.hiding import find_advice
 from fsdpq.plan.limits import find_limits
 from fsdpq.plan.machine import GIB, Gpu, Machine
-from fsdpq.plan.result import DiskUse, Plan
+from fsdpq.plan.result import Plan
 from fsdpq.plan.settings import apply_settings, problems_of
 from fsdpq.plan.shape import ModelShape
 from fsdpq.plan.time import time_notes
@@ -77,10 +78,10 @@ def build_plan(
     time = case.time(recipe, memory)
     return Plan(
         name=recipe.name,
-        model=f"{shape.name} ({_SOURCES[shape.source]})",
+        model=f"{shape.name} ({_SOURCES.get(shape.source, shape.source)})",
         device=memory.device,
         host=memory.host,
-        disk=DiskUse(),
+        disk=plan_disk(recipe, shape, memory.weights),
         time=replace(time, advice=find_advice(recipe, case, time, accumulation=accumulation)),
         fits=fits,
         shortages=case.shortages(recipe, memory),

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 
+from fsdpq.errors import CheckpointError
 from fsdpq.plan.case import Case, Memory
 from fsdpq.plan.moves import Move, list_moves
 from fsdpq.plan.result import Edit
@@ -141,7 +142,10 @@ class Search:
         changed = apply_settings(self.start, settings)
         if problems_of(changed, self.case.base_dir) - self._known:
             return None
-        memory = self.case.memory(changed)
+        try:
+            memory = self.case.memory(changed)
+        except CheckpointError:
+            return None  # blocks of a quantization do not fit a matrix
         if self.case.shortages(changed, memory):
             return None
         speed = self._tokens_per_s(changed, memory)

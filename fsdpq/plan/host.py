@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from fsdpq.plan.costs.expansion import layer_sources
 from fsdpq.plan.costs.parameters import DTYPE_BYTES
 from fsdpq.plan.costs.pinned import pinned_bytes
+from fsdpq.plan.device import plan_device_memory
 from fsdpq.plan.result import HostMemory
 from fsdpq.plan.shape import ModelShape
 from fsdpq.plan.weights import Weights
@@ -23,17 +24,25 @@ from fsdpq.recipe.sections.adapter import LlamaProOptions
 MIB = 2**20
 
 LAUNCHER_BYTES = 35 * MIB
-"""``fsdpq train``, without what it shares. Measured on Linux x86-64, as the three that follow, with
+"""``fsdpq train``, without what it shares. Measured on Linux x86-64, as the four that follow, with
 torch 2.13 (CPU) and Python 3.12; `docs/developing/plan.md` says how."""
 
 TORCHRUN_BYTES = 146 * MIB
 """torchrun's own process, without what it shares."""
 
-CPU_RANK_BYTES = 338 * MIB
-"""A rank on a CPU that has imported torch and transformers and has done a step of a tiny model."""
+CPU_RANK_BYTES = 305 * MIB
+"""A rank on a CPU that has imported torch and transformers."""
+
+LATE_BYTES = 33 * MIB
+"""What a rank on a CPU imports later, up to its second step."""
 
 SHARED_BYTES = 125 * MIB
 """Pages of the libraries' files that the processes of a machine share."""
+
+HEAP_BYTES = 128 * MIB
+"""What a rank on a CPU holds beyond what it asked for: glibc's heap keeps freed blocks of up to 32
+MiB, and leaves holes. Measured: 0 to 350 MiB, and 200 MiB apart from one step to the next; nothing
+where glibc is told to map every block of half a MiB, which makes a step 12 to 15% slower."""
 
 CUDA_RANK_BYTES = 1790 * MIB
 """A rank on a GPU: libraries, CUDA's context, pages of the libraries' files. Measured as resident
@@ -56,7 +65,7 @@ def plan_host_memory(recipe: Recipe, shape: ModelShape, weights: Weights) -> Hos
     """
     work = workload_of(recipe)
     if recipe.launch.device == "cpu":
-        return _on_cpu(recipe, weights, work)
+        return _on_cpu(recipe, shape, weights, work)
     parts = {"processes": LAUNCHER_BYTES + TORCHRUN_BYTES + work.num_local_ranks * CUDA_RANK_BYTES}
     unpinned = 0
     if recipe.fsdp.offload != "none":
@@ -131,20 +140,25 @@ def _staged_bytes(weights: Weights) -> int:
     return max(STAGED_ROWS_BYTES, 2 * rows)
 
 
-def _on_cpu(recipe: Recipe, weights: Weights, work: Workload) -> HostMemory:
+def _on_cpu(recipe: Recipe, shape: ModelShape, weights: Weights, work: Workload) -> HostMemory:
     """Everything is host memory: what would lie on a device, too."""
-    own, ranks = weights.shard, work.num_local_ranks
-    processes = LAUNCHER_BYTES + TORCHRUN_BYTES + SHARED_BYTES + ranks * CPU_RANK_BYTES
-    mapped = recipe.fsdp.offload == "disk"
+    ranks, device = work.num_local_ranks, plan_device_memory(recipe, shape, weights)
+    peak = max(device.moments, key=lambda moment: moment.allocated)
+    named = {"codes": "base", "scales": "base", "plain": "base"}
     parts = {
-        "processes": processes,
-        "base": 0 if mapped else ranks * own.frozen,
-        "trained": ranks * own.trained,
-        "gradients": ranks * own.trained,
-        "optimizer": ranks * own.optimizer,
+        "processes": LAUNCHER_BYTES
+        + TORCHRUN_BYTES
+        + SHARED_BYTES
+        + ranks * (CPU_RANK_BYTES + LATE_BYTES),
+        "heap": ranks * HEAP_BYTES,
     }
+    for category, num_bytes in peak.parts.items():
+        kept = category in ("trained", "gradients", "optimizer")
+        name = category if kept else named.get(category, "activations")
+        parts[name] = parts.get(name, 0) + ranks * num_bytes
+    load = device.phase_peak("load")
     return HostMemory(
-        parts={name: num_bytes for name, num_bytes in parts.items() if num_bytes},
-        file_backed_bytes=_mapped_bytes(weights, work) if mapped else 0,
-        load_bytes=processes + parts["base"] + ranks * (own.trained + _staged_bytes(weights)),
+        parts=parts,
+        file_backed_bytes=_mapped_bytes(weights, work) if recipe.fsdp.offload == "disk" else 0,
+        load_bytes=parts["processes"] + ranks * (0 if load is None else load.allocated),
     )

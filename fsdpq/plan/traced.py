@@ -34,7 +34,7 @@ class Traced:
 
     def as_json(self) -> dict[str, Any]:
         """Returns it as plain data."""
-        moments = [
+        moments: list[dict[str, Any]] = [
             {"phase": m.phase, "name": m.name, "parts": dict(m.parts)} for m in self.device.moments
         ]
         return {

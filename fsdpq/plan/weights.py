@@ -6,7 +6,7 @@ until there are none left.
 
 from __future__ import annotations
 
-import dataclasses
+import functools
 import math
 import operator
 from collections.abc import Iterable, Iterator
@@ -18,9 +18,10 @@ from fsdpq.plan.costs.parameters import Choice, HeldGroup, HeldParameter, choice
 from fsdpq.plan.costs.pinned import pinned_bytes
 from fsdpq.plan.shape import GroupName, GroupShape, ModelShape
 from fsdpq.plan.sharding import Sharding, sharding_of
-from fsdpq.recipe.precision import precision_of
+from fsdpq.recipe.precision import Dtype, precision_of
 from fsdpq.recipe.root import Recipe
-from fsdpq.recipe.sections.adapter import LlamaProOptions, LoraOptions
+from fsdpq.recipe.sections.adapter import DoraOptions, LlamaProOptions, LoraOptions
+from fsdpq.recipe.sections.optimizer import OptimizerOptions
 
 
 @dataclass(frozen=True)
@@ -141,13 +142,21 @@ def plan_weights(recipe: Recipe, shape: ModelShape) -> Weights:
         CheckpointError: the quantization does not fit a matrix of the model.
         RecipeError: new layers cannot be spread evenly over the model's.
     """
-    sharding, choice = sharding_of(recipe), choice_of(recipe, shape)
-    counted = _Counted(recipe, choice, sharding)
+    precision = precision_of(recipe)
+    counting = _Counting(
+        choice_of(recipe, shape), recipe.optimizer, sharding_of(recipe), precision.reduce
+    )
+    return _count(counting)
+
+
+@functools.lru_cache(maxsize=256)
+def _count(counting: _Counting) -> Weights:
+    """Returns all weights; edits of a recipe that change none of them ask again and again."""
     groups: list[GroupWeights] = []
-    for index, group in enumerate(shape.groups):
-        for held, count, is_new in _variants(choice, group):
-            groups.append(counted.weights(group, held, index=index, count=count, is_new=is_new))
-    return Weights(tuple(groups), sharding.num_shards)
+    for index, group in enumerate(counting.choice.shape.groups):
+        for held, count, is_new in _variants(counting.choice, group):
+            groups.append(counting.weights(group, held, index=index, count=count, is_new=is_new))
+    return Weights(tuple(groups), counting.sharding.num_shards)
 
 
 def _variants(choice: Choice, group: GroupShape) -> Iterator[tuple[HeldGroup, int, bool]]:
@@ -173,12 +182,20 @@ def _variants(choice: Choice, group: GroupShape) -> Iterator[tuple[HeldGroup, in
 
 
 @dataclass(frozen=True)
-class _Counted:
-    """Counts the bytes of groups, over all ranks and on rank 0."""
+class _Counting:
+    """Counts the bytes of groups, over all ranks and on rank 0.
 
-    recipe: Recipe
+    Attributes:
+        choice: what the recipe says of every tensor.
+        optimizer: its section.
+        sharding: how tensors are dealt.
+        reduce: dtype in which gradients are summed.
+    """
+
     choice: Choice
+    optimizer: OptimizerOptions
     sharding: Sharding
+    reduce: Dtype
 
     def weights(
         self, group: GroupShape, held: HeldGroup, *, index: int, count: int, is_new: bool
@@ -204,14 +221,13 @@ class _Counted:
         return parameter.use != "trained" or self._trained_is_whole()
 
     def _trained_is_whole(self) -> bool:
-        adapter = self.recipe.adapter
-        only_adapters = isinstance(adapter, LoraOptions) and not adapter.modules_to_save
-        precision = precision_of(self.recipe)
-        # Magnitudes stay fp32 beside trained weights of 16 bits: one of both is cast.
-        uncast = precision.param == precision.reduce
-        if isinstance(adapter, LoraOptions) and adapter.kind == "dora":
-            uncast = uncast and precision.param == "fp32"
-        return self.sharding.num_ranks == 1 and uncast and only_adapters
+        adapter = self.choice.adapter
+        if not isinstance(adapter, LoraOptions) or adapter.modules_to_save:
+            return False
+        dtypes = {self.choice.trained_dtype}
+        if isinstance(adapter, DoraOptions):
+            dtypes.add("fp32")  # magnitudes, whatever the others are
+        return self.sharding.num_ranks == 1 and dtypes == {self.reduce}
 
     def _gathered_bytes(self, parameters: Iterable[HeldParameter]) -> int:
         """Returns the bytes of unsharded Parameters as FSDP allocates them.
@@ -246,7 +262,7 @@ class _Counted:
                 num_tensors += 1
                 num_trained += rows * math.prod(each.shape[1:])
                 optimizer += state_bytes(
-                    self.recipe.optimizer,
+                    self.optimizer,
                     each.shape,
                     num_rows=rows,
                     item_bytes=each.item_bytes,

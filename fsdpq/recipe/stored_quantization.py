@@ -26,9 +26,12 @@ def read_stored_quantization(directory: Path) -> dict[str, Any] | None:
         config: Any = json.loads((directory / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    stored: Any = (
-        cast("Any", config).get("quantization_config") if isinstance(config, dict) else None
-    )
+    return stored_in(cast("dict[str, Any]", config)) if isinstance(config, dict) else None
+
+
+def stored_in(config: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Returns ``quantization_config`` of a config.json's table; None where there is none."""
+    stored: Any = config.get("quantization_config")
     return cast("dict[str, Any]", stored) if isinstance(stored, dict) else None
 
 

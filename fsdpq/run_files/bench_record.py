@@ -1,6 +1,6 @@
-"""What a benchmark found, for the table, the plots and ``bench.json``; the format is documented in
-``docs/guides/bench.md``.
+"""What a benchmark found, for its tables, its pictures and ``bench.json``.
 
+The format is documented in ``docs/guides/bench.md``.
 A cell of a table is a number, a text, nothing, or a `Spread`: an object with ``median``, ``low``,
 ``high`` and ``count``.
 """
@@ -11,7 +11,7 @@ import dataclasses
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 FORMAT = 1
 """Version of ``bench.json``."""
@@ -184,4 +184,4 @@ class BenchResult:
 
 
 def _cell(value: Any) -> Cell:
-    return Spread(**value) if isinstance(value, dict) else value
+    return Spread(**cast("dict[str, Any]", value)) if isinstance(value, dict) else value

@@ -51,8 +51,12 @@ class Benchmark:
 
     def settings_for(self, device: str, *, quick: bool) -> dict[str, Setting]:
         """Returns the settings on ``device``, ``cpu`` or ``cuda``."""
-        on_device = self.on_gpu if device == "cuda" else {}
-        return {**self.settings, **on_device, **(self.quick if quick else {})}
+        found = dict(self.settings)
+        if device == "cuda":
+            found.update(self.on_gpu)
+        if quick:
+            found.update(self.quick)
+        return found
 
 
 BENCHMARKS: tuple[Benchmark, ...] = (
@@ -170,4 +174,5 @@ class BenchJob:
     def read(cls, path: Path) -> BenchJob:
         """Returns what `write` wrote."""
         fields = json.loads(path.read_text(encoding="utf-8"))
-        return cls(**{**fields, "directory": Path(fields["directory"])})
+        fields["directory"] = Path(fields["directory"])
+        return cls(**fields)

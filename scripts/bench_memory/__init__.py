@@ -1,1 +1,1 @@
-"""Measures the memory of training, phase by phase: ``make bench-memory``; see `__main__`."""
+"""Modules that moved into `fsdpq.worker.bench`."""

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from scripts.bench_train.shapes import Batch
+from fsdpq.worker.bench.shapes import Batch
 
 CAP_GIB = 24.0
 LORA_RANK = 64

@@ -21,9 +21,14 @@ from fsdpq.recipe.root import Recipe
 from fsdpq.registry import resolve_builder
 from fsdpq.training.step import StepMode, train_step
 from fsdpq.worker.assemble import Assembled
-from scripts.bench_train.contenders import MAX_NORM, Options, batch_ids, recipe_of
-from scripts.bench_train.random_base import assemble_random
-from scripts.bench_train.shapes import Batch, Shape, step_flops
+from fsdpq.worker.bench.contenders import (
+    MAX_NORM,
+    ContenderOptions,
+    assemble_shape,
+    batch_ids,
+    recipe_of,
+)
+from fsdpq.worker.bench.shapes import Batch, Shape, step_flops
 
 Sections = dict[str, dict[str, Any]]
 PLAIN = StepMode()
@@ -81,7 +86,7 @@ def build_trainer(
     """
     started = time.perf_counter()
     recipe = build_recipe(shape, tokens, device.type, lora_rank=lora_rank, sections=sections)
-    assembled = assemble_random(recipe, shape, tokens, device=device, source=source)
+    assembled = assemble_shape(recipe, shape, tokens, device=device, source=source)
     return trainer_of(assembled, recipe, shape, device=device, started=started)
 
 
@@ -89,7 +94,7 @@ def build_recipe(
     shape: Shape, tokens: int, device_type: str, *, lora_rank: int, sections: Sections
 ) -> Recipe:
     """Returns a recipe over NF4 with double quantization, in bf16; see `build_trainer`."""
-    options = Options(shape, None, "bf16", device_type, lora_rank, tokens, "none", False)
+    options = ContenderOptions(shape, None, "bf16", device_type, lora_rank, tokens)
     return recipe_of(options, **sections)
 
 

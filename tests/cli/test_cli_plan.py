@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -132,6 +133,25 @@ def test_plan_imports_nothing_heavy_and_validates_the_recipe_once() -> None:
     assert words[0] == "LOADED"
     assert 1 <= int(words[1]) <= 7, "the recipe, and one for every edit that is shown"
     assert words[2] == "[]"
+
+
+def _cpu_seconds(*command: str) -> float:
+    """Returns what the quickest of three processes computes, start-up included."""
+    seconds: list[float] = []
+    for _ in range(3):
+        process = subprocess.Popen([sys.executable, *command], cwd=ROOT, stdout=subprocess.DEVNULL)
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        assert process.returncode == 0
+        seconds.append(usage.ru_utime + usage.ru_stime)
+    return min(seconds)
+
+
+def test_plan_costs_little_more_than_importing_its_libraries() -> None:
+    floor = _cpu_seconds("-c", "import click, pydantic.fields, pydantic.main, yaml, psutil")
+    plan = _cpu_seconds("-m", "fsdpq", "plan", SEVENTY, "--gpus", "2xRTX4090", "--ram", "64GiB")
+    # 2.2 was measured, 0.3 s of CPU time; more where every start compiles our modules.
+    assert plan < 4 * floor, (plan, floor)
 
 
 def test_a_trace_is_compared_by_phase_and_category(

@@ -134,6 +134,7 @@ def test_kinds_of_a_section_explains_its_keys(capsys: pytest.CaptureFixture[str]
         "generate",
         "chat",
         "schema",
+        "bench",
         "recipes",
         "migrate",
         "quantize",

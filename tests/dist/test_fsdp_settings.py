@@ -26,7 +26,6 @@ from fsdpq.fsdp.layers import RunsInChunks
 from fsdpq.model.quantized_linear import QuantizedLinear
 from fsdpq.training.scaler import LossScaler
 from fsdpq.training.step import reduce_after_backward
-from support.imports import load_script
 from support.late_transfer import LateTransfer, late_activations
 
 Sections = dict[str, dict[str, Any]]
@@ -229,30 +228,3 @@ def test_inputs_of_recomputed_layers_move_and_the_numbers_stay(
         assert answer["log"].count("out") == answer["log"].count("in") == 2 * moved
         assert answer["most"] == {"out": 1, "in": 1}
         assert answer["numbers"] == expected["numbers"]
-
-
-def gathered(directory: Path, settings: list[tuple[int, int]]) -> list[list[tuple[int, int]]]:
-    """Returns, for every ``micro_batch_size`` and ``layer_chunks``, what a step of four rows
-    gathers."""
-    sizes: list[list[tuple[int, int]]] = []
-    for micro_batch_size, layer_chunks in settings:
-        training = {"layer_chunks": layer_chunks, "micro_batch_size": micro_batch_size}
-        assembled = assemble(directory, training=training)
-        with load_script("bench_chunks").CountedGathers() as counted:
-            train(
-                assembled,
-                [random_rows(4 * dist.get_world_size())],
-                micro_batch_size=micro_batch_size,
-                lr=LR,
-                max_norm=None,
-            )
-        sizes.append(counted.sizes)
-    return sizes
-
-
-def test_chunks_gather_once_where_micro_batches_gather_each(ranks: RankPool, tiny: Path) -> None:
-    whole, chunked, accumulated = ranks.run(2, gathered, tiny, [(4, 1), (4, 4), (1, 1)])[0]
-    # Three layers in forward and in backward, embedding and head (tied), the last norm.
-    assert len(whole) == 2 * 3 + 2
-    assert chunked == whole, "the same bytes"
-    assert accumulated == 4 * whole

@@ -23,6 +23,8 @@ from fsdpq.plan.weights import plan_weights
 MODELS: dict[str, dict[str, Any]] = {
     "untied": {"tied": False},
     "gemma2": {"family": "gemma2", "head_dim": 48, "num_hidden_layers": 2},
+    "fused projections": {"family": "phi3", "num_hidden_layers": 2},
+    "parallel feed-forward": {"family": "gpt_neox", "num_hidden_layers": 2},
     "mixture": {
         "family": "qwen3_moe",
         "tied": False,
@@ -41,12 +43,20 @@ Sections = dict[str, dict[str, Any]]
 
 
 def case(model: str = "untied", **sections: dict[str, Any]) -> tuple[str, Sections]:
-    base: Sections = {"model": {"attn_implementation": "eager"}, "data": {"seq_len": 24}}
+    base: Sections = {
+        "model": {"attn_implementation": "eager"},
+        "data": {"seq_len": 24},
+        "training": {"micro_batch_size": 2, "global_batch_size": 4},
+    }
     return model, base | sections
 
 
 CASES: dict[str, tuple[str, Sections]] = {
     "lora": case(),
+    "four micro-batches": case(training={"micro_batch_size": 1, "global_batch_size": 8}),
+    "one, layers in four chunks": case(
+        training={"micro_batch_size": 4, "global_batch_size": 8, "layer_chunks": 4}
+    ),
     "nothing computed again": case(fsdp={"activation_checkpointing": "none"}),
     "every second layer computed again": case(fsdp={"activation_checkpointing": "selective"}),
     "two of the linears": case(adapter=LORA | {"target_modules": ["q_proj", "v_proj"]}),
@@ -57,14 +67,17 @@ CASES: dict[str, tuple[str, Sections]] = {
         adapter=LORA | {"modules_to_save": ["lm_head", "input_layernorm"]}
     ),
     "embedding saved": case(adapter=LORA | {"modules_to_save": ["embed_tokens"]}),
-    "dora in chunks": case(adapter=DORA, training={"layer_chunks": 2}),
     "dora with dropout": case(adapter=DORA | {"dropout": 0.1}),
+    "dora in chunks": case(adapter=DORA, training={"layer_chunks": 2, "global_batch_size": 4}),
     "llama pro": case(adapter={"kind": "llama_pro", "num_new_layers": 1}),
     "full finetuning": case(adapter=NONE, quantization=NONE),
     "norm behind the feed-forward": case("gemma2"),
     "mixture": case("mixture"),
-    "gradients reduced once": case(fsdp={"no_sync": True}),
-    "weights kept until backward": case(fsdp={"strategy": "shard_grad_op"}),
+    "fused projections": case("fused projections"),
+    "parallel feed-forward": case("parallel feed-forward"),
+    "weights kept until backward, gradients reduced once": case(
+        fsdp={"strategy": "shard_grad_op", "no_sync": True}, training={"global_batch_size": 8}
+    ),
     "copies": case(fsdp={"strategy": "ddp"}),
 }
 FOUR_RANKS: dict[str, tuple[str, Sections]] = {
@@ -102,3 +115,21 @@ def test_plan_counts_what_a_step_does(
     assert traffic.gathered == real.gathered
     assert traffic.reduced == real.reduced
     assert traffic.summed == real.summed
+
+
+@pytest.mark.parametrize("name", ["lora", "dora in chunks", "layers from the second on", "mixture"])
+def test_offload_copies_the_shards_that_go_into_gathers(
+    name: str, counted: dict[str, StepCounts], directories: dict[str, Path]
+) -> None:
+    model, sections = CASES[name]
+    shape = shape_from_directory(directories[model])
+    on_gpu = sections | {"launch": {"device": "cuda"}, "fsdp": {"offload": "cpu"}}
+    recipe = tiny_recipe(**on_gpu)
+    traffic = step_traffic(recipe, shape, plan_weights(recipe, shape))
+    assert traffic.shards_to_device == counted[name].own
+
+
+def test_chunks_gather_once_where_micro_batches_gather_each(counted: dict[str, StepCounts]) -> None:
+    each, once = counted["four micro-batches"], counted["one, layers in four chunks"]
+    assert each.gathered == 4 * once.gathered
+    assert each.flops == once.flops

@@ -38,6 +38,12 @@ def test_the_table_of_plans_is_fresh(plans: dict[Path, Plan]) -> None:
     assert committed == make_plans.page(plans), "run `python scripts/make_plans.py`"
 
 
+def test_the_outputs_in_the_guide_are_fresh() -> None:
+    committed = make_plans.GUIDE.read_text(encoding="utf-8")
+    assert committed.count("$ fsdpq plan") == 4
+    assert committed == make_plans.guide(committed), "run `python scripts/make_plans.py`"
+
+
 def test_hardware_in_words_is_a_machine() -> None:
     machine = make_plans.machine_of("2 x 24 GB GPU, 64 GB of memory, an NVMe disk: 40 GB")
     assert [gpu.memory_bytes for gpu in machine.gpus or ()] == [24 * 2**30] * 2

@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from fsdpq.data.dealing.collate import build_step
 from fsdpq.data.text.tokenize import Row
 from fsdpq.training.step import StepMode, train_step
+from support.imports import load_script
 from support.sharded import CPU, assemble
 from support.tiny import VOCAB_SIZE, tiny_recipe
 
@@ -31,29 +32,29 @@ class StepCounts:
     Attributes:
         flops: of products.
         gathered: bytes that came out of gathers.
+        own: bytes that went into gathers: this rank's shards.
         reduced: bytes that went into reductions to shards.
         summed: bytes of gradients that were summed over replicas.
     """
 
     flops: int
     gathered: int
+    own: int
     reduced: int
     summed: int
 
 
-class CountedCollectives(TorchDispatchMode):
-    """Counts the bytes of collectives that FSDP starts while it is active."""
+class CountedReductions(TorchDispatchMode):
+    """Counts the bytes of gradients that FSDP reduces while it is active."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.gathered = self.reduced = self.summed = 0
+        self.reduced = self.summed = 0
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        if func is torch.ops.c10d._allgather_base_.default:
-            self.gathered += args[0].nbytes
-        elif func is torch.ops.c10d._reduce_scatter_base_.default:
+        if func is torch.ops.c10d._reduce_scatter_base_.default:
             self.reduced += args[1].nbytes
         elif func is torch.ops.c10d.allreduce_.default:
             # One number is the gradient norm.
@@ -80,7 +81,8 @@ def count_step(directory: Path, sections: Mapping[str, Mapping[str, Any]]) -> St
     )
     optimizer = torch.optim.SGD(assembled.trainable, lr=0.0)
     products = FlopCounterMode(display=False, custom_mapping=IN_PLACE)
-    with CountedCollectives() as collectives, products:
+    gathers = load_script("bench_chunks").CountedGathers()
+    with CountedReductions() as reductions, gathers, products:
         train_step(
             assembled.model,
             step,
@@ -91,7 +93,11 @@ def count_step(directory: Path, sections: Mapping[str, Mapping[str, Any]]) -> St
             mode=StepMode(no_sync=recipe.fsdp.no_sync),
         )
     return StepCounts(
-        products.get_total_flops(), collectives.gathered, collectives.reduced, collectives.summed
+        flops=products.get_total_flops(),
+        gathered=sum(whole for whole, _ in gathers.sizes),
+        own=sum(own for _, own in gathers.sizes),
+        reduced=reductions.reduced,
+        summed=reductions.summed,
     )
 
 

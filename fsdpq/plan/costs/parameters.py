@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 
 from fsdpq.plan.costs.quantization import CODES, is_row_local, packed_shapes
 from fsdpq.plan.shape import GroupShape, ModelShape, TensorShape
-from fsdpq.recipe.precision import precision_of
+from fsdpq.recipe.precision import Dtype, precision_of
 from fsdpq.recipe.root import Recipe
 from fsdpq.recipe.sections.adapter import (
     DoraOptions,
@@ -24,7 +24,7 @@ from fsdpq.recipe.sections.adapter import (
 )
 from fsdpq.recipe.sections.quantization import BnbOptions, HqqOptions, NoQuantOptions
 
-DTYPE_BYTES = {"bf16": 2, "fp16": 2, "fp32": 4}
+DTYPE_BYTES: dict[Dtype, int] = {"bf16": 2, "fp16": 2, "fp32": 4}
 """Bytes of one number, by the names that recipes give dtypes."""
 
 FP32_BYTES = 4
@@ -81,17 +81,27 @@ class Choice:
         quantization: its section.
         adapter: its section.
         shape: of the model.
-        base_bytes: of one frozen weight that is not quantized.
-        trained_bytes: of one trained weight.
+        base_dtype: of frozen weights that are not quantized.
+        trained_dtype: of trained weights.
         compiled: decoder layers are compiled.
     """
 
     quantization: BnbOptions | HqqOptions | NoQuantOptions
     adapter: LoraOptions | LlamaProOptions | NoAdapterOptions
     shape: ModelShape
-    base_bytes: int
-    trained_bytes: int
+    base_dtype: Dtype
+    trained_dtype: Dtype
     compiled: bool = False
+
+    @property
+    def base_bytes(self) -> int:
+        """Bytes of one frozen weight that is not quantized."""
+        return DTYPE_BYTES[self.base_dtype]
+
+    @property
+    def trained_bytes(self) -> int:
+        """Bytes of one trained weight."""
+        return DTYPE_BYTES[self.trained_dtype]
 
     @property
     def names_single_layers(self) -> bool:
@@ -204,9 +214,9 @@ def choice_of(recipe: Recipe, shape: ModelShape) -> Choice:
         recipe.quantization,
         recipe.adapter,
         shape,
-        DTYPE_BYTES[precision.base],
-        DTYPE_BYTES[precision.param],
-        recipe.training.compile,
+        precision.base,
+        precision.param,
+        compiled=recipe.training.compile,
     )
 
 

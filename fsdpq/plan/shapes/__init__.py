@@ -1,9 +1,14 @@
 """Model shapes: from cards, from directories on this machine. No weight is read.
 
-from_card.py       from the table of well-known models
-from_directory.py  from config.json and the headers of safetensors files
-find.py            whichever of both a recipe's ``model.name_or_path`` is
-names.py           what architectures call their weights
+- ``find``: whatever a recipe's ``model.name_or_path`` is
+- ``from_card``: from the table of well-known models
+- ``from_directory``: from a directory; `fsdpq.fetch.hub_shape` does so from the hub
+- ``from_files``: from a config and the headers of weight files
+- ``from_tensors``: the groups of any family, by the names and shapes of its tensors
+- ``experts``: experts put together as transformers keeps them
+- ``layer_facts``: what a decoder layer's tensors say of how it computes
+- ``config_facts``: sizes in the words of any config.json
+- ``names``: what the families with cards call their weights
 """
 
 from fsdpq.plan.shapes.find import find_shape

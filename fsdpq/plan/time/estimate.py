@@ -98,14 +98,12 @@ def plan_time(
 
 
 def time_notes(recipe: Recipe, machine: Machine) -> tuple[str, ...]:
-    """Returns what the reader should know about the seconds of a plan."""
+    """Returns what the reader should know about the seconds of a plan, where its GPU is known."""
     if recipe.launch.device != "cuda":
         return ("time on a CPU is not estimated",)
-    if not machine.gpus:
+    if not machine.gpus or machine.gpus[0].bf16_flops is None:
         return ()
     gpu, dtype = machine.gpus[0], precision_of(recipe).compute
-    if gpu.bf16_flops is None:
-        return (f"time is not known: of the {gpu.name} only its memory is known",)
     if dtype == "bf16" and not gpu.has_bf16:
         return (f"time is not known: the {gpu.name} does not compute in bf16",)
     if not computes_fast(recipe, gpu):

@@ -54,9 +54,17 @@ def check_slurm_settings_used(recipe: Recipe, _base_dir: Path) -> Iterator[Probl
             yield Problem(message, key, hint="delete it, or write `scheduler: slurm`")
 
 
+def check_plan_check_used(recipe: Recipe, _base_dir: Path) -> Iterator[Problem]:
+    """``plan_check`` on a CPU, where no plan refuses a run."""
+    if recipe.launch.device == "cpu":
+        reason = "with `device: cpu`: a plan refuses nothing there"
+        yield from has_no_effect(recipe, "launch", "plan_check", reason)
+
+
 CHECKS = (
     check_port_exists,
     check_machines_meet,
     check_slurm_chooses_the_endpoint,
     check_slurm_settings_used,
+    check_plan_check_used,
 )

@@ -57,6 +57,10 @@ class LaunchOptions(Options):
     rank. It counts while training, from the second step on; elsewhere it is half an hour at least.
     ``auto`` is ten times the longest pause so far, and a minute at least; null waits for ever."""
 
+    plan_check: bool = True
+    """Refuse a run that by plan (``fsdpq plan``) needs more memory than a GPU of this machine has,
+    before anything is fetched where the model's shape is known. ``false`` goes on all the same."""
+
     scheduler: Literal["local", "slurm"] = "local"
     """Start the ranks here, or submit a job to Slurm."""
 

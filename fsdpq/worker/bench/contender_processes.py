@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import gc
 import multiprocessing
 import os
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from typing import Any
 
+import torch
+
 from fsdpq.errors import LaunchError
+from fsdpq.metrics.peaks import peaks, reset_peaks, synchronize
 from fsdpq.worker.bench.children import QUIET
 from fsdpq.worker.bench.contenders import OURS, RATE, ContenderOptions, build_contender
 from fsdpq.worker.bench.shapes import Batch
@@ -100,9 +104,9 @@ class ContenderProcess:
         self._ours.send(batch)
         return self._receive()
 
-    def wait_until_built(self) -> dict[str, Any]:
-        """Returns ``loaded_bytes``, resident on the host; raises as `step`."""
-        return self._receive()
+    def wait_until_built(self) -> None:
+        """Waits until it can take steps; raises as `step`."""
+        self._receive()
 
     def close(self) -> None:
         """Ends the process."""
@@ -124,6 +128,34 @@ class ContenderProcess:
         return answer
 
 
+class RateHere:
+    """The rate of products, measured in this process: as a contender, without its own imports.
+
+    Args:
+        name: `RATE` and a dtype.
+        options: of the model, on the CPU.
+        threads: of torch.
+    """
+
+    def __init__(self, name: str, options: ContenderOptions, threads: int) -> None:
+        self.name = name
+        self._threads = threads
+        dtype = name.partition(":")[2]
+        self._run = build_contender(RATE, dataclasses.replace(options, dtype=dtype))
+
+    def wait_until_built(self) -> None:
+        """It is."""
+
+    def step(self, batch: Batch) -> dict[str, Any]:
+        """Measures once; the losses are operations a second."""
+        torch.set_num_threads(self._threads)
+        device = torch.device("cpu")
+        return _timed_step(self._run, batch, device) | {"peak_bytes": 0, "host_bytes": 0}
+
+    def close(self) -> None:
+        """Nothing is left to end."""
+
+
 def measure_together(
     names: Sequence[str], rounds: Rounds, *, options: ContenderOptions, threads: int, tell: Tell
 ) -> Measured:
@@ -131,47 +163,44 @@ def measure_together(
 
     A contender of others that runs out of memory is left out from there on.
     """
-    processes: list[ContenderProcess] = []
+    running: list[ContenderProcess | RateHere] = []
     found: Measured = {(name, batch): Found() for name in names for batch in rounds.batches}
     try:
         for name in names:  # one after the other: loading needs all cores too
-            process = ContenderProcess(name, options, threads)
-            processes.append(process)
             tell(f"building {name}")
-            _try(process.wait_until_built, processes, process, tell)
+            here = name.startswith(f"{RATE}:") and options.device == "cpu"
+            kind = RateHere if here else ContenderProcess
+            running.append(kind(name, options, threads))
+            with _left_out(running, running[-1], tell):
+                running[-1].wait_until_built()
         for batch in rounds.batches:
             for index in range(rounds.count_for(batch) + 1):
                 tell(f"{batch}: step {index} of {rounds.count_for(batch)}")
-                for process in list(processes):
-                    answer = _try(lambda p=process: p.step(batch), processes, process, tell)
-                    if answer is not None:
-                        found[process.name, batch].add(answer, first=index == 0)
+                for process in list(running):
+                    with _left_out(running, process, tell):
+                        found[process.name, batch].add(process.step(batch), first=index == 0)
     finally:
-        for process in processes:
+        for process in running:
             process.close()
     return found
 
 
-def _try(
-    ask: Callable[[], dict[str, Any]],
-    processes: list[ContenderProcess],
-    process: ContenderProcess,
+@contextlib.contextmanager
+def _left_out(
+    running: list[ContenderProcess | RateHere],
+    process: ContenderProcess | RateHere,
     tell: Tell,
-) -> dict[str, Any] | None:
+) -> Iterator[None]:
+    """Takes a process that ran out of memory out of those that run."""
     try:
-        return ask()
+        yield
     except OutOfMemoryHere:
         tell(f"{process.name} is out of memory and is left out")
-        processes.remove(process)
+        running.remove(process)
         process.close()
-        return None
 
 
 def _serve(connection: Connection, name: str, options: ContenderOptions, threads: int) -> None:
-    import torch
-
-    from fsdpq.metrics.peaks import peaks, reset_peaks, status_bytes
-
     warnings.simplefilter("ignore")
     torch.set_num_threads(threads)
     device = torch.device(options.device)
@@ -179,7 +208,7 @@ def _serve(connection: Connection, name: str, options: ContenderOptions, threads
     try:
         run = build_contender(contender, dataclasses.replace(options, dtype=dtype))
         gc.collect()
-        connection.send({"loaded_bytes": status_bytes("VmRSS")})
+        connection.send({"built": True})
         last: Batch | None = None
         while True:
             batch: Batch = connection.recv()
@@ -197,9 +226,9 @@ def _serve(connection: Connection, name: str, options: ContenderOptions, threads
         raise
 
 
-def _timed_step(run: Callable[[Batch], float], batch: Batch, device: Any) -> dict[str, float]:
-    from fsdpq.metrics.peaks import synchronize
-
+def _timed_step(
+    run: Callable[[Batch], float], batch: Batch, device: torch.device
+) -> dict[str, float]:
     started, cpu_started = time.perf_counter(), time.process_time()
     loss = run(batch)
     synchronize(device)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from fsdpq.data.dealing.collate import Step, build_step
@@ -75,7 +76,8 @@ def write_checkpoint(directory: Path, shape: Shape, tokens: int) -> None:
 
     torch.manual_seed(0)
     config = LlamaConfig(**shape.config(tokens), dtype=torch.bfloat16)
-    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(directory)
+    model: Any = LlamaForCausalLM(config)
+    model.to(torch.bfloat16).save_pretrained(directory)
 
 
 def recipe_of(options: ContenderOptions, **sections: dict[str, Any]) -> Recipe:
@@ -136,10 +138,10 @@ def build_fsdpq(options: ContenderOptions) -> RunStep:
 
     @functools.cache  # the loader is not measured: not in the steps after the first
     def step_of(batch: Batch) -> Step:
-        rows = [
-            Row(ids, [False] + [True] * (batch.tokens - 1))
-            for ids in batch_ids(options.shape, batch).tolist()
-        ]
+        mask = np.ones(batch.tokens, np.uint8)
+        mask[0] = 0
+        ids = batch_ids(options.shape, batch).numpy().astype(np.int32)
+        rows = [Row(row, mask) for row in ids]
         return build_step(rows, micro_batch_size=batch.rows, rank=0, world_size=1)
 
     def run(batch: Batch) -> float:

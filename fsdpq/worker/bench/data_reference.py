@@ -13,13 +13,13 @@ def prepare_with_trl(
     """Lets TRL's trainer prepare the rows; returns the time of that and of reading them."""
     os.environ |= {"HF_DATASETS_CACHE": f"{out}/cache", "TOKENIZERS_PARALLELISM": "false"}
     import torch
-    from datasets import Dataset, load_dataset
+    from datasets import load_dataset
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
     from trl import SFTConfig, SFTTrainer
 
     from fsdpq.worker.bench.data import SEQ_LEN, Clock
 
-    spent, prepared = list[tuple[float, float]](), list[Dataset]()
+    spent, prepared = list[tuple[float, float]](), list[Any]()
 
     class Timed(SFTTrainer):
         def _prepare_dataset(self, dataset: Any, *arguments: Any, **options: Any) -> Any:

@@ -30,6 +30,10 @@ MB = 1e6
 PHASES = ("load", "init", "forward", "backward", "optimizer")
 PROCESS = "fsdpq.worker.bench.memory_process"
 MAX_TOKENS = 16384
+NOTES = (
+    "frozen and trained: weights of a rank, by arithmetic",
+    "a step allocates: the most that torch held in a step over what it held before it",
+)
 CURVES = ("lora", "dora", "PEFT lora")
 """Setups of the plot."""
 
@@ -56,15 +60,11 @@ def measure_memory(job: BenchJob, tell: Tell) -> BenchResult:
 
     with ThreadPoolExecutor(job.threads if job.device == "cpu" else 1) as pool:
         found = {s.name: one for s, one in zip(setups, pool.map(run, setups), strict=True)}
-    title = f"{shape.num_weights / 1e6:,.0f} M weights, MB over the libraries"
+    title = f"{shape.num_weights / 1e6:,.1f} M weights, MB over the libraries"
     tables = [Table(title, _phase_columns(), _phase_rows(found, lengths))]
     if any(len(row["steps"]) > 1 for row in found.values()):
         tables.append(_length_table(found, lengths))
-    notes = [
-        "frozen and trained: weights of a rank by arithmetic; a step allocates: the most that "
-        "torch held in a step over what it held before it"
-    ]
-    return BenchResult(tables, _ratios(found, shape, lengths), [_plot(found)], notes)
+    return BenchResult(tables, _ratios(found, shape, lengths), [_plot(found)], NOTES)
 
 
 def _lengths(job: BenchJob) -> list[int]:
@@ -151,37 +151,36 @@ def _length_table(found: Found, lengths: Sequence[int]) -> Table:
 
 
 def _ratios(found: Found, shape: Shape, lengths: Sequence[int]) -> list[Ratio]:
-    """Returns the ratios that the tests hold on to."""
+    """Returns methods beside each other and beside PEFT's, and what is left of all logits."""
     one, longest = _nearest(lengths), lengths[-1]
-
-    def step(name: str, key: str, length: int) -> float:
-        taken = _step(found[name], length)
-        return float(taken["phases"].get(key) or taken.get(key) or 0)
-
-    def resident(name: str) -> float:
-        return float(max(use["peak"] for use in found[name]["over"].values()))
-
     ratios: list[Ratio] = []
-
-    def add(what: str, above: float, below: float) -> None:
-        if above and below:
-            ratios.append(ratio(what, [above], [below], better="lower"))
-
-    def add_pair(name: str, other: str) -> None:
-        add(f"{name} / {other}, a step", step(name, "peak", one), step(other, "peak", one))
-        add(f"{name} / {other}, resident", resident(name), resident(other))
-
     for name, other in (("dora", "lora"), ("PEFT dora", "PEFT lora"), ("lora", "PEFT lora")):
-        if name in found and other in found:
-            add_pair(name, other)
-    if "lora" in found and "PEFT lora" in found:
-        what = f"lora / PEFT lora, a step, {longest} tokens"
-        add(what, step("lora", "peak", longest), step("PEFT lora", "peak", longest))
+        if not (name in found and other in found):
+            continue
+        for length in dict.fromkeys((one, longest) if other == "PEFT lora" else (one,)):
+            pair = (_peak(found[name], length), _peak(found[other], length))
+            ratios.append(_ratio(f"{name} / {other}, a step of {length} tokens", *pair))
+        pair = (_resident(found[name]), _resident(found[other]))
+        ratios.append(_ratio(f"{name} / {other}, resident", *pair))
     for name in ("lora", "PEFT lora"):
-        for length in (one, longest) if name in found else ():
-            what = f"{name}'s largest piece / all logits, {length} tokens"
-            add(what, step(name, "largest", length), length * shape.vocab * 4.0)
+        for length in dict.fromkeys((one, longest)) if name in found else ():
+            largest = _step(found[name], length)["largest"]
+            if largest is not None:  # a GPU's allocator does not tell
+                what = f"{name}'s largest piece / all logits, {length} tokens"
+                ratios.append(_ratio(what, largest, length * shape.vocab * 4.0))
     return ratios
+
+
+def _ratio(what: str, above: float, below: float) -> Ratio:
+    return ratio(what, [above], [below], better="lower")
+
+
+def _peak(row: Mapping[str, Any], length: int) -> float:
+    return float(_step(row, length)["peak"])
+
+
+def _resident(row: Mapping[str, Any]) -> float:
+    return float(max(use["peak"] for use in row["over"].values()))
 
 
 def _plot(found: Found) -> Plot:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import hashlib
+import itertools
 import json
 import os
 import warnings
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from fsdpq.data.dealing.collate import Step, build_step
@@ -55,9 +57,11 @@ def make_step(setup: Setup, length: int) -> Step:
     generator = torch.Generator().manual_seed(length)
     rows: list[Row] = []
     for _ in range(setup.num_rows * world_size()):
-        ids = torch.randint(3, 500, (length,), generator=generator).tolist()
-        mask = [False] + [True] * (length - 1)
-        documents = (length // setup.num_documents,) * setup.num_documents
+        ids = torch.randint(3, 500, (length,), generator=generator).numpy().astype(np.int32)
+        mask = np.ones(length, np.uint8)
+        starts = [length * n // setup.num_documents for n in range(setup.num_documents + 1)]
+        mask[starts[:-1]] = 0
+        documents = tuple(stop - start for start, stop in itertools.pairwise(starts))
         rows.append(Row(ids, mask, documents if setup.num_documents > 1 else ()))
     return build_step(rows, micro_batch_size=setup.num_rows, rank=rank(), world_size=world_size())
 

@@ -14,6 +14,7 @@ LENGTH = 2048
 NF4: dict[str, Any] = {"kind": "bnb"}
 LORA: dict[str, Any] = {"kind": "lora", "rank": 16, "alpha": 32.0}
 DORA = LORA | {"kind": "dora"}
+Sections = dict[str, dict[str, Any]]
 ALL, ALL_OF_ONE_RANK = "all", "all of one rank"
 
 
@@ -32,7 +33,7 @@ class Setup:
     """
 
     name: str
-    sections: dict[str, dict[str, Any]] = field(default_factory=dict)
+    sections: Sections = field(default_factory=dict)
     lengths: Sequence[int] = (LENGTH,)
     num_rows: int = 1
     num_ranks: int = 1
@@ -50,40 +51,40 @@ def list_setups(lengths: Sequence[int], *, compare: bool) -> list[Setup]:
     one = min(lengths, key=lambda length: abs(length - LENGTH))
     unquantized = {"quantization": {"kind": "none"}}
     trained = unquantized | {"adapter": {"kind": "none"}}
-    rows = {"lengths": (max(1, one // 4),), "num_rows": 4}
 
-    def fsdp(**options: Any) -> dict[str, dict[str, Any]]:
+    def fsdp(**options: Any) -> Sections:
         return {"fsdp": options}
 
-    alone = {"lengths": (one,)}
+    def at_one(name: str, sections: Sections | None = None, num_ranks: int = 1) -> Setup:
+        return Setup(name, sections or {}, (one,), num_ranks=num_ranks)
+
+    def of_rows(name: str, sections: Sections | None = None) -> Setup:
+        return Setup(name, sections or {}, (max(1, one // 4),), num_rows=4)
+
+    new_layers = {"adapter": {"kind": "llama_pro", "num_new_layers": 2}}
     setups = [
         Setup("lora", lengths=lengths),
         Setup("dora", {"adapter": DORA}, lengths),
         Setup("lora, packed", lengths=lengths, num_documents=8),
-        Setup("lora, eager attention", {"model": {"attn_implementation": "eager"}}, **alone),
-        Setup("lora, hqq 4 bits", {"quantization": {"kind": "hqq", "nbits": 4}}, **alone),
-        Setup("lora, bf16 base", unquantized, **alone),
-        Setup(
-            "llama_pro, 2 new layers", {"adapter": {"kind": "llama_pro", "num_new_layers": 2}},
-            **alone,
-        ),
-        Setup("full finetuning", trained, **alone),
-        Setup(
-            "lora, checkpointing selective", fsdp(activation_checkpointing="selective"), **alone
-        ),
-        Setup("lora, checkpointing none", fsdp(activation_checkpointing="none"), **alone),
-        Setup("lora, activation_offload", fsdp(activation_offload=True), **alone),
-        Setup("lora, offload cpu", fsdp(offload="cpu"), **alone),
-        Setup("lora, offload disk", fsdp(offload="disk"), **alone),
-        Setup("lora, 4 rows", **rows),
-        Setup("lora, 4 rows, layer_chunks 4", {"training": {"layer_chunks": 4}}, **rows),
-        Setup("lora, 2 ranks", num_ranks=2, **alone),
-        Setup("full finetuning, 2 ranks", trained, num_ranks=2, **alone),
-    ]  # fmt: skip
+        at_one("lora, eager attention", {"model": {"attn_implementation": "eager"}}),
+        at_one("lora, hqq 4 bits", {"quantization": {"kind": "hqq", "nbits": 4}}),
+        at_one("lora, bf16 base", unquantized),
+        at_one("llama_pro, 2 new layers", new_layers),
+        at_one("full finetuning", trained),
+        at_one("lora, checkpointing selective", fsdp(activation_checkpointing="selective")),
+        at_one("lora, checkpointing none", fsdp(activation_checkpointing="none")),
+        at_one("lora, activation_offload", fsdp(activation_offload=True)),
+        at_one("lora, offload cpu", fsdp(offload="cpu")),
+        at_one("lora, offload disk", fsdp(offload="disk")),
+        of_rows("lora, 4 rows"),
+        of_rows("lora, 4 rows, layer_chunks 4", {"training": {"layer_chunks": 4}}),
+        at_one("lora, 2 ranks", num_ranks=2),
+        at_one("full finetuning, 2 ranks", trained, 2),
+    ]
     if compare:
         setups += [
             Setup("PEFT lora", {"adapter": LORA}, lengths, stock=True),
-            Setup("PEFT dora", {"adapter": DORA}, stock=True, **alone),
+            Setup("PEFT dora", {"adapter": DORA}, (one,), stock=True),
         ]
     return setups
 

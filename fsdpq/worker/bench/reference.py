@@ -94,7 +94,8 @@ def add_lora(model: Any, *, rank: int, use_dora: bool = False) -> Any:
 def random_4bit(shape: Shape, tokens: int, *, dtype: torch.dtype, device: torch.device) -> Any:
     """Returns what ``from_pretrained(load_in_4bit)`` makes of the random weights of a shape."""
     with torch.device("meta"):
-        model = LlamaForCausalLM(LlamaConfig(**shape.config(tokens), dtype=dtype)).to(dtype)
+        model: Any = LlamaForCausalLM(LlamaConfig(**shape.config(tokens), dtype=dtype))
+        model = model.to(dtype)
     for layer_name, layer in model.model.layers.named_modules():
         for attribute, child in list(layer.named_children()):
             if isinstance(child, nn.Linear):

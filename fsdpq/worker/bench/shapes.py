@@ -60,10 +60,12 @@ SHAPES = {
     "200m": Shape(1024, 2816, 12, 16, 16, 32000),
     "1b": Shape(2048, 5632, 22, 32, 4, 32000),
     "7b": Shape(4096, 11008, 32, 32, 32, 32000),
+    "mistral-7b": Shape(4096, 14336, 32, 32, 8, 32000),
+    "34b": Shape(7168, 20480, 60, 56, 8, 64000),
     "70b": Shape(8192, 28672, 80, 64, 8, 32000),
     "405b": Shape(16384, 53248, 126, 128, 8, 128256),
 }
-"""``1b`` is TinyLlama, ``7b`` and ``70b`` are Llama 2, ``405b`` is Llama 3.1."""
+"""``1b`` is TinyLlama, ``7b`` and ``70b`` are Llama 2, ``34b`` is Yi, ``405b`` is Llama 3.1."""
 
 
 @dataclass(frozen=True)

@@ -182,7 +182,7 @@ def _ratios(found: Measured, rates: Rates, device: str) -> list[Ratio]:
         ]  # fmt: skip
         faster = max((dtype for dtype, _ in rates), key=lambda one: rates[one, batch].median)
         best = found.get((f"{OURS}:{faster}", batch))
-        if device == "cpu" and dtype == "bf16" and best is not None:
+        if device == "cpu" and dtype == "bf16" != faster and best is not None:
             label = f"tokens/s, {batch} in the faster dtype ({faster}), of bf16 {who}"
             ratios.append(_speed(label, best, theirs, AUTO_TARGET))
     return ratios
@@ -195,7 +195,7 @@ def _speed(label: str, ours: Found, theirs: Found, target: float) -> Ratio:
 def _title(job: BenchJob, shape: Shape) -> str:
     where = f"{job.threads} threads" if job.device == "cpu" else "one GPU"
     return (
-        f"{shape.num_weights / 1e6:,.0f} M weights, NF4 + double quantization, "
+        f"{shape.num_weights / 1e6:,.1f} M weights, NF4 + double quantization, "
         f"LoRA r{job.number('lora_rank')}, {where}"
     )
 

@@ -22,7 +22,7 @@ ROWS_OF_BLOCK = 128
 class _Flash(torch.autograd.Function):
     """Memory of torch's flash kernel (torch 2.13, aten/.../flash_attn/flash_api.cpp).
 
-    Tensors are ``(rows, heads, tokens, head_dim)``, laid out as ``(rows, tokens, heads, head_dim)``.
+    Tensors are ``(rows, heads, tokens, head_dim)``, tokens before heads in memory.
     """
 
     @staticmethod
@@ -44,10 +44,9 @@ class _Flash(torch.autograd.Function):
         rounded = -(-tokens // ROWS_OF_BLOCK) * ROWS_OF_BLOCK
         width = -(-head_dim // 32) * 32 if head_dim <= 192 else 256
         grads = [torch.empty_like(x) for x in (query, key, value)]
-        if key.shape[1] != heads:  # one gradient a head of queries, summed afterwards
-            expanded = [query.new_empty(rows, tokens, heads, head_dim) for _ in range(2)]
-        else:
-            expanded = []
+        # Where heads share keys: one gradient a head of queries, summed afterwards.
+        shared = 2 if key.shape[1] != heads else 0
+        expanded = [query.new_empty(rows, tokens, heads, head_dim) for _ in range(shared)]
         row_sums = query.new_empty((rows, heads, rounded), dtype=torch.float32)
         sums = query.new_empty((rows, rounded, heads, width), dtype=torch.float32)
         del expanded, row_sums, sums, grad_out

@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch._C._autograd import _get_sequence_nr
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
@@ -106,10 +107,12 @@ class Tags:
         """Remembers what the newest node of the graph belongs to."""
         if not torch.is_grad_enabled() and not self._stack:
             return
-        number = torch._C._autograd._get_sequence_nr() - 1
+        number = _get_sequence_nr() - 1
         if number not in self._nodes:
-            claims = (c for c in reversed(self._stack) if c != "dequantized")
-            self._nodes[number] = next(claims, "recomputed")
+            owner: Category = "recomputed"
+            for claim in self._stack:
+                owner = owner if claim == "dequantized" else claim
+            self._nodes[number] = owner
 
     def watch(self, model: CausalLM, tracker: Tracker) -> None:
         """Sets the hooks on a sharded model, before it first runs.

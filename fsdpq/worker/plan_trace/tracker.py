@@ -107,7 +107,8 @@ class Tracker(TorchDispatchMode):
         for tensor in tree_leaves(result):
             if isinstance(tensor, Tensor):
                 self._see(tensor, category)
-        self._apply_rules(func, args, kwargs)
+        if (rule := _RULES.get(func)) is not None:
+            rule(self, args, kwargs)
         if (workspace := WORKSPACES.get(func)) is not None:
             self._note_peak(args[0].device.type, category, workspace(args))
         return result
@@ -205,31 +206,48 @@ class Tracker(TorchDispatchMode):
                 if storage is not None:
                     self._resize(piece, self._rounded(storage.nbytes(), piece.device))
 
-    def _apply_rules(self, func: Any, args: Any, kwargs: Any) -> None:
-        """Gives memory that FSDP2 and copies between devices make its category."""
-        if func is torch.ops.fsdp.all_gather_copy_in.default:
-            self.retag(args[1], "communication")
-        elif func is torch.ops.fsdp.split_with_sizes_copy.default:
-            for output in kwargs["out"]:
-                self._see(output, "gathered")
-        elif func is torch.ops.fsdp.chunk_cat.default:
-            for gradient in args[0]:
-                self.retag(gradient, "gradients")
-            self.retag(kwargs["out"], "communication")
-        elif func is torch.ops.c10d._reduce_scatter_base_.default:
+    def _after_gather_copy_in(self, args: Any, kwargs: Any) -> None:
+        del kwargs
+        self.retag(args[1], "communication")
+
+    def _after_gather_copy_out(self, args: Any, kwargs: Any) -> None:
+        del args
+        for output in kwargs["out"]:
+            self._see(output, "gathered")
+
+    def _after_reduce_copy_in(self, args: Any, kwargs: Any) -> None:
+        for gradient in args[0]:
+            self.retag(gradient, "gradients")
+        self.retag(kwargs["out"], "communication")
+
+    def _after_reduce_scatter(self, args: Any, kwargs: Any) -> None:
+        del kwargs
+        self.retag(args[0], "gradients")
+
+    def _after_as_strided(self, args: Any, kwargs: Any) -> None:
+        """What FSDP2 has reduced becomes the gradients of the shards by views."""
+        del kwargs
+        if self.category_of(args[0]) == "communication":
             self.retag(args[0], "gradients")
-        elif func is torch.ops.c10d.allreduce_.default:
-            for tensor in args[0]:
-                if self.category_of(tensor) == "communication":
-                    self.retag(tensor, "gradients")
-        elif func is torch.ops.aten.as_strided.default:
-            if self.category_of(args[0]) == "communication":  # what FSDP2 has reduced
-                self.retag(args[0], "gradients")
-        elif func is torch.ops.aten.copy_.default:
-            self._see(args[0], "gathered")
-            self._inherit(args[0], args[1])
+
+    def _after_copy(self, args: Any, kwargs: Any) -> None:
+        """Where one rank has all rows, FSDP2 gathers by copies."""
+        del kwargs
+        self._see(args[0], "gathered")
+        self._inherit(args[0], args[1])
 
     def _inherit(self, target: Tensor, source: Tensor) -> None:
         category = self.category_of(source)
         if target.device != source.device and category in ("layer_inputs", "gradients"):
             self.retag(target, category)
+
+
+_RULES: dict[Any, Callable[[Tracker, Any, Any], None]] = {
+    torch.ops.fsdp.all_gather_copy_in.default: Tracker._after_gather_copy_in,
+    torch.ops.fsdp.split_with_sizes_copy.default: Tracker._after_gather_copy_out,
+    torch.ops.fsdp.chunk_cat.default: Tracker._after_reduce_copy_in,
+    torch.ops.c10d._reduce_scatter_base_.default: Tracker._after_reduce_scatter,
+    torch.ops.aten.as_strided.default: Tracker._after_as_strided,
+    torch.ops.aten.copy_.default: Tracker._after_copy,
+}
+"""Operators of FSDP2, and copies, whose memory has a category of its own."""

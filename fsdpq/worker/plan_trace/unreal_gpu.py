@@ -17,11 +17,9 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.distributed._tools.fake_collectives  # c10d's collectives of fake tensors
 from torch.testing._internal.distributed import fake_pg
 from torch.utils import backend_registration
-
-# Gives the collectives of c10d an implementation for fake tensors.
-import torch.distributed._tools.fake_collectives  # isort: skip
 
 NAME = "gpu"
 BACKEND = "unreal"

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from scripts.bench_train.shapes import SHAPES, Shape
+from fsdpq.worker.bench.shapes import SHAPES, Shape
 from scripts.gpu.rows import Rows
 
 

@@ -25,9 +25,9 @@ from fsdpq.recipe.root import Recipe
 from fsdpq.tensor_files.base_manifest import base_key
 from fsdpq.worker.assemble import assemble_model
 from fsdpq.worker.base import QuantizedBase
+from fsdpq.worker.bench.shapes import Batch, Shape
 from fsdpq.worker.quantize import build_frozen_model
 from fsdpq.worker.random_base import RandomSource
-from scripts.bench_train.shapes import Batch, Shape
 from scripts.gpu.cases import ALONE, ALONE_DISK, ALONE_HOST_ALL, CAP_GIB, LORA_RANK
 from scripts.gpu.parts import Bench
 from scripts.gpu.parts.proof import batch_of

@@ -9,8 +9,8 @@ import torch
 
 from fsdpq.dist import own_shard, start_process_group
 from fsdpq.model.quantized_linear import QuantizedLinear
+from fsdpq.worker.bench.shapes import Batch, with_layers
 from fsdpq.worker.random_base import random_weight
-from scripts.bench_train.shapes import Batch, with_layers
 from scripts.gpu.parts import Bench
 from scripts.gpu.training import build_trainer, measure
 

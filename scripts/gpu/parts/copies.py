@@ -13,9 +13,8 @@ from torch import Tensor
 from fsdpq.dist import Shard
 from fsdpq.metrics.peaks import synchronize
 from fsdpq.registry import resolve_builder
-from scripts.bench_train.contenders import Options, recipe_of
-from scripts.bench_train.measure import MatmulRate
-from scripts.bench_train.shapes import Batch
+from fsdpq.worker.bench.contenders import ContenderOptions, MatmulRate, recipe_of
+from fsdpq.worker.bench.shapes import Batch
 from scripts.gpu.parts import Bench
 
 
@@ -107,7 +106,7 @@ def _dequantize(bench: Bench, kind: str) -> dict[str, float]:
     """Returns the rate of making bf16 of a matrix of the feed-forward network of 70B."""
     shape, device = bench.shape("70b"), bench.device
     size = (shape.ffn, shape.hidden)
-    options = Options(shape, None, "bf16", device.type, 8, 64, "none", False)
+    options = ContenderOptions(shape, None, "bf16", device.type, 8, 64)
     quantization = {"kind": kind} | ({"nbits": 4} if kind == "hqq" else {})
     recipe = recipe_of(options, quantization=quantization)
     quantizer = resolve_builder("quantization", recipe.quantization)(recipe.quantization)

@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from fsdpq.dist import start_process_group
 from fsdpq.metrics.peaks import release
 from fsdpq.model.causal_lm import CausalLM
-from scripts.bench_train.shapes import Batch, with_layers
+from fsdpq.worker.bench.shapes import Batch, with_layers
 from scripts.gpu.parts import Bench
 from scripts.gpu.training import Sections, build_trainer, measure
 

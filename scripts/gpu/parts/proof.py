@@ -26,8 +26,8 @@ from fsdpq.plan.shapes.from_directory import shape_from_directory
 from fsdpq.plan.time import plan_time
 from fsdpq.plan.weights import plan_weights
 from fsdpq.recipe.root import Recipe
+from fsdpq.worker.bench.shapes import Batch, Shape
 from fsdpq.worker.random_base import EmptySource
-from scripts.bench_train.shapes import Batch, Shape
 from scripts.gpu.cases import CAP_GIB, CASES, FEW_CARDS, FIRST_RECIPE, Case
 from scripts.gpu.parts import Bench
 from scripts.gpu.training import build_recipe, build_trainer, measure

@@ -12,8 +12,13 @@ import torch
 from fsdpq.dist import start_process_group
 from fsdpq.fsdp import offload
 from fsdpq.metrics.peaks import GIB, peaks, release, reset_peaks, synchronize
-from scripts.bench_train.contenders import CONTENDERS, Options
-from scripts.bench_train.shapes import Batch, Shape, step_flops
+from fsdpq.worker.bench.contenders import (
+    PREPARED,
+    UNPREPARED,
+    ContenderOptions,
+    build_contender,
+)
+from fsdpq.worker.bench.shapes import Batch, Shape, step_flops
 from scripts.gpu.parts import Bench
 from scripts.gpu.parts.copies import seconds_of
 from scripts.gpu.training import Sections, build_trainer, device_memory, measure, phases
@@ -72,19 +77,19 @@ def _variant(
 
 def contenders(bench: Bench) -> None:
     """Measures stock libraries, prepared as documented and unprepared."""
-    for name in ("transformers", "transformers-unprepared"):
+    for name in (PREPARED, UNPREPARED):
         _contender(bench, name, "7b", LORA_RANK, many=4)
 
 
 def contender_70b(bench: Bench) -> None:
     """Measures stock libraries, prepared as documented, with 70B on the device."""
-    _contender(bench, "transformers", "70b", 16, many=2)
+    _contender(bench, PREPARED, "70b", 16, many=2)
 
 
 def _contender(bench: Bench, name: str, shape_name: str, lora_rank: int, *, many: int) -> None:
     shape, tokens = bench.shape(shape_name), bench.tokens(2048)
-    options = Options(shape, None, "bf16", bench.device.type, lora_rank, tokens, "none", False)
-    run = bench.rows.build(f"{shape_name}, {name}", CONTENDERS[name], options)
+    options = ContenderOptions(shape, None, "bf16", bench.device.type, lora_rank, tokens)
+    run = bench.rows.build(f"{shape_name}, {name}", build_contender, name, options)
     for batch in (Batch(1, tokens), Batch(many, tokens)) if run else ():
         words = f"{shape_name}, {name}, {batch}"
         bench.rows.attempt(words, _contender_step, bench, run, options, batch)
@@ -92,7 +97,9 @@ def _contender(bench: Bench, name: str, shape_name: str, lora_rank: int, *, many
     release(bench.device)
 
 
-def _contender_step(bench: Bench, run: Any, options: Options, batch: Batch) -> dict[str, Any]:
+def _contender_step(
+    bench: Bench, run: Any, options: ContenderOptions, batch: Batch
+) -> dict[str, Any]:
     device = bench.device
     gc.collect()
     reset_peaks(device)

@@ -7,7 +7,7 @@ import torch
 from fsdpq.dist import start_process_group
 from fsdpq.fsdp.activations import build_host_activations
 from fsdpq.metrics.peaks import cap_memory, release
-from scripts.bench_train.shapes import Batch
+from fsdpq.worker.bench.shapes import Batch
 from scripts.gpu.parts import Bench
 from scripts.gpu.training import Trainer, build_trainer, measure, phases, set_layer_runs
 

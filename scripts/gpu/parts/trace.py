@@ -13,7 +13,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from fsdpq.dist import start_process_group
 from fsdpq.metrics.peaks import release, synchronize
-from scripts.bench_train.shapes import Batch, with_layers
+from fsdpq.worker.bench.shapes import Batch, with_layers
 from scripts.gpu.parts import Bench
 from scripts.gpu.training import Sections, Trainer, build_trainer, step_of
 

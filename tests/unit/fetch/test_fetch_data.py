@@ -7,13 +7,12 @@ import json
 import os
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
+from support.hub_files import COMMIT, HubFiles, hub_of
 from support.imports import imported_by
 
 from fsdpq.errors import FetchError, RecipeError
@@ -22,7 +21,6 @@ from fsdpq.fetch.data import fetch_data
 from fsdpq.recipe.sections.data import DataOptions
 from fsdpq.rows.source import DataSources, RowSource
 
-COMMIT = "b" * 40
 ROWS = [{"question": f"q{i}", "answer": f"a{i}"} for i in range(10)]
 
 
@@ -71,63 +69,6 @@ def test_fetching_data_imports_nothing_heavy():
     assert imported_by(f"import {data_module.__name__}", heavy) == []
 
 
-class Hub(ThreadingHTTPServer):
-    """Stands in for huggingface.co: one repository of files at one commit."""
-
-    def __init__(self, files: dict[str, bytes]):
-        super().__init__(("127.0.0.1", 0), HubHandler)
-        self.files = files
-        self.requests: list[str] = []
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}"
-
-
-class HubHandler(BaseHTTPRequestHandler):
-    server: Hub
-
-    def do_GET(self) -> None:
-        self._answer(with_body=True)
-
-    def do_HEAD(self) -> None:
-        self._answer(with_body=False)
-
-    def _answer(self, *, with_body: bool) -> None:
-        path = self.path.partition("?")[0]
-        self.server.requests.append(path)
-        name = path.partition(f"/datasets/org/rows/resolve/{COMMIT}/")[2]
-        content, headers = self.server.files.get(name), {}
-        if path.startswith("/api/datasets/org/rows/"):
-            content, headers = self._describe(path), {"Content-Type": "application/json"}
-        elif content is not None:
-            etag = hashlib.sha1(content).hexdigest()
-            headers = {"ETag": f'"{etag}"', "X-Repo-Commit": COMMIT}
-        elif not name:
-            headers = {"X-Error-Code": "RepoNotFound"}
-        self.send_response(404 if content is None else 200)
-        for key, value in headers.items():
-            self.send_header(key, value)
-        self.send_header("Content-Length", str(len(content or b"")))
-        self.end_headers()
-        if with_body:
-            self.wfile.write(content or b"")
-
-    def _describe(self, path: str) -> bytes:
-        files = self.server.files
-        if "/tree/" in path:
-            tree = [
-                {"type": "file", "path": name, "size": len(files[name]), "oid": name}
-                for name in files
-            ]
-            return json.dumps(tree).encode()
-        siblings = [{"rfilename": name} for name in files]
-        return json.dumps({"id": "org/rows", "sha": COMMIT, "siblings": siblings}).encode()
-
-    def log_message(self, *_arguments: Any) -> None:
-        """Keeps the tests quiet."""
-
-
 FETCH = """
 import json, sys
 from pathlib import Path
@@ -146,17 +87,14 @@ print(json.dumps(fetched | {"lines": lines, "torch": "torch" in sys.modules}, de
 
 
 @pytest.fixture
-def hub() -> Iterator[Hub]:
+def hub() -> Iterator[HubFiles]:
     lines = "\n".join(json.dumps(row) for row in ROWS)
-    server = Hub({"train.jsonl": lines.encode(), "README.md": b"rows", "rows.py": b"raise"})
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield server
-    server.shutdown()
-    server.server_close()
+    files = {"train.jsonl": lines.encode(), "README.md": b"rows", "rows.py": b"raise"}
+    with hub_of("datasets/org/rows", files) as server:
+        yield server
 
 
-def fetch_apart(hub: Hub, tmp_path: Path, **options: Any) -> dict[str, Any]:
+def fetch_apart(hub: HubFiles, tmp_path: Path, **options: Any) -> dict[str, Any]:
     """Fetches in a process of its own: huggingface_hub reads HF_ENDPOINT when it is imported."""
     environment = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf")}
     done = subprocess.run(

@@ -138,3 +138,22 @@ def test_other_hardware_is_the_smallest_that_will_do() -> None:
         loaded = load_recipe(path, (f"launch.nproc_per_node={ranks}",))
         recipe, _ = resolve_for(loaded.recipe, wider)
         assert build_plan(recipe, case.shape, wider).fits is fits
+
+
+def test_full_finetuning_that_fits_nowhere_is_told_what_would() -> None:
+    """16 bytes a weight of 69 billion over 8 ranks are 138 GB a rank."""
+    path = ROOT / "recipes" / "llama-2-7b-full-2x80gb.yaml"
+    plan = plan_of(
+        path, "model.name_or_path=meta-llama/Llama-2-70b-hf", "fsdp.precision=auto",
+        "launch.nproc_per_node=8", gpus="8xH100", ram="2048GiB",
+    )  # fmt: skip
+    assert plan.fits is False
+    assert plan.device.peak.total > 138e9
+    assert "fsdp.offload=cpu" in plan.edits[0].settings
+    assert "8 x 141 GiB" in plan.fits_on or "8 x 180 GiB" in plan.fits_on
+
+
+def test_bf16_on_a_card_that_lacks_it_is_said() -> None:
+    path = ROOT / "recipes" / "llama-3-8b-qlora-1x24gb.yaml"
+    assert any("lacks it" in note for note in plan_of(path, gpus="1xV100-32GB").notes)
+    assert not any("lacks it" in note for note in plan_of(path, gpus="1xRTX3090").notes)

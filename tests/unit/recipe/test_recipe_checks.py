@@ -364,9 +364,12 @@ CASES: list[tuple[str, dict[str, Any], str, str, str]] = [
      "launch.rdzv_endpoint", "with `scheduler: slurm`", "delete"),
     ("check_slurm_settings_used", {"launch__slurm": {"partition": "gpu"}},
      "launch.slurm.partition", "has no effect with `launch.scheduler: local`", "scheduler: slurm"),
+    ("check_plan_check_used", {"launch__device": "cpu", "launch__plan_check": False},
+     "launch.plan_check", "has no effect with `device: cpu`", "delete `plan_check`"),
 ]  # fmt: skip
 
 FINE: list[tuple[str, dict[str, Any]]] = [
+    ("check_plan_check_used", {"launch__plan_check": False}),
     ("check_slurm_settings_used",
      {"launch__scheduler": "slurm", "launch__slurm": {"partition": "gpu"}}),
     ("check_model_revision_used", {"model__revision": "main"}),
