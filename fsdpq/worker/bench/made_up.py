@@ -55,7 +55,7 @@ def _write(path: Path, sizes: Sizes, block: Tensor, *, shift: int) -> None:
         offset = stop
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    values = memoryview(block.view(torch.uint8).numpy())
+    values = memoryview(block.view(torch.uint8).numpy().tobytes())
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for number, size in enumerate(sizes.values()):
