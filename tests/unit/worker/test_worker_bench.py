@@ -25,6 +25,7 @@ from fsdpq.worker.bench import (
     made_up,
     memory,
     memory_process,
+    memory_setups,
     step,
 )
 from fsdpq.worker.bench.allocations import fit_line
@@ -97,6 +98,12 @@ def test_chosen_setups_bring_the_reference_of_their_method() -> None:
     assert not [s for s in choose_setups("all of one rank", setups) if s.num_ranks > 1]
     with pytest.raises(UsageError, match="there is no `lorra`"):
         choose_setups("lorra", setups)
+
+
+def test_a_setup_without_its_package_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory_setups, "is_installed", lambda name: name != "hqq")
+    out = [setup.name for setup in OURS if memory_setups.lacking(setup)]
+    assert out == ["lora, hqq 4 bits"]
 
 
 def test_the_fit_tells_a_line_from_a_curve() -> None:
