@@ -85,7 +85,7 @@ def test_page_shows_the_numbers_of_the_files(tmp_path):
     for expected in (
         "2.500 → 1.500 (-1.000)", "perplexity 12.18 → 4.482", "of 4, in 2 min 05 s",
         "last training loss0.812", "12,345", "of 25,000 read", "4.884M",
-        "3.63% of the base's 134.5M", "3.00 GiB", "80.0 MiB", "9.00 MiB", "2.00 GiB",
+        "3.63% of the base's 134.5M", "3.00 GiB", "80.00 MiB", "9.00 MiB", "2.00 GiB",
         "packages.torch", "2.13.0", "finished", "runs/plain, 3.00 MiB",
         "differ from the trained model's by at most 3.3e-07 of the largest",
     ):  # fmt: skip
@@ -126,7 +126,7 @@ def test_memory_by_phase_of_the_last_start(tmp_path):
     assert found == [
         ("start", 100), ("load", 160), ("forward", 280), ("backward", 190), ("optimizer", 170)
     ]  # fmt: skip
-    assert "forward280.0 MiB300.0 MiB" in words(html).replace(" MiB ", " MiB")
+    assert "forward280.00 MiB300.00 MiB" in words(html).replace(" MiB ", " MiB")
     assert "width: 93.33%" in html, "280 of 300 MiB"
     assert "width: 6.67%" in html
 
