@@ -175,7 +175,7 @@ class _Run:
         gathered = self.gathers.in_loss()
         yield self._moment("forward", "the loss", self._steady, kept, forward, gathered)
         if not loss.trained_bytes:
-            gathered = self.gathers.outside()
+            gathered = self.gathers.after_loss()
         name = "backward of the loss"
         yield self._moment("backward", name, self._steady, kept, backward, gathered)
 
