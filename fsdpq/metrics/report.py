@@ -48,6 +48,13 @@ def write_report(files: RunFiles) -> None:
     write_whole(files.report_html, render_html(content).encode())
 
 
+def find_drift(files: RunFiles) -> str | None:
+    """Returns one line about memory that was far from the plan, None where it was not."""
+    record = read_record(files)
+    compared = compare_with_plan(record.plan, _actual(record))
+    return None if compared is None else compared["drift"]
+
+
 def report_content(record: RunRecord, *, name: str) -> dict[str, Any]:
     """Returns the content of ``report.json``; the page shows the same numbers.
 

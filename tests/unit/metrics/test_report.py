@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from fsdpq.metrics.charts import build_chart, format_number, tick_values
-from fsdpq.metrics.report import format_bytes, format_duration, write_report
+from fsdpq.metrics.report import find_drift, format_bytes, format_duration, write_report
 from fsdpq.run_files.paths import RunFiles
 from fsdpq.run_files.writing import append_json_line
 
@@ -129,6 +129,26 @@ def test_memory_by_phase_of_the_last_start(tmp_path):
     assert "forward280.00 MiB300.00 MiB" in words(html).replace(" MiB ", " MiB")
     assert "width: 93.33%" in html, "280 of 300 MiB"
     assert "width: 6.67%" in html
+
+
+def test_page_shows_plan_and_actual_beside_each_other(tmp_path):
+    files = write_run(tmp_path / "demo-1")
+    assert "Plan against actual" not in render(files)[0]
+    gib = 2**30
+    moments = [{"phase": "backward", "name": "b", "allocated_bytes": 10 * gib, "bytes": 11 * gib}]
+    moments = [moment | {"parts": {"context": gib}} for moment in moments]
+    plan = {"device": {"type": "cuda", "moments": moments}, "host": {"peak_bytes": gib}}
+    files.plan.write_text(json.dumps(plan | {"workload": {"rows": 1, "seq_len": 64}}))
+    memory = {"event": "memory", "phase": "backward", "bytes": gib, "peak_bytes": 12 * gib}
+    append_json_line(files.metrics, memory)
+    append_json_line(files.metrics, {"event": "held", "device": {}, "tokens": 60})
+    html, content = render(files)
+    text = words(html)
+    assert re.search(r"backward ?10\.0 GiB ?12\.0 GiB ?\+20\.0 %", text)
+    assert "Drift: memory was 20% above the plan (backward: 12.00 GiB" in text
+    assert "shorter rows or fewer of them" in text
+    assert content["plan_against_actual"]["phases"][0]["measured_bytes"] == 12 * gib
+    assert find_drift(files) == content["plan_against_actual"]["drift"]
 
 
 def test_loss_curve_has_every_point_where_it_belongs(tmp_path):
