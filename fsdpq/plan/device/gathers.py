@@ -71,7 +71,7 @@ class Gathers:
         head = self.group("head")
         own = self._tied if head is None else head.gathered_bytes
         kept = self._up_to(len(self.layers) - 1) if self.keeps_gathered else 0
-        return self._parts(kept + own, own)
+        return self._parts(kept + own, 0 if head is None else own)  # a tied one is here already
 
     def in_backward(self, number: int) -> Parts:
         """Returns what is unsharded while a layer runs backward."""
