@@ -56,8 +56,8 @@ class Gathers:
         embedding = self.group("embedding")
         return 0 if embedding is None else embedding.gathered_bytes
 
-    def between(self) -> Parts:
-        """Returns what is unsharded between the loss and the backward of the last layer."""
+    def after_loss(self) -> Parts:
+        """Returns what is unsharded once a frozen head has done its part of the loss."""
         kept = self._up_to(len(self.layers) - 1) if self.keeps_gathered else 0
         return self._parts(kept, 0)
 

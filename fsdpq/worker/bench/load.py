@@ -188,7 +188,7 @@ def _ratios(found: Mapping[Group, list[dict[str, Any]]], weight_bytes: int) -> l
     for n, group in ours.items():
         read = [value / weight_bytes for value in of("read_bytes", group)]
         ratios.append(
-            ratio(f"read by {n} ranks, of the checkpoint", read, [1.0] * len(read),
+            ratio(f"read by {n} rank{'s' * (n > 1)}, of the checkpoint", read, [1.0] * len(read),
                   better="lower", target=1.1)
         )  # fmt: skip
     alone = (OURS, 1, 1)

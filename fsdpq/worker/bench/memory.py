@@ -23,13 +23,16 @@ from fsdpq.worker.bench.allocations import fit_line
 from fsdpq.worker.bench.children import Work, run_children
 from fsdpq.worker.bench.contender_processes import Tell
 from fsdpq.worker.bench.made_up import write_made_up
-from fsdpq.worker.bench.memory_setups import LENGTH, Setup, choose_setups, list_setups
+from fsdpq.worker.bench.memory_setups import LENGTH, Setup, choose_setups, lacking, list_setups
 from fsdpq.worker.bench.shapes import SHAPES, Shape, find_shape
 
 MB = 1e6
 PHASES = ("load", "init", "forward", "backward", "optimizer")
 PROCESS = "fsdpq.worker.bench.memory_process"
 MAX_TOKENS = 16384
+MOST_AT_ONCE = 4
+"""Setups that a CPU measures at the same time: each needs 1 to 2 GB, and none is timed."""
+
 NOTES = (
     "frozen and trained: weights of a rank, by arithmetic",
     "a step allocates: the most that torch held in a step over what it held before it",
@@ -45,7 +48,9 @@ def measure_memory(job: BenchJob, tell: Tell) -> BenchResult:
     """Returns the memory of every setup."""
     shape = find_shape(job.text("shape"))
     lengths = _lengths(job)
-    setups = choose_setups(job.text("setups"), list_setups(lengths, compare=job.compare))
+    chosen = choose_setups(job.text("setups"), list_setups(lengths, compare=job.compare))
+    setups = [setup for setup in chosen if not lacking(setup)]
+    notes = [*NOTES, *(f"{setup.name}: {lacking(setup)}" for setup in chosen if lacking(setup))]
     tell("writing a random model and its quantized base")
     write_made_up(job.directory / "tiny", SHAPES["tiny"], tokens=MAX_TOKENS)
     write_made_up(job.directory / "model", shape, tokens=MAX_TOKENS)
@@ -58,13 +63,13 @@ def measure_memory(job: BenchJob, tell: Tell) -> BenchResult:
         name = f"{PROCESS}:measure_setup"
         return _worst(run_children(Work(setup.name, name, about, setup.num_ranks), job.directory))
 
-    with ThreadPoolExecutor(job.threads if job.device == "cpu" else 1) as pool:
+    with ThreadPoolExecutor(min(job.threads, MOST_AT_ONCE) if job.device == "cpu" else 1) as pool:
         found = {s.name: one for s, one in zip(setups, pool.map(run, setups), strict=True)}
     title = f"{shape.num_weights / 1e6:,.1f} M weights, MB over the libraries"
     tables = [Table(title, _phase_columns(), _phase_rows(found, lengths))]
     if any(len(row["steps"]) > 1 for row in found.values()):
         tables.append(_length_table(found, lengths))
-    return BenchResult(tables, _ratios(found, shape, lengths), [_plot(found)], NOTES)
+    return BenchResult(tables, _ratios(found, shape, lengths), [_plot(found)], notes)
 
 
 def _lengths(job: BenchJob) -> list[int]:

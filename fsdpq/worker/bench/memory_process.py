@@ -91,7 +91,7 @@ def build_recipe(setup: Setup, directory: Path, device: str) -> Recipe:
 def write_base(root: Path, name: str, device: torch.device) -> None:
     """Writes the quantized base of ``root/name`` beside it, for training from disk."""
     recipe = build_recipe(Setup("base"), root / name, device.type)
-    content = (root / name / "model.safetensors.index.json").read_bytes()
+    content = (root / name / "config.json").read_bytes()
     key = base_key(
         model={"sha256": hashlib.sha256(content).hexdigest(), "revision": None, "source": name},
         quantization=recipe.quantization.model_dump(mode="json"),

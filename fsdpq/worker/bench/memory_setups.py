@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fsdpq.errors import UsageError
+from fsdpq.registry import is_installed
 
 LENGTH = 2048
 """Of the comparison by phase."""
@@ -87,6 +88,13 @@ def list_setups(lengths: Sequence[int], *, compare: bool) -> list[Setup]:
             Setup("PEFT dora", {"adapter": DORA}, (one,), stock=True),
         ]
     return setups
+
+
+def lacking(setup: Setup) -> str:
+    """Returns why a setup cannot be measured here, empty where it can."""
+    uses_hqq = setup.sections.get("quantization", {}).get("kind") == "hqq"
+    missing = uses_hqq and not all(map(is_installed, ("hqq", "termcolor")))
+    return "hqq is not installed (`pip install 'fsdpq[hqq]'`)" if missing else ""
 
 
 def choose_setups(text: str, setups: Sequence[Setup]) -> list[Setup]:

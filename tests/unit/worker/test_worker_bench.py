@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pkgutil
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,16 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from fsdpq.errors import LaunchError, UsageError
 from fsdpq.run_files.bench_record import BenchResult, Spread, ratio
 from fsdpq.run_files.benchmarks import BENCHMARKS, BenchJob
-from fsdpq.worker.bench import contender_processes, load, memory, memory_process, step
+from fsdpq.worker.bench import (
+    cli_start,
+    contender_processes,
+    load,
+    made_up,
+    memory,
+    memory_process,
+    memory_setups,
+    step,
+)
 from fsdpq.worker.bench.allocations import fit_line
 from fsdpq.worker.bench.children import Work, run_children
 from fsdpq.worker.bench.cli_start import time_command
@@ -90,6 +100,12 @@ def test_chosen_setups_bring_the_reference_of_their_method() -> None:
         choose_setups("lorra", setups)
 
 
+def test_a_setup_without_its_package_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory_setups, "is_installed", lambda name: name != "hqq")
+    out = [setup.name for setup in OURS if memory_setups.lacking(setup)]
+    assert out == ["lora, hqq 4 bits"]
+
+
 def test_the_fit_tells_a_line_from_a_curve() -> None:
     lengths = (100, 200, 400, 800)
     straight = fit_line(lengths, [7000 + 30 * n for n in lengths])
@@ -101,9 +117,9 @@ def test_the_fit_tells_a_line_from_a_curve() -> None:
 
 
 def test_ratios_are_of_pairs_and_know_their_target() -> None:
-    # a machine that became four times slower meanwhile: the pairs do not show it
-    found = ratio("speed", [2.0, 8.0, 2.0], [1.0, 4.0, 1.0], better="higher", target=1.5)
-    assert (found.value, found.low, found.high, found.missed) == (2.0, 2.0, 2.0, False)
+    # a machine that became four times slower meanwhile: the pairs do not show it, the medians would
+    found = ratio("speed", [2.0, 8.0, 3.0], [1.0, 4.0, 1.0], better="higher", target=1.5)
+    assert (found.value, found.low, found.high, found.missed) == (2.0, 2.0, 3.0, False)
     assert ratio("memory", [3.0], [2.0], better="lower", target=1.0).missed
     uneven = ratio("speed", [2.0, 4.0], [1.0])
     assert (uneven.value, uneven.low, uneven.high) == (3.0, 2.0, 4.0)
@@ -115,6 +131,34 @@ def test_children_answer_or_say_why_not(tmp_path: Path) -> None:
     with pytest.raises(LaunchError, match="broken: Expecting property name") as caught:
         run_children(Work("broken", "json:loads", {"s": "{"}), tmp_path)
     assert "JSONDecodeError" in caught.value.details
+
+
+def test_commands_are_timed_in_turns_after_one_round(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def answer(command: Any, environment: Any, _directory: Path) -> tuple[float, float]:
+        assert "PYTHONDONTWRITEBYTECODE" not in environment
+        asked.append(command[-1])
+        return (9000.0, 1.0) if len(asked) <= 3 else (100.0 * (len(asked) % 3 + 1), 1.0)
+
+    commands = {cli_start.FLOOR: ["a"], "fsdpq validate x": ["b"], "fsdpq plan y": ["c"]}
+    monkeypatch.setattr(cli_start, "list_commands", lambda **_: commands)
+    monkeypatch.setattr(cli_start, "time_command", answer)
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    result = cli_start.measure_cli(job_for(tmp_path, runs=2), nothing)
+    assert asked == ["a", "b", "c"] * 3
+    rows = [(row["wall_ms"].median, row["of_floor"]) for row in result.tables[0].rows]
+    assert rows == [(200.0, 1.0), (300.0, 1.5), (100.0, 0.5)], "the first round is left out"
+    assert [r.value for r in result.ratios] == pytest.approx([300 / 350, 100 / 500])
+
+
+def test_listed_commands_work(tmp_path: Path) -> None:
+    commands = cli_start.list_commands(compare=True)
+    planned = next(name for name in commands if name.startswith("fsdpq plan"))
+    wall_ms, _ = time_command(commands[planned], os.environ, tmp_path)
+    assert wall_ms > 0
 
 
 def test_a_command_that_fails_is_no_measurement(tmp_path: Path) -> None:
@@ -184,8 +228,14 @@ def test_steps_that_are_not_timed_warm_up(monkeypatch: pytest.MonkeyPatch) -> No
     assert len(found["fsdpq:bf16", batch].seconds) == 2
 
 
-def test_made_up_checkpoints_are_what_transformers_loads(tmp_path: Path) -> None:
+@pytest.mark.parametrize("num_files", [1, 3])
+def test_made_up_checkpoints_are_what_transformers_loads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_files: int
+) -> None:
+    whole = 2 * SHAPES["tiny"].num_weights
+    monkeypatch.setattr(made_up, "MAX_FILE_BYTES", whole / num_files * 1.3)
     num_bytes = write_made_up(tmp_path / "model", SHAPES["tiny"])
+    assert len(list((tmp_path / "model").glob("*.safetensors"))) == num_files
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.bfloat16)
     weights = model.state_dict()
     assert sum(tensor.nbytes for tensor in weights.values()) == num_bytes
