@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from bench_memory.allocations import Allocations, Fit, fit_line
+from fsdpq.worker.bench.allocations import Allocations, Fit, fit_line
 from torch.utils.flop_counter import FlopCounterMode
 
 from fsdpq.data.dealing.collate import Step, build_step

@@ -10,7 +10,7 @@ from unittest import mock
 
 import pytest
 import torch
-from bench_memory.allocations import Allocations
+from fsdpq.worker.bench.allocations import Allocations
 from torch import Tensor
 
 from fsdpq.data.dealing.collate import Step, build_step

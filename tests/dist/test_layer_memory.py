@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bench_memory.allocations import Allocations
+from fsdpq.worker.bench.allocations import Allocations
 
 from fsdpq.data.dealing.collate import build_step
 from support.ranks import RankPool

@@ -11,7 +11,7 @@ from unittest import mock
 import pytest
 import torch
 import torch.distributed as dist
-from bench_memory.allocations import Allocations
+from fsdpq.worker.bench.allocations import Allocations
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 

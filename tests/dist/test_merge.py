@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from bench_memory.allocations import Allocations
+from fsdpq.worker.bench.allocations import Allocations
 from peft import PeftModel
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
