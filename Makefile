@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 ON_EVERY_CORE := -n auto --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help train test test-recipes chaos check lint types imports schema schema-check format bench bench-chunks bench-optimizer bench-disk bench-stream bench-packing bench-merge bench-gpu bench-proof clean
+.PHONY: help train test test-recipes chaos check lint types imports schema schema-check plans format bench bench-chunks bench-optimizer bench-disk bench-stream bench-packing bench-merge bench-gpu bench-proof clean
 
 help:  ## Show what each target does
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -44,6 +44,9 @@ imports: $(VENV)/.installed-dev  ## Check that the layers and the doors to heavy
 schema: $(VENV)/.installed-dev  ## Write the JSON Schema and the generated reference pages
 	$(BIN)/fsdpq schema > schemas/recipe.schema.json
 	$(BIN)/python scripts/make_reference.py
+
+plans: $(VENV)/.installed-dev  ## Write what shipped recipes take by plan, and the outputs in its guide
+	$(BIN)/python scripts/make_plans.py
 
 schema-check: $(VENV)/.installed-dev  ## Check that the committed schema is what the models say
 	$(BIN)/fsdpq schema | diff - schemas/recipe.schema.json

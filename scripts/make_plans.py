@@ -1,8 +1,8 @@
 """Writes what the shipped recipes take: the line ``# Memory:`` of each, and the table of all.
 
 Both come from the plan for the machine of the recipe's line ``# Hardware:``. Outputs of ``fsdpq
-plan`` in the guide are written anew too. ``tests/recipes`` fails when anything is not what this
-script writes. Torch-free; nothing is downloaded.
+plan`` in the guide and in README.md are written anew too. ``tests/recipes`` fails when anything is
+not what this script writes. Torch-free; nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from fsdpq.run_files.amounts import format_bytes
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "reference" / "plans.md"
-GUIDE = ROOT / "docs" / "guides" / "plan.md"
+WITH_OUTPUTS = (ROOT / "docs" / "guides" / "plan.md", ROOT / "README.md")
 EXAMPLE = re.compile(r"```\n\$ (fsdpq plan [^\n]*)\n.*?```", re.DOTALL)
 HARDWARE = re.compile(r"^# Hardware: (.*)$", re.MULTILINE)
 MEMORY = re.compile(r"^# Memory:   .*$", re.MULTILINE)
@@ -76,7 +76,7 @@ def memory_line(plan: Plan) -> str:
     return f"# Memory:   {device}, {plan.host.peak / GIB:.1f} GiB of host memory (by `fsdpq plan`)"
 
 
-def guide(text: str) -> str:
+def with_outputs(text: str) -> str:
     """Returns a page with the outputs of its commands (``$ fsdpq plan ...``) as they are now."""
     return EXAMPLE.sub(lambda found: f"```\n$ {found[1]}\n{_output(found[1])}```", text)
 
@@ -120,7 +120,8 @@ def main() -> None:
         text = path.read_text(encoding="utf-8")
         path.write_text(MEMORY.sub(memory_line(plan), text), encoding="utf-8")
     PAGE.write_text(page(plans), encoding="utf-8")
-    GUIDE.write_text(guide(GUIDE.read_text(encoding="utf-8")), encoding="utf-8")
+    for shown in WITH_OUTPUTS:
+        shown.write_text(with_outputs(shown.read_text(encoding="utf-8")), encoding="utf-8")
     print(PAGE)
 
 

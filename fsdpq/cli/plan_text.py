@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 import click
@@ -93,7 +94,7 @@ def _question(plan: Plan) -> Iterator[tuple[str, ...]]:
     if time.tokens_per_s is not None:
         words = [f"{time.tokens_per_s:,.0f} tokens/s"]
         words += [] if time.total_s is None else [f"{format_duration(time.total_s)} in all"]
-        words += [] if time.price is None else [f"price {time.price:,.2f}"]
+        words += [_prices(plan)] if plan.machine.price_per_hour is not None else []
         yield "speed   ", ", ".join(words)
     yield "model   ", plan.model
     if (work := plan.workload) is not None:
@@ -101,6 +102,14 @@ def _question(plan: Plan) -> Iterator[tuple[str, ...]]:
         batches = f"{work.micro_batches} micro-batch{'es' if work.micro_batches > 1 else ''}"
         step = f"{work.global_rows} rows of {work.seq_len:,} tokens a step"
         yield "batch   ", f"{step}: {ranks}, {batches} of {work.rows}"
+
+
+def _prices(plan: Plan) -> str:
+    """Returns the price of the run, where its steps are known, and of a million tokens."""
+    time, hour = plan.time, plan.machine.price_per_hour or 0.0
+    million = hour / 3600 * 1e6 / (time.tokens_per_s or math.inf)
+    whole = "" if time.price is None else f"{time.price:,.2f}, "
+    return f"price {whole}{million:,.2f} a million tokens"
 
 
 def _device_title(plan: Plan) -> str:

@@ -12,6 +12,8 @@ from pathlib import Path
 
 from fsdpq.errors import CheckpointError, FsdpqError, UsageError
 from fsdpq.fetch.cache_entries import parse_size
+from fsdpq.fetch.hub import REPOSITORY_PATTERN
+from fsdpq.fetch.hub_shape import shape_from_hub
 from fsdpq.launch.machine.cpu_rates import kept_cpu_dtype
 from fsdpq.launch.machine.resolve import resolve_launch
 from fsdpq.launch.machine.this_machine import describe_this_machine
@@ -27,6 +29,9 @@ from fsdpq.recipe.checks.facts import model_directory
 from fsdpq.recipe.load import LoadedRecipe, load_recipe
 from fsdpq.recipe.precision import compute_dtype
 from fsdpq.recipe.root import Recipe
+
+MIN_RATE = 1e6
+"""Bytes/s that a disk or network does at least; less is a unit that was left out."""
 
 
 @dataclass(frozen=True)
@@ -195,12 +200,14 @@ def shape_of(loaded: LoadedRecipe) -> ModelShape:
     model = loaded.recipe.model
     try:
         shape = find_shape(model.name_or_path, loaded.base_dir)
-        if shape is None:
-            from fsdpq.fetch.hub_shape import shape_from_hub  # imports huggingface_hub
-
+        if shape is None and REPOSITORY_PATTERN.fullmatch(model.name_or_path):
             shape = shape_from_hub(model.name_or_path, revision=model.revision)
     except CheckpointError as error:
         raise UsageError(error.message, hint=error.hint) from error
+    if shape is None:
+        message = f"the shape of `{model.name_or_path}` is not known"
+        hint = "name a directory of this machine, or a model of `fsdpq kinds model`"
+        raise UsageError(message, hint=hint)
     return shape
 
 
@@ -239,4 +246,8 @@ def _size(text: str, option: str, example: str) -> int:
 def _rate(text: str | None, option: str, example: str) -> float | None:
     if text is None:
         return None
-    return float(_size(text.removesuffix("/s"), option, example))
+    rate = float(_size(text.removesuffix("/s"), option, example))
+    if rate < MIN_RATE:
+        message = f"`{option} {text}` is less than a megabyte a second"
+        raise UsageError(message, hint=f"write it like `{option} {example}`")
+    return rate

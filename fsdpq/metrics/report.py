@@ -18,6 +18,7 @@ from fsdpq.metrics.plan_against_actual import Actual, compare_with_plan
 from fsdpq.metrics.run_record import Row, RunRecord, read_record
 from fsdpq.pages.environment import page_environment
 from fsdpq.rows.report import DataReport
+from fsdpq.run_files import amounts
 from fsdpq.run_files.paths import RunFiles
 from fsdpq.run_files.writing import write_whole
 
@@ -45,6 +46,13 @@ def write_report(files: RunFiles) -> None:
     text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False, default=str)
     write_whole(files.report_json, (text + "\n").encode())
     write_whole(files.report_html, render_html(content).encode())
+
+
+def find_drift(files: RunFiles) -> str | None:
+    """Returns one line about memory that was far from the plan, None where it was not."""
+    record = read_record(files)
+    compared = compare_with_plan(record.plan, _actual(record))
+    return None if compared is None else compared["drift"]
 
 
 def report_content(record: RunRecord, *, name: str) -> dict[str, Any]:
@@ -105,26 +113,13 @@ def render_html(content: dict[str, Any]) -> str:
 
 
 def format_bytes(num_bytes: float | None) -> str:
-    """Returns memory for people, in binary units: ``1.25 GiB``; a dash for None."""
-    if num_bytes is None:
-        return NOTHING
-    for unit, size in (("GiB", 1024**3), ("MiB", 1024**2), ("KiB", 1024)):
-        if num_bytes >= size:
-            value = num_bytes / size
-            return f"{value:.2f} {unit}" if value < 10 else f"{value:.1f} {unit}"
-    return f"{num_bytes:.0f} B"
+    """Returns memory for people; a dash for None."""
+    return NOTHING if num_bytes is None else amounts.format_bytes(num_bytes)
 
 
 def format_duration(seconds: float | None) -> str:
-    """Returns ``1 h 02 min``, ``2 min 05 s`` or ``4.2 s``; a dash for None."""
-    if seconds is None:
-        return NOTHING
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest:02d} s"
-    return f"{minutes // 60} h {minutes % 60:02d} min"
+    """Returns a duration for people; a dash for None."""
+    return NOTHING if seconds is None else amounts.format_duration(seconds)
 
 
 def _headline(record: RunRecord) -> dict[str, Any]:

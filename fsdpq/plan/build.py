@@ -86,7 +86,7 @@ def build_plan(
         fits=fits,
         shortages=case.shortages(recipe, memory),
         edits=find_edits(recipe, case, accumulation=accumulation) if find else (),
-        notes=(*notes, FULL_ROWS, *time_notes(recipe, machine)),
+        notes=(*notes, FULL_ROWS, *time_notes(recipe, machine, time)),
         machine=machine,
         workload=workload_of(recipe),
         device_type="cpu" if recipe.launch.device == "cpu" else "cuda",

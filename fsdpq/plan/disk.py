@@ -96,8 +96,7 @@ def checkpoint_bytes(recipe: Recipe, weights: Weights) -> int:
     It holds what is trained and the optimizer's states, both whole, and the first values of an
     adapter that took them from the base.
     """
-    whole, adapter = weights.whole, recipe.adapter
-    keeps_first = isinstance(adapter, LoraOptions) and adapter.init in ("pissa", "olora")
+    whole, keeps_first = weights.whole, _keeps_first_values(recipe)
     tensors = whole.trained * (1 + keeps_first) + whole.optimizer
     num_tensors = whole.num_trained_tensors * (1 + num_states(recipe.optimizer) + keeps_first)
     of_rank = RANK_BYTES * sharding_of(recipe).num_ranks + FACTS_BYTES
@@ -109,12 +108,19 @@ def export_bytes(recipe: Recipe, shape: ModelShape, weights: Weights) -> int:
     whole, item_bytes = weights.whole, DTYPE_BYTES[precision_of(recipe).base]
     match recipe.export.format:
         case "peft":
-            exported = whole.trained + _tied_again(weights)
+            # With its first values: the base that others have is the unchanged one.
+            exported = whole.trained * (1 + _keeps_first_values(recipe)) + _tied_again(weights)
         case "delta":
             exported = whole.num_trained * item_bytes
         case _:
             exported = _num_weights(shape, weights) * item_bytes
     return exported + (_merged_bytes(recipe, shape, weights) if recipe.export.merge else 0)
+
+
+def _keeps_first_values(recipe: Recipe) -> bool:
+    """Whether the adapter took its first values from the base, and keeps them."""
+    adapter = recipe.adapter
+    return isinstance(adapter, LoraOptions) and adapter.init in ("pissa", "olora")
 
 
 def _tied_again(weights: Weights) -> int:

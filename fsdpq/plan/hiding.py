@@ -26,6 +26,8 @@ MIN_GAIN = 1.02
 SMALL_SHARE = 0.2
 """Of the time to compute: what does not run beside the computation should add less than this."""
 
+ACTIVATIONS = "activations"
+
 OVER_BUS = ("host to device", "device to host", "gather", "reduce")
 """Transfers that may share one bus: they have to hide together."""
 
@@ -67,10 +69,9 @@ def find_advice(
 
 
 def _reason(transfers: tuple[Transfer, ...], needed: int) -> str:
-    start = f"from {needed:,} tokens a micro-batch on, moving weights"
-    if all(each.hides for each in transfers):
-        return f"{start} takes less time than computing"
-    return f"{start}, which here is not beside the computation, adds less than {SMALL_SHARE:.0%}"
+    hidden = all(each.hides for each in transfers if each.link != ACTIVATIONS)
+    does = "takes less time than" if hidden else f"adds less than {SMALL_SHARE:.0%} to"
+    return f"moving weights {does} computing from {needed:,} tokens a micro-batch on"
 
 
 def tokens_to_hide(transfers: tuple[Transfer, ...]) -> int | None:
@@ -81,7 +82,7 @@ def tokens_to_hide(transfers: tuple[Transfer, ...]) -> int | None:
     Returns:
         None where there is none, or one of them is not known.
     """
-    weights = [each for each in transfers if each.link != "activations"]
+    weights = [each for each in transfers if each.link != ACTIVATIONS]
     found = [each.hiding_tokens for each in weights]
     known = [tokens for tokens in found if tokens is not None]
     if not found or len(known) < len(found):

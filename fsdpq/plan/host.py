@@ -13,7 +13,7 @@ from fsdpq.plan.costs.expansion import layer_sources
 from fsdpq.plan.costs.parameters import DTYPE_BYTES
 from fsdpq.plan.costs.pinned import pinned_bytes
 from fsdpq.plan.device import plan_device_memory
-from fsdpq.plan.result import HostMemory
+from fsdpq.plan.result import Category, HostMemory, Moment
 from fsdpq.plan.shape import ModelShape
 from fsdpq.plan.weights import Weights
 from fsdpq.plan.workload import Workload, workload_of
@@ -47,6 +47,11 @@ where glibc is told to map every block of half a MiB, which makes a step 12 to 1
 CUDA_RANK_BYTES = 1790 * MIB
 """A rank on a GPU: libraries, CUDA's context, pages of the libraries' files. Measured as resident
 memory over pinned and other tensors, one rank of 70B on an H200 (``docs/benchmarks/gpu.md``)."""
+
+_CPU_PARTS: dict[Category, str] = {
+    "codes": "base", "scales": "base", "plain": "base",
+    "trained": "trained", "gradients": "gradients", "optimizer": "optimizer",
+}  # fmt: skip
 
 STAGED_ROWS_BYTES = 16 * MIB
 """Rows of an unquantized tensor that are read at once (``model/loading/source.py``)."""
@@ -142,23 +147,23 @@ def _staged_bytes(weights: Weights) -> int:
 
 def _on_cpu(recipe: Recipe, shape: ModelShape, weights: Weights, work: Workload) -> HostMemory:
     """Everything is host memory: what would lie on a device, too."""
-    ranks, device = work.num_local_ranks, plan_device_memory(recipe, shape, weights)
-    peak = max(device.moments, key=lambda moment: moment.allocated)
-    named = {"codes": "base", "scales": "base", "plain": "base"}
+    ranks, moments = work.num_local_ranks, plan_device_memory(recipe, shape, weights).moments
+    loading = [moment for moment in moments if moment.phase in ("load", "init")]
+    training = [moment for moment in moments if moment.phase not in ("load", "init")]
+    own = CPU_RANK_BYTES + LATE_BYTES
     parts = {
-        "processes": LAUNCHER_BYTES
-        + TORCHRUN_BYTES
-        + SHARED_BYTES
-        + ranks * (CPU_RANK_BYTES + LATE_BYTES),
+        "processes": LAUNCHER_BYTES + TORCHRUN_BYTES + SHARED_BYTES + ranks * own,
         "heap": ranks * HEAP_BYTES,
     }
-    for category, num_bytes in peak.parts.items():
-        kept = category in ("trained", "gradients", "optimizer")
-        name = category if kept else named.get(category, "activations")
+    for category, num_bytes in max(training, key=_allocated).parts.items():
+        name = _CPU_PARTS.get(category, "activations")
         parts[name] = parts.get(name, 0) + ranks * num_bytes
-    load = device.phase_peak("load")
     return HostMemory(
         parts=parts,
         file_backed_bytes=_mapped_bytes(weights, work) if recipe.fsdp.offload == "disk" else 0,
-        load_bytes=parts["processes"] + ranks * (0 if load is None else load.allocated),
+        load_bytes=parts["processes"] + ranks * max(map(_allocated, loading), default=0),
     )
+
+
+def _allocated(moment: Moment) -> int:
+    return moment.allocated

@@ -20,17 +20,15 @@ from fsdpq.recipe.root import Recipe
 
 RunPhase = Literal["load", "forward", "backward", "optimizer", "evaluation"]
 
-_NOT_IN_EVALUATION = ("fsdp.activation_checkpointing", "fsdp.activation_offload", "fsdp.no_sync",
-                      "training.layer_chunks")  # fmt: skip
-"""An evaluation keeps nothing for a backward pass."""
-
 MIN_SHARE = 0.003
 """Of what is held; a change that frees less is none."""
 
-_KEEPS_LITTLE: Settings = (
+_EVALUATION: Settings = (
     ("fsdp.activation_checkpointing", "full"),
     ("fsdp.activation_offload", True),
+    ("fsdp.no_sync", False),
 )
+"""Keeps nothing for a backward pass, as an evaluation."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +73,7 @@ def _choose(
     best: Saving | None = None
     for move in moves:
         changed = apply_settings(recipe, move.settings)
-        if _is_void(move, phase) or problems_of(changed, case.base_dir) - known:
+        if problems_of(changed, case.base_dir) - known:
             continue
         saved = before - _held(changed, case, phase)
         if saved > max(MIN_SHARE * before, best.saved_bytes if best else 0):
@@ -90,10 +88,6 @@ def _held(recipe: Recipe, case: Case, phase: RunPhase) -> int:
     """Returns the most that tensors of rank 0 take on a GPU in a phase; fragments are apart."""
     planned: Phase = "forward" if phase == "evaluation" else phase
     settings: Settings = (("launch.device", "cuda"),)
-    settings += _KEEPS_LITTLE if phase == "evaluation" else ()
+    settings += _EVALUATION if phase == "evaluation" else ()
     device = case.memory(apply_settings(recipe, settings)).device
     return max((each.allocated for each in device.moments if each.phase == planned), default=0)
-
-
-def _is_void(move: Move, phase: RunPhase) -> bool:
-    return phase == "evaluation" and any(key in _NOT_IN_EVALUATION for key, _ in move.settings)

@@ -14,7 +14,7 @@ import torch
 from fsdpq import dist
 from fsdpq.data.dealing.loader import Loader
 from fsdpq.metrics.memory import MemoryLog
-from fsdpq.metrics.report import write_report
+from fsdpq.metrics.report import find_drift, write_report
 from fsdpq.metrics.sinks import ManySinks
 from fsdpq.protocols import MetricSink
 from fsdpq.recipe.load import load_resolved
@@ -185,6 +185,8 @@ def report(files: RunFiles, events: MetricSink) -> None:
     enter(events, "report")
     if dist.rank() == 0:
         try:
+            if (drift := find_drift(files)) is not None:
+                notify(events, drift)
             write_report(files)
         except OSError as error:  # the run is done, whatever becomes of its report
             notify(events, f"the report cannot be written: {error}")

@@ -14,7 +14,7 @@ from support.nvidia_smi import install_nvidia_smi
 
 from fsdpq.cli.main import main
 from fsdpq.cli.plan_text import format_flops, render_plan
-from fsdpq.errors import EnvironmentProblemError
+from fsdpq.errors import EnvironmentProblemError, UsageError
 from fsdpq.launch.machine.this_machine import describe_this_machine, read_ram_bytes
 from fsdpq.launch.plan import Hardware, parse_hardware, prepare_plan
 from fsdpq.plan.build import Wanted
@@ -106,6 +106,11 @@ def test_memory_may_be_written_in_many_ways(text: str) -> None:
     machine = parse_hardware(Hardware(gpus="24GiB", ram=text, disk="5GB/s", network="12.5GB/s"))
     assert machine.ram_bytes == 64 * GIB
     assert (machine.disk_bandwidth, machine.network_bandwidth) == (5e9, 12.5e9)
+
+
+def test_a_rate_without_its_unit_is_no_rate() -> None:
+    with pytest.raises(UsageError, match="less than a megabyte a second"):
+        parse_hardware(Hardware(gpus="24GiB", disk="3"))
 
 
 def test_operations_have_units() -> None:

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from fsdpq.worker.bench.allocations import Allocations, Fit, fit_line
 from torch.utils.flop_counter import FlopCounterMode
 
 from fsdpq.data.dealing.collate import Step, build_step
 from fsdpq.data.text.tokenize import Row
 from fsdpq.worker.assemble import Assembled
+from fsdpq.worker.bench.allocations import Allocations, Fit, fit_line
 from support.ranks import RankPool
 from support.sharded import CPU, assemble, do_step
 from support.tiny import VOCAB_SIZE, save_tiny_llama

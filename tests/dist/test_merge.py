@@ -8,13 +8,17 @@ from typing import Any
 
 import pytest
 import torch
-from fsdpq.worker.bench.allocations import Allocations
 from peft import PeftModel
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from fsdpq.errors import FsdpqError
+from fsdpq.plan.disk import export_bytes
+from fsdpq.plan.shapes import shape_from_directory
+from fsdpq.plan.weights import plan_weights
 from fsdpq.run_files.paths import RunFiles
+from fsdpq.tensor_files.header import read_header
+from fsdpq.worker.bench.allocations import Allocations
 from fsdpq.worker.merge import weights
 from fsdpq.worker.merge.run import MergeOptions, merge_run
 from support import bases, reference
@@ -22,7 +26,7 @@ from support.bnb_repository import dequantized, load_stock, save_quantized, stor
 from support.finished_runs import Sections, train_run, write_run
 from support.ranks import RankPool
 from support.sharded import CPU
-from support.tiny import save_tiny_llama
+from support.tiny import save_tiny_llama, tiny_recipe
 from support.tokenizer import save_tokenizer
 
 LORA: Sections = {"adapter": {"kind": "lora", "rank": 4, "alpha": 16.0}}
@@ -69,6 +73,20 @@ def written(ranks: RankPool, run: Path, out: Path, **options: Any) -> dict[str, 
     return json.loads((out / "merge.json").read_text())
 
 
+def tensor_bytes(directory: Path) -> int:
+    """Returns the bytes of all tensors in the files of ``directory``."""
+    headers = [read_header(path) for path in directory.glob("*.safetensors")]
+    return sum(entry.num_bytes for header in headers for entry in header.entries.values())
+
+
+def planned_bytes(project: Path, name: str, **export: Any) -> int:
+    """Returns what a plan says that a run leaves behind."""
+    sections = RUNS[name] | {"export": {"format": "peft"} | export}
+    recipe = tiny_recipe(**sections, launch={"nproc_per_node": 1})
+    shape = shape_from_directory(project / "base")
+    return export_bytes(recipe, shape, plan_weights(recipe, shape))
+
+
 def peft_weights(base: nn.Module, run: Path) -> dict[str, Tensor]:
     """Returns what PEFT merges."""
     model: Any = PeftModel.from_pretrained(base, run / "adapter")  # pyright: ignore[reportArgumentType]
@@ -113,6 +131,9 @@ def test_merged_weights_are_those_of_peft(
         receipt["merged"]["weights"]
     ), "every changed weight is in the receipt, no other"
     assert not list(tmp_path.glob(".*partial"))
+    adapter_bytes = tensor_bytes(project / name / "adapter")
+    assert planned_bytes(project, name) == adapter_bytes
+    assert planned_bytes(project, name, merge=True) == adapter_bytes + tensor_bytes(out)
 
 
 def token_losses(model: nn.Module, ids: Tensor) -> tuple[Tensor, Tensor]:

@@ -71,6 +71,7 @@ CASES: dict[str, tuple[str, Sections]] = {
     "dora in chunks": case(adapter=DORA, training={"layer_chunks": 2, "global_batch_size": 4}),
     "llama pro": case(adapter={"kind": "llama_pro", "num_new_layers": 1}),
     "full finetuning": case(adapter=NONE, quantization=NONE),
+    "muon": case(optimizer={"kind": "muon", "lr": 1e-3}),
     "norm behind the feed-forward": case("gemma2"),
     "mixture": case("mixture"),
     "fused projections": case("fused projections"),

@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from support.commands import Run
 from transformers import AutoModelForCausalLM
 
+from fsdpq.plan.host import CPU_RANK_BYTES
 from fsdpq.run_files.paths import RunFiles
 from fsdpq.run_files.writing import read_json_lines
 from fsdpq.tensor_files.checkpoint_manifest import check_checkpoint, list_checkpoints
@@ -67,12 +68,29 @@ def _check_export(files: RunFiles, project: Path) -> None:
     assert len(svg.findall(".//{*}circle[@class='training']")) == 24
 
 
+def _check_plan(files: RunFiles) -> None:
+    """The run was what it was planned to be: bytes to the byte, processes to a tenth."""
+    compared = json.loads(files.report_json.read_text())["plan_against_actual"]
+    assert compared["drift"] is None
+    assert [row["name"] for row in compared["phases"]] == [
+        "load", "init", "forward", "backward", "optimizer",
+    ]  # fmt: skip
+    assert [row["name"] for row in compared["categories"]] == [
+        "codes", "scales", "plain", "trained", "gradients", "optimizer",
+    ]  # fmt: skip
+    for row in compared["categories"]:
+        assert row["measured_bytes"] == row["predicted_bytes"], row
+    start = next(row for row in read_json_lines(files.metrics) if row["event"] == "memory")
+    assert start["anonymous_bytes"] == pytest.approx(CPU_RANK_BYTES, rel=0.1)
+
+
 def test_a_run_leaves_all_that_it_promises(fsdpq: Run, project: Path, tmp_path: Path) -> None:
     files = RunFiles(tmp_path / "first")
     done = fsdpq("train", "recipe.yaml", "--run-dir", str(files.root))
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip().endswith("first")
 
+    _check_plan(files)
     losses = _losses(files)
     assert len(losses) == 24
     held_out = [row for row in read_json_lines(files.metrics) if row["event"] == "eval"]

@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fsdpq.data.dealing.collate import build_step
 from fsdpq.data.text.tokenize import Row
+from fsdpq.registry import resolve_builder
 from fsdpq.training.step import StepMode, train_step
 from support.imports import load_script
 from support.sharded import CPU, assemble
@@ -79,7 +80,9 @@ def count_step(directory: Path, sections: Mapping[str, Mapping[str, Any]]) -> St
         rank=dist.get_rank(),
         world_size=dist.get_world_size(),
     )
-    optimizer = torch.optim.SGD(assembled.trainable, lr=0.0)
+    optimizer = resolve_builder("optimizer", recipe.optimizer)(
+        recipe.optimizer, assembled.named_trainable
+    )
     products = FlopCounterMode(display=False, custom_mapping=IN_PLACE)
     gathers = load_script("bench_chunks").CountedGathers()
     with CountedReductions() as reductions, gathers, products:

@@ -24,6 +24,7 @@ class Attention:
         kv_heads: of keys and values.
         head_dim: of each.
         element: bytes of one.
+        softcap: scores of ``eager`` are capped.
         on_cpu: scores are copied to fp32 before their softmax, which a GPU does in one go.
     """
 
@@ -35,6 +36,7 @@ class Attention:
     head_dim: int
     element: int
     on_cpu: bool
+    softcap: bool
 
     @property
     def tokens(self) -> int:
@@ -107,6 +109,12 @@ def _eager(tape: Tape, query: Tensor, key: Tensor, value: Tensor, size: Attentio
     products = tape.run(narrow, "attention", [query, key], saves=[query, key])
     scaled = tape.run(narrow, "attention", [products])
     tape.drop(products)
+    if size.softcap:
+        divided = tape.run(narrow, "attention", [scaled])
+        bent = tape.run(narrow, "attention", [divided], saves_output=True)
+        tape.drop(scaled, divided)
+        scaled = tape.run(narrow, "attention", [bent])
+        tape.drop(bent)
     masked = tape.run(narrow, "attention", handed=[scaled])
     tape.drop(scaled)
     scores = masked

@@ -6,11 +6,12 @@ import functools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from fsdpq.errors import CheckpointError
 from fsdpq.plan.costs.expansion import layer_sources
 from fsdpq.plan.costs.parameters import DTYPE_BYTES, HeldGroup, HeldParameter, choice_of
 from fsdpq.plan.device.attention import Attention, Kernel
 from fsdpq.plan.device.experts import Experts
-from fsdpq.plan.device.layer import Layer
+from fsdpq.plan.device.layer import Layer, Layout
 from fsdpq.plan.device.operations import Linear, Norm, Sizes
 from fsdpq.plan.device.passes import Passes, passes_of
 from fsdpq.plan.shape import GroupShape, ModelShape, TensorShape
@@ -20,6 +21,15 @@ from fsdpq.recipe.precision import precision_of
 from fsdpq.recipe.root import Recipe
 from fsdpq.recipe.sections.adapter import LlamaProOptions, LoraOptions
 from fsdpq.recipe.sections.quantization import BnbOptions, HqqOptions, QuantizationOptions
+
+PARALLEL = ("gpt_neox",)
+"""Architectures of two norms whose attention and feed-forward run beside each other."""
+
+COMPOSED_GELU = ("phi",)
+"""Those whose activation transformers computes in eight operations (``gelu_new``)."""
+
+NORMS_AFTER = ("olmo2", "olmo3")
+"""Those that norm what attention and feed-forward give, not what they get."""
 
 
 @dataclass(frozen=True)
@@ -124,23 +134,47 @@ def _layer_of(
         for tensor in group.tensors
         if tensor.kind == "linear"
     }
-    *entering, leaving = (layer for name, layer in linears.items() if _is_attention(name))
-    *into, out_of = [layer for name, layer in linears.items() if not _is_attention(name)] or [None]
-    norm = norm_of(group, by_name)
+    entering, leaving = _split(shape, {n: x for n, x in linears.items() if _is_attention(n)})
+    into, out_of = _split(shape, {n: x for n, x in linears.items() if not _is_attention(n)})
+    if leaving is None:
+        raise CheckpointError(
+            f"the attention of `{shape.name}` has no known output projection: its memory cannot be "
+            "planned",
+            hint="name a model whose family `fsdpq kinds family` lists",
+        )
+    norm = _norm_of(shape, group, by_name)
     return Layer(
         tokens=work.chunk_tokens,
         hidden_size=shape.hidden_size,
         sizes=sizes,
         attention=_attention_of(recipe, shape, work, sizes),
-        entering=tuple(entering),
+        entering=entering,
         leaving=leaving,
-        into=tuple(layer for layer in into if layer is not None),
+        into=into,
         out_of=out_of,
         gated=shape.gated,
         experts=_experts_of(recipe, shape, group, by_name, sizes),
         norm=norm,
-        norms=shape.layer_norms,
+        layout=_layout_of(shape),
+        shares_norm=shape.layer_norms == 1,
+        composed_gelu=shape.model_type in COMPOSED_GELU,
         qk_norm=norm if shape.qk_norm != "none" else None,
+    )
+
+
+def _split(
+    shape: ModelShape, linears: dict[str, Linear]
+) -> tuple[tuple[Linear, ...], Linear | None]:
+    """Returns the linear layers that read the residual stream, and the one that writes to it.
+
+    Files sort tensors by name; the one that writes is known by its name, or else is the last.
+    """
+    names = list(linears)
+    written = [n for n in names if n.removesuffix(".weight") in shape.residual_linears]
+    last = (written or names)[-1] if names else None
+    return (
+        tuple(layer for name, layer in linears.items() if name != last),
+        None if last is None else linears[last],
     )
 
 
@@ -154,14 +188,23 @@ def _attention_of(recipe: Recipe, shape: ModelShape, work: Workload, sizes: Size
         head_dim=shape.head_dim,
         element=sizes.compute,
         on_cpu=sizes.on_cpu,
+        softcap=shape.model_type == "gemma2",
     )
 
 
-def norm_of(group: GroupShape, by_name: dict[str, HeldParameter]) -> Norm:
-    """Returns what the norms of a group are: those with a bias are of one kernel."""
+def _layout_of(shape: ModelShape) -> Layout:
+    if shape.layer_norms == 1 or shape.model_type in PARALLEL:
+        return "parallel"
+    if shape.layer_norms > 2:
+        return "both"
+    return "after" if shape.model_type in NORMS_AFTER else "before"
+
+
+def _norm_of(shape: ModelShape, group: GroupShape, by_name: dict[str, HeldParameter]) -> Norm:
     biased = any(tensor.name.endswith("norm.bias") for tensor in group.tensors)
     trained = any(p.use == "trained" and "norm" in name for name, p in by_name.items())
-    return Norm("layer" if biased else "rms", trained)
+    in_fp32 = shape.model_type.startswith((*NORMS_AFTER, "gemma"))
+    return Norm("layer" if biased else "rms_fp32" if in_fp32 else "rms", trained)
 
 
 def _is_attention(name: str) -> bool:
@@ -200,16 +243,20 @@ def _linear_of(
 
 
 def _unpacking(options: QuantizationOptions, elements: int, sizes: Sizes) -> int:
-    """Returns the most that exists while a matrix is dequantized, the matrix included."""
+    """Returns the most that exists while a matrix is dequantized, the matrix included.
+
+    bitsandbytes makes it in one kernel, after the scales. What hqq does is operations of torch on
+    one byte a weight (`fsdpq.quantization.hqq`): of each piece of a packed row a shift and a mask,
+    of 3 bits four tensors at once; with ``axis: 0`` packed rows are put in order before.
+    """
     matrix = elements * sizes.compute
     match options:
         case BnbOptions():
             return matrix + (elements // options.block_size * 4 if options.double_quant else 0)
-        case HqqOptions():
-            pieces = {8: 1, 4: 2, 2: 4, 1: 8, 3: 4}[options.nbits]
-            codes = elements
-            while_unpacked = codes + 2 * codes // pieces if options.nbits != 3 else 4 * codes
-            return max(while_unpacked, codes + matrix)
+        case HqqOptions(nbits=nbits, axis=axis):
+            unpacking = 4 * elements if nbits == 3 else elements + 2 * (elements * nbits // 8)
+            in_order = elements * nbits // 8 if axis == 0 else 0
+            return in_order + max(unpacking, elements + matrix)
         case _:
             return matrix
 

@@ -56,9 +56,10 @@ class Gathers:
         embedding = self.group("embedding")
         return 0 if embedding is None else embedding.gathered_bytes
 
-    def outside(self) -> Parts:
-        """Returns what is unsharded between layers."""
-        return self._parts(0, 0)
+    def after_loss(self) -> Parts:
+        """Returns what is unsharded once a frozen head has done its part of the loss."""
+        kept = self._up_to(len(self.layers) - 1) if self.keeps_gathered else 0
+        return self._parts(kept, 0)
 
     def in_forward(self, number: int) -> Parts:
         """Returns what is unsharded while a layer runs forward."""

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from fsdpq.plan.device.attention import Attention, attend
 from fsdpq.plan.device.experts import Experts, mix
-from fsdpq.plan.device.operations import Linear, Norm, Sizes, linear, norm, rotary
-from fsdpq.plan.device.tape import Tape, Tensor
+from fsdpq.plan.device.operations import Linear, Norm, Sizes, activate, linear, norm, rotary
+from fsdpq.plan.device.tape import Block, Tape, Tensor
+
+Layout = Literal["before", "after", "both", "parallel"]
 
 
 @dataclass(frozen=True)
@@ -26,7 +29,10 @@ class Layer:
         gated: it multiplies two projections.
         experts: of a mixture, None where there is none.
         norm: over the hidden size.
-        norms: of a layer: two, or four where results are normed too.
+        layout: where norms are: ``before`` attention and feed-forward, ``after`` them, ``both``, or
+            ``parallel``: one norm before both, which run beside each other; or two, one for each.
+        shares_norm: with ``parallel``, it is one norm.
+        composed_gelu: its activation is of several operations.
         qk_norm: over queries and keys, None where they are not normed.
     """
 
@@ -41,7 +47,9 @@ class Layer:
     gated: bool
     experts: Experts | None
     norm: Norm
-    norms: int
+    layout: Layout
+    shares_norm: bool
+    composed_gelu: bool
     qk_norm: Norm | None
 
     @property
@@ -59,21 +67,37 @@ class Layer:
 
     def run(self, tape: Tape, x: Tensor) -> Tensor:
         """Does its operations."""
-        normed = self.normed(tape, x)
-        between = self._residual(tape, x, self._attention(tape, normed), normed)
-        normed = self.normed(tape, between)
-        output = self._residual(tape, between, self._feed_forward(tape, normed), normed)
+        if self.layout == "parallel":
+            return self._run_parallel(tape, x)
+        between = self._residual(tape, x, self._attention)
+        output = self._residual(tape, between, self._feed_forward)
         tape.drop(between)
         return output
 
-    def _residual(self, tape: Tape, x: Tensor, result: Tensor, normed: Tensor) -> Tensor:
-        """Returns the sum; names of the result and of what it was made from go away."""
+    def _residual(self, tape: Tape, x: Tensor, block: Block) -> Tensor:
+        """Returns ``x`` and what ``block`` makes of it."""
+        normed = tape.view(x) if self.layout == "after" else self.normed(tape, x)
+        result = block(tape, normed)
         tape.drop(normed)
-        if self.norms > 2:
+        if self.layout in ("after", "both"):
             plain, result = result, self.normed(tape, result)
             tape.drop(plain)
         output = tape.run(self.hidden_bytes, "recomputed", handed=[x, result])
         tape.drop(result)
+        return output
+
+    def _run_parallel(self, tape: Tape, x: Tensor) -> Tensor:
+        normed = self.normed(tape, x)
+        attended = self._attention(tape, normed)
+        if not self.shares_norm:
+            tape.drop(normed)
+            normed = self.normed(tape, x)
+        fed = self._feed_forward(tape, normed)
+        tape.drop(normed)
+        total = tape.run(self.hidden_bytes, "recomputed", handed=[attended, fed])
+        tape.drop(attended, fed)
+        output = tape.run(self.hidden_bytes, "recomputed", handed=[total, x])
+        tape.drop(total)
         return output
 
     def _attention(self, tape: Tape, x: Tensor) -> Tensor:
@@ -117,11 +141,9 @@ class Layer:
             both = first
             first, second = (tape.part(both, num_bytes) for _ in range(2))
             tape.drop(both)
-            active = tape.run(num_bytes, "recomputed", [first], saves=[first])
-            tape.drop(first)
+            active = activate(tape, first, composed=False)
         else:
-            active = tape.run(num_bytes, "recomputed", [first], saves=[first])
-            tape.drop(first)
+            active = activate(tape, first, composed=self.composed_gelu)
             second = self.project(tape, x, self.into[1]) if self.gated else None
         inner = active
         if second is not None:

@@ -73,11 +73,13 @@ class _Run:
         yield self._moment("load", "loading the largest matrix", stored, load)
         init: Parts = {"load": init_bytes(recipe, shape, weights)}
         yield self._moment("init", "making the adapter", stored, init)
-        first, last = zip(*self._spans(), strict=True)
-        for number in sorted(set(last)):
+        spans = self._spans()
+        for number in sorted({last for _, last in spans}):
             yield self._forward(number)
         yield from self._loss()
-        for number in sorted({*first, *last}, reverse=True):
+        # Above the last layer nothing was reduced, and below the first nothing is fetched.
+        numbers = {n for first, last in spans for n in (first, min(first + 1, last), last)}
+        for number in sorted(numbers, reverse=True):
             yield self._backward(number)
         update: Parts = {"optimizer": 0}
         if resident.trained_is_here:
@@ -177,7 +179,7 @@ class _Run:
         gathered = self.gathers.in_loss()
         yield self._moment("forward", "the loss", self._steady, kept, forward, gathered)
         if not loss.trained_bytes:
-            gathered = self.gathers.outside()
+            gathered = self.gathers.after_loss()
         name = "backward of the loss"
         yield self._moment("backward", name, self._steady, kept, backward, gathered)
 

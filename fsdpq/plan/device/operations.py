@@ -180,7 +180,7 @@ def _dora(tape: Tape, x: Tensor, layer: Linear, *, tokens: int, sizes: Sizes) ->
         saves=[dropped, a, b],
         saves_output=keeps_output,
         saves_bytes=low + (0 if keeps_output else out_bytes),
-        beside=_matrix(layer),
+        beside=("dequantized", layer.matrix_bytes + (0 if keeps_output else out_bytes)),
         backward=("dequantized" if layer.matrix_bytes else "recomputed", during),
     )
     tape.drop(a, b, inputs)
@@ -194,12 +194,13 @@ class Norm:
     """A norm over the last dimension.
 
     Attributes:
-        kind: ``rms``, of operations that each pass over all of it, or ``layer``, of one kernel.
+        kind: ``rms``, of operations that each pass over all of it; ``rms_fp32``, which multiplies
+            by its weight before it rounds; ``layer``, of one kernel.
         trained: its weight is trained.
     """
 
-    kind: Literal["rms", "layer"] = "rms"
-    trained: bool = False
+    kind: Literal["rms", "rms_fp32", "layer"]
+    trained: bool
 
 
 def norm(tape: Tape, x: Tensor, kind: Norm, *, hidden: int) -> Tensor:
@@ -223,10 +224,47 @@ def norm(tape: Tape, x: Tensor, kind: Norm, *, hidden: int) -> Tensor:
         wide, "recomputed", [x32, scale], saves=[x32, scale], backward=("recomputed", wide)
     )
     tape.drop(x32)
+    if kind.kind == "rms_fp32":
+        weighted = tape.run(
+            wide, "recomputed", [normed], saves=[normed] if kind.trained else [FROZEN]
+        )
+        output = cast(tape, weighted, elements * hidden, category="recomputed")
+        tape.drop(weighted, normed)
+        return output
     rounded = cast(tape, normed, elements * hidden, category="recomputed")
     kept = [rounded] if kind.trained else [FROZEN]
     output = tape.run(elements * hidden, "recomputed", [rounded], saves=kept)
     tape.drop(rounded, normed)
+    return output
+
+
+def activate(tape: Tape, x: Tensor, *, composed: bool) -> Tensor:
+    """Returns the activation of ``x``, which it takes over.
+
+    Args:
+        tape: records it.
+        x: hidden layer of a feed-forward.
+        composed: GELU by a tanh, written out (``transformers.activations.NewGELUActivation``).
+    """
+    size = x.num_bytes
+    if not composed:
+        output = tape.run(size, "recomputed", [x], saves=[x])
+        tape.drop(x)
+        return output
+    half = tape.run(size, "recomputed", [x])
+    cube = tape.run(size, "recomputed", [x], saves=[x], backward=("recomputed", 2 * size))
+    part = tape.run(size, "recomputed", [cube])
+    tape.drop(cube)
+    total = tape.run(size, "recomputed", handed=[x, part])
+    tape.drop(part)
+    scaled = tape.run(size, "recomputed", [total])
+    tape.drop(total)
+    bent = tape.run(size, "recomputed", [scaled], saves_output=True)
+    tape.drop(scaled)
+    raised = tape.run(size, "recomputed", handed=[bent])
+    tape.drop(bent)
+    output = tape.run(size, "recomputed", [half, raised], saves=[half, raised])
+    tape.drop(half, raised, x)
     return output
 
 

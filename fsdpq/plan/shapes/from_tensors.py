@@ -1,8 +1,8 @@
 """The tensors of a model of any family, recognised by structure in the headers of its files.
 
-The decoder layers are the longest run of numbered blocks, a matrix in them is a linear layer, the
-matrices with a row for every word are embedding and head. What files keep apart and transformers
-keeps together (experts) is put together.
+The decoder layers are the numbered blocks of which there are as many as the config says, a matrix
+in them is a linear layer, the matrices with a row for every word are embedding and head. What files
+keep apart and transformers keeps together (experts) is put together.
 """
 
 from __future__ import annotations
@@ -33,7 +33,10 @@ _SMALL_BUFFERS = ("e_score_correction_bias",)
 FP32_ROUTERS = ("ernie4_5_moe", "hunyuan_v1_moe")
 """Model types whose classes make the router and what corrects it in fp32 (transformers 5.23)."""
 
-HEADS = ("lm_head", "embed_out", "output")
+OLD_NAMES = {"embed_out.weight": "lm_head.weight"}
+"""What files of GPT-NeoX call a tensor -> what transformers 5 calls it."""
+
+HEADS = ("lm_head", "output")
 EMBEDDINGS = ("embed_tokens", "wte", "word_embeddings", "embed_in", "tok_embeddings", "embeddings")
 
 _NUMBERED = re.compile(r"^(.*?\.)(\d+)\.(.+)$")
@@ -51,7 +54,11 @@ def shape_from_tensors(name: str, config: Mapping[str, Any], tensors: Tensors) -
         CheckpointError: no decoder layers or no embedding are found.
     """
     text = text_config(config)
-    found = {key: shape for key, shape in tensors.items() if _is_parameter(key, shape)}
+    found = {
+        OLD_NAMES.get(key, key): shape
+        for key, shape in tensors.items()
+        if _is_parameter(key, shape)
+    }
     prefix, layers = _find_layers(name, found, size_of(text, "num_hidden_layers"))
     num_experts = size_of(text, "num_experts") or 0
     groups = _layer_groups(layers, num_experts, text.get("model_type") in FP32_ROUTERS)
@@ -97,7 +104,9 @@ def _find_layers(
             f"tensors, found {', '.join(f'{p}* ({len(r)})' for p, r in runs.items()) or 'none'}",
             hint="only decoder-only language models of transformers can be planned",
         )
-    prefix = max(fitting, key=lambda p: (len(fitting[p]), _num_weights(fitting[p].values())))
+    prefix = max(
+        fitting, key=lambda p: (len(fitting[p]) == num_layers, _num_weights(fitting[p].values()))
+    )
     run = fitting[prefix]
     kept = sorted(run)[: num_layers or len(run)]  # what follows predicts further tokens: not used
     return prefix, {index: run[index] for index in kept}

@@ -41,7 +41,6 @@ _OTHERS: dict[str, WeightNames] = {
     "gpt_neox": WeightNames(
         layers="gpt_neox.layers.",
         embedding="gpt_neox.embed_in",
-        head="embed_out",
         last_norm="gpt_neox.final_layer_norm",
     ),
 }

@@ -34,6 +34,12 @@ from fsdpq.recipe.root import Recipe
 
 SECONDS_PER_HOUR = 3600.0
 
+OPTIONS = {
+    "disk": "`--disk 5GB/s` says what the disk reads",
+    "network": "`--network 12.5GB/s` says what goes between two machines",
+}
+"""Links that no table of GPUs knows, and what tells them."""
+
 
 @dataclass(frozen=True)
 class Link:
@@ -97,22 +103,28 @@ def plan_time(
     )
 
 
-def time_notes(recipe: Recipe, machine: Machine) -> tuple[str, ...]:
-    """Returns what the reader should know about the seconds of a plan, where its GPU is known."""
+def time_notes(recipe: Recipe, machine: Machine, time: StepTime) -> tuple[str, ...]:
+    """Returns what the reader should know about the seconds of a plan, where its GPU is known.
+
+    Args:
+        recipe: resolved.
+        machine: that it is for.
+        time: what `plan_time` said.
+    """
     if recipe.launch.device != "cuda":
         return ("time on a CPU is not estimated",)
     if not machine.gpus or machine.gpus[0].bf16_flops is None:
         return ()
     gpu, dtype = machine.gpus[0], precision_of(recipe).compute
     if dtype == "bf16" and not gpu.has_bf16:
-        return (f"time is not known: the {gpu.name} does not compute in bf16",)
+        return (f"the {gpu.name} does not compute in bf16: use `model.dtype=fp16`",)
     if not computes_fast(recipe, gpu):
         return (f"time is not known: no rate of the {gpu.name} in {dtype} is known",)
     found = ["seconds are estimates, within about 30% of what was measured (docs/concepts/time.md)"]
     if int(recipe.launch.nproc_per_node) * recipe.launch.nnodes > 1:
         found.append("how far transfers between ranks hide behind computing was not measured yet")
-    if recipe.launch.nnodes > 1 and machine.network_bandwidth is None:
-        found.append("time is not known: no bandwidth of the network was given")
+    unknown = {each.link for each in time.transfers if each.seconds is None}
+    found += [f"time is not known: {OPTIONS[link]}" for link in OPTIONS if link in unknown]
     return tuple(found)
 
 

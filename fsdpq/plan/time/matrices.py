@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
 from fsdpq.plan.costs.parameters import Choice, HeldParameter
 from fsdpq.plan.shape import GroupShape, ModelShape, TensorShape
-from fsdpq.recipe.sections.adapter import LoraOptions
+from fsdpq.recipe.sections.adapter import DoraOptions, LoraOptions
 
 PARALLEL = frozenset({"cohere", "cohere2", "falcon", "gpt_neox", "gptj", "phi"})
 """Architectures whose feed-forward reads the layer's input and not what attention added to it."""
@@ -83,6 +83,16 @@ class LayerMatrices:
         """Something in it is trained."""
         return bool(self.trained_norms) or any(matrix.learns for matrix in self.matrices)
 
+    @property
+    def trained_matrices(self) -> Iterator[tuple[int, int]]:
+        """Rows and columns of what is trained and has two dimensions."""
+        for matrix in self.matrices:
+            if matrix.trained and matrix.stacked == 1:
+                yield matrix.out_features, matrix.in_features
+            if matrix.rank:
+                yield matrix.rank, matrix.in_features
+                yield matrix.out_features, matrix.rank
+
 
 def layer_matrices(
     choice: Choice, group: GroupShape, index: int = 0, *, is_new: bool = False
@@ -152,7 +162,7 @@ def _stage(tensor: TensorShape, shape: ModelShape) -> Stage:
 
 
 def _ends_in_product(choice: Choice, group: GroupShape) -> bool:
-    if choice.compiled or choice.adapter.kind == "dora":
+    if choice.compiled or isinstance(choice.adapter, DoraOptions):
         return False  # one Function each, which keeps its tensors when all of it is done
     names = [tensor.name for tensor in group.tensors]
     return not any(_is_behind(name) for name in names) and not _has_experts(group.tensors)

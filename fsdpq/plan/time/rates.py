@@ -80,6 +80,9 @@ OPTIMIZER_BYTES = 28
 HOST_OPTIMIZER_RATE = 1.0e9
 """Trained weights a second on the host: 0.2 s for LoRA r16 of 70B on 16 cores."""
 
+HOST_PRODUCT_RATE = 1e12
+"""Products of bf16 on the host that Muon's iterations reach, FLOP/s over all ranks: assumed."""
+
 UNPINNED_BANDWIDTH = 8.7e9
 """Bytes/s to the device from memory that is not pinned, as pages of a file are."""
 
@@ -130,8 +133,8 @@ def compute_time(
     """
     if gpu.bf16_flops is None or gpu.memory_bandwidth is None or not computes_fast(recipe, gpu):
         return None
-    bandwidth = gpu.memory_bandwidth * MEMORY_SHARE
-    products = (work.products + work.low_rank + work.head) / (gpu.bf16_flops * PRODUCT_SHARE)
+    bandwidth, product_rate = gpu.memory_bandwidth * MEMORY_SHARE, gpu.bf16_flops * PRODUCT_SHARE
+    products = (work.products + work.low_rank + work.head) / product_rate
     attention = work.attention / (gpu.bf16_flops * ATTENTION_SHARE)
     passed = _passed_bytes(work, recipe, shape, workload) / bandwidth
     host = (
@@ -144,7 +147,12 @@ def compute_time(
     return ComputeTime(
         gpu_s=products + attention + passed,
         host_s=host,
-        optimizer_s=_optimizer_s(recipe, weights, workload, bandwidth),
+        optimizer_s=(
+            _update_on_host_s(work, weights, workload)
+            if updates_on_host(recipe)
+            else weights.shard.num_trained * OPTIMIZER_BYTES / bandwidth
+            + work.update / product_rate
+        ),
     )
 
 
@@ -172,8 +180,12 @@ def _passed_bytes(work: Work, recipe: Recipe, shape: ModelShape, workload: Workl
     return passed + logits * LOSS_BYTES + dequantized
 
 
-def _optimizer_s(recipe: Recipe, weights: Weights, workload: Workload, bandwidth: float) -> float:
-    trained = weights.shard.num_trained
-    if recipe.fsdp.offload != "none" and recipe.fsdp.offload_trained:
-        return workload.num_local_ranks * trained / HOST_OPTIMIZER_RATE
-    return trained * OPTIMIZER_BYTES / bandwidth
+def updates_on_host(recipe: Recipe) -> bool:
+    """Whether trained weights lie in host memory, where the optimizer's step is done then."""
+    return recipe.fsdp.offload != "none" and recipe.fsdp.offload_trained
+
+
+def _update_on_host_s(work: Work, weights: Weights, workload: Workload) -> float:
+    """Returns the optimizer's seconds where the ranks of a machine share its cores."""
+    own = weights.shard.num_trained / HOST_OPTIMIZER_RATE + work.update / HOST_PRODUCT_RATE
+    return workload.num_local_ranks * own

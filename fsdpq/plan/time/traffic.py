@@ -20,6 +20,7 @@ from fsdpq.plan.weights import Weights
 from fsdpq.plan.workload import Workload, workload_of
 from fsdpq.recipe.precision import precision_of
 from fsdpq.recipe.root import Recipe
+from fsdpq.recipe.sections.optimizer import MuonOptions
 
 MIN_OFFLOADED_BYTES = 64 << 10
 """Smaller inputs of layers stay on the device (`fsdpq.fsdp.activations.MIN_BYTES`)."""
@@ -62,7 +63,7 @@ def step_traffic(recipe: Recipe, shape: ModelShape, weights: Weights) -> Traffic
     times = [count * workload.micro_batches for count in _gathers(recipe, weights, backward)]
     groups = list(zip(weights.groups, times, strict=True))
     copied = sum(group.gathered_bytes * count for group, count in groups)
-    gathered = copied if num_shards > 1 else 0
+    gathered = copied + _updates(recipe, shape, num_shards) if num_shards > 1 else 0
     gradients = _gradient_bytes(recipe, weights, workload)
     reduced = gradients if num_shards > 1 else 0
     num_copies = workload.num_ranks // num_shards
@@ -124,6 +125,15 @@ def _gathers(recipe: Recipe, weights: Weights, backward: Backward) -> list[int]:
             not_needed -= below
             counts.append(group.count if keeps else 2 * group.count - below)
     return counts
+
+
+def _updates(recipe: Recipe, shape: ModelShape, num_shards: int) -> int:
+    """Returns the bytes of updates that Muon gathers, in bf16."""
+    if not isinstance(recipe.optimizer, MuonOptions):
+        return 0
+    layers = layers_in_order(choice_of(recipe, shape))
+    matrices = (matrix for layer in layers for matrix in layer.trained_matrices)
+    return sum(num_shards * -(-rows // num_shards) * columns * 2 for rows, columns in matrices)
 
 
 def _times_reduced(recipe: Recipe, workload: Workload) -> int:

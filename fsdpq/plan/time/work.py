@@ -21,6 +21,10 @@ from fsdpq.plan.time.matrices import LayerMatrices, Matrix, Stage, layer_matrice
 from fsdpq.plan.workload import Workload, workload_of
 from fsdpq.recipe.root import Recipe
 from fsdpq.recipe.sections.adapter import DoraOptions, LlamaProOptions
+from fsdpq.recipe.sections.optimizer import MuonOptions
+
+MUON_ITERATIONS = 5
+"""Newton-Schulz steps of one update (`fsdpq.optimizer.muon`)."""
 
 RECOMPUTED_STEP = {"full": 1, "selective": 2}
 """Every how manyth layer is computed again in backward, by ``fsdp.activation_checkpointing``."""
@@ -35,6 +39,7 @@ class Work:
         low_rank: of products with adapters.
         attention: of products of activations with each other.
         head: of the loss.
+        update: of products of the optimizer's step.
         dequantized: weights that are dequantized.
         dequantizations: how often a matrix is dequantized.
         forward_linears: products with a matrix in forward and recomputation, adapters not counted.
@@ -48,6 +53,7 @@ class Work:
     low_rank: float = 0.0
     attention: float = 0.0
     head: float = 0.0
+    update: float = 0.0
     dequantized: float = 0.0
     dequantizations: float = 0.0
     forward_linears: float = 0.0
@@ -59,7 +65,7 @@ class Work:
     @property
     def flops(self) -> float:
         """All operations."""
-        return self.products + self.low_rank + self.attention + self.head
+        return self.products + self.low_rank + self.attention + self.head + self.update
 
     def __add__(self, other: Work) -> Work:
         """Returns the sums."""
@@ -74,7 +80,8 @@ class Work:
 def step_work(recipe: Recipe, shape: ModelShape) -> Work:
     """Returns what one rank of a resolved recipe computes in an optimizer step."""
     workload = workload_of(recipe)
-    return micro_batch_work(recipe, shape, workload) * workload.micro_batches
+    total = micro_batch_work(recipe, shape, workload) * workload.micro_batches
+    return total + Work(update=_update_flops(recipe, shape))
 
 
 def micro_batch_work(recipe: Recipe, shape: ModelShape, workload: Workload) -> Work:
@@ -96,6 +103,18 @@ def micro_batch_work(recipe: Recipe, shape: ModelShape, workload: Workload) -> W
             live = True
     for (kind, run), count in runs.items():
         total += counter.count(kinds[kind], run) * count
+    return total
+
+
+def _update_flops(recipe: Recipe, shape: ModelShape) -> float:
+    """Returns the products of Muon's iterations: every rank makes every whole update orthogonal."""
+    if not isinstance(recipe.optimizer, MuonOptions):
+        return 0.0
+    total = 0.0
+    for layer in layers_in_order(choice_of(recipe, shape)):
+        for rows, columns in layer.trained_matrices:
+            short, long = sorted((rows, columns))
+            total += MUON_ITERATIONS * (4.0 * short**2 * long + 2.0 * short**3)
     return total
 
 

@@ -7,7 +7,6 @@ optimizer's states.
 
 from __future__ import annotations
 
-import os
 import time
 from pathlib import Path
 
@@ -21,7 +20,7 @@ from fsdpq.recipe.root import Recipe
 from fsdpq.registry import resolve_builder
 from fsdpq.training.step import StepMode, train_step
 from fsdpq.worker.plan_trace.run import full_step
-from fsdpq.worker.plan_trace.unreal_gpu import start_unreal_group
+from fsdpq.worker.plan_trace.unreal_gpu import unreal_group
 from fsdpq.worker.random_base import EmptySource, assemble_random
 
 NUM_STEPS = 2
@@ -61,9 +60,22 @@ def measure_step(recipe: Recipe, config_dir: Path, *, trust_remote_code: bool = 
     if recipe.launch.device == "cuda":
         device = torch.device("cuda", 0)
         torch.cuda.set_device(device)
-    os.environ["LOCAL_WORLD_SIZE"] = str(workload.num_local_ranks)
-    start_unreal_group(workload.num_ranks)
     measured = _Peaks(device)
+    with unreal_group(workload):
+        notes = _run(recipe, config_dir, device, measured, trust_remote_code=trust_remote_code)
+    return _result(measured, device, notes, time.perf_counter() - started)
+
+
+def _run(
+    recipe: Recipe,
+    config_dir: Path,
+    device: torch.device,
+    measured: _Peaks,
+    *,
+    trust_remote_code: bool,
+) -> tuple[str, ...]:
+    """Runs the steps; returns notes."""
+    workload = workload_of(recipe)
     several = workload.num_ranks > 1
     assembled = assemble_random(
         recipe, config_dir, device=device, source=EmptySource() if several else None,
@@ -85,8 +97,7 @@ def measure_step(recipe: Recipe, config_dir: Path, *, trust_remote_code: bool = 
             assembled.model, step, optimizer=optimizer, parameters=assembled.trainable,
             max_grad_norm=recipe.training.max_grad_norm, device=device, mode=mode,
         )  # fmt: skip
-    notes = ("weights are zeros, and what is gathered is garbage",) if several else ()
-    return _result(measured, device, notes, time.perf_counter() - started)
+    return ("weights are zeros, and what is gathered is garbage",) if several else ()
 
 
 _PHASES: dict[str, Phase] = {

@@ -7,7 +7,6 @@ initial values, the scaling of gradients, a loss scaler.
 
 from __future__ import annotations
 
-import os
 import time
 from contextlib import ExitStack
 from pathlib import Path
@@ -79,12 +78,23 @@ def trace_step(
         PlanError: a step of this recipe depends on values, or the model is another one.
     """
     started = time.perf_counter()
-    workload = workload_of(recipe)
-    device = _start(recipe, workload)
+    device = torch.device("cpu")
+    if recipe.launch.device != "cpu":
+        device = unreal_gpu.register_unreal_gpu()
+    attention.register_attention()
     traced, notes = traceable(recipe)
-    model = build_sharded(
-        traced, config_dir, device, num_weights=num_weights, trust_remote_code=trust_remote_code
-    )
+    workload = workload_of(recipe)
+    with unreal_gpu.unreal_group(workload):
+        model = build_sharded(
+            traced, config_dir, device, num_weights=num_weights,
+            trust_remote_code=trust_remote_code,
+        )  # fmt: skip
+        tracker = track_step(traced, model, device)
+    return _result(tracker, device, notes, time.perf_counter() - started)
+
+
+def track_step(recipe: Recipe, model: CausalLM, device: torch.device) -> Tracker:
+    """Returns what a step of a sharded model that is still on meta allocates on ``device``."""
     tags = Tags()
     tracker = Tracker(
         category=tags.category,
@@ -98,18 +108,8 @@ def trace_step(
             modes.enter_context(_GpuDropout())
         modes.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
         modes.enter_context(tracker)
-        _step(traced, model, tags, tracker, device=device, workload=workload)
-    return _result(tracker, device, notes, time.perf_counter() - started)
-
-
-def _start(recipe: Recipe, workload: Workload) -> torch.device:
-    device = torch.device("cpu")
-    if recipe.launch.device != "cpu":
-        device = unreal_gpu.register_unreal_gpu()
-    os.environ["LOCAL_WORLD_SIZE"] = str(workload.num_local_ranks)
-    unreal_gpu.start_unreal_group(workload.num_ranks)
-    attention.register_attention()
-    return device
+        _step(recipe, model, tags, tracker, device=device)
+    return tracker
 
 
 def traceable(recipe: Recipe) -> tuple[Recipe, tuple[str, ...]]:
@@ -159,21 +159,22 @@ def build_sharded(
             "values",
             hint="leave `--trace` out; `--measure` runs it for real on one GPU",
         )
-    check_num_weights(model, adapter, num_weights)
+    check_num_weights(model, num_weights)
     apply_adapter(model, adapter)
     shard_model(model, recipe, device, precision=precision_of(recipe))
     return model
 
 
-def check_num_weights(model: CausalLM, adapter: Adapter, num_weights: int | None) -> None:
+def check_num_weights(model: CausalLM, num_weights: int | None) -> None:
     """Compares a model that was built from a shape with that shape.
 
     Raises:
         PlanError: transformers builds another model from the same sizes.
     """
     found, _ = count_parameters(model)
-    adds_layers = len(adapter.layer_sources(1)) > 1
-    if num_weights is None or adds_layers or found == num_weights:
+    num_layers = len(model.decoder_layers)
+    is_expanded = len(set(model.layer_sources)) != num_layers
+    if num_weights is None or is_expanded or found == num_weights:
         return
     raise PlanError(
         f"transformers builds a model of {found:,} weights from sizes that have {num_weights:,}",
@@ -188,9 +189,8 @@ def _step(
     tracker: Tracker,
     *,
     device: torch.device,
-    workload: Workload,
 ) -> None:
-    fsdp = recipe.fsdp
+    fsdp, workload = recipe.fsdp, workload_of(recipe)
     shards = device if fsdp.offload == "none" else torch.device("cpu")
     allocate(
         model, shards, buffers=device, trained=None if fsdp.offload_trained else device
@@ -200,13 +200,18 @@ def _step(
     parameters = [p for p in model.parameters() if p.requires_grad]
     tracker.begin_phase("forward")
 
+    left = workload.micro_batches
+
     def on_phase(phase: str) -> None:
-        if phase == "backward":
-            for parameter in parameters:
-                tracker.retag(parameter.grad, "gradients")
-        following = {"forward": "backward", "backward": "optimizer", "optimizer": "forward"}
-        tags.default = "optimizer" if phase == "backward" else "recomputed"
-        tracker.begin_phase(following[phase])
+        nonlocal left
+        left -= phase == "backward"
+        if left or phase == "forward":
+            tracker.begin_phase("backward" if phase == "forward" else "forward")
+            return
+        for parameter in parameters:
+            tracker.retag(parameter.grad, "gradients")
+        tags.default, tags.where = "optimizer", "the optimizer's step"
+        tracker.begin_phase("optimizer")
 
     train_step(
         model, full_step(workload), optimizer=optimizer, parameters=parameters,
@@ -242,7 +247,7 @@ def _result(
     tracker: Tracker, device: torch.device, notes: tuple[str, ...], seconds: float
 ) -> Traced:
     moments = tuple(
-        Moment(phase, f"{phase}, {peak.where}", dict(sorted(peak.parts.items())))
+        Moment(phase, peak.where, dict(sorted(peak.parts.items())))
         for phase in STEP_PHASES
         if (peak := tracker.peaks.get((device.type, phase))) is not None
     )

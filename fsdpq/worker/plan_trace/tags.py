@@ -125,6 +125,7 @@ class Tags:
             if isinstance(module, PackedMatrix):
                 module.quantizer = NotedQuantizer(module.quantizer, self)
             if module is model.head:
+                module.register_forward_pre_hook(lambda *_: self._note("the loss"))
                 self._claim(module, "loss")
         for index, layer in enumerate(model.decoder_layers):
             self._watch_layer(index, layer, tracker)
@@ -135,20 +136,20 @@ class Tags:
         run = getattr(layer, "layer_run", None)
 
         def enter(_layer: nn.Module, args: Any) -> None:
-            self.where = f"layer {index}"
+            self._note(f"layer {index + 1}")
             if run is not None and run.recompute and args:
                 tracker.retag(args[0], "layer_inputs")
 
         layer.register_forward_pre_hook(enter)
         for name, child in layer.named_children():
             is_attention = "attn" in name or "attention" in name
-            child.register_forward_pre_hook(lambda *_: self._note(index))
+            child.register_forward_pre_hook(lambda *_: self._note(f"layer {index + 1}"))
             self._claim(child, "attention" if is_attention and list(child.children()) else None)
             for grandchild in child.children() if is_attention else ():
                 self._claim(grandchild, "recomputed")
 
-    def _note(self, index: int) -> None:
-        self.where = f"layer {index}"
+    def _note(self, where: str) -> None:
+        self.where = where
 
     def _claim(self, module: nn.Module, category: Category | None) -> None:
         """Counts what ``module`` allocates in its forward as ``category``, None as usual."""

@@ -11,8 +11,9 @@ Ranks: one process stands for rank 0.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -21,15 +22,55 @@ import torch.distributed._tools.fake_collectives  # c10d's collectives of fake t
 from torch.testing._internal.distributed import fake_pg
 from torch.utils import backend_registration
 
+from fsdpq.plan.workload import Workload
+
 NAME = "gpu"
 BACKEND = "unreal"
+LOCAL_RANKS = "LOCAL_WORLD_SIZE"
+"""What torchrun tells a rank of its machine; `fsdpq.fsdp.mesh` reads it."""
+
+
+class _Event:
+    """A point of a stream; it is always past."""
+
+    def record(self, stream: Any = None) -> None:
+        """Puts the event into ``stream``."""
+
+    def wait(self, stream: Any = None) -> None:
+        """Makes ``stream`` wait."""
+
+    def synchronize(self) -> None:
+        """Waits."""
+
+
+class _Stream:
+    """A queue of work, of which there is none."""
+
+    def __init__(self, device: Any = None, priority: int = 0) -> None:
+        del device, priority
+
+    def record_event(self, event: _Event | None = None) -> _Event:
+        """Returns an event at the end of what is queued."""
+        return event or _Event()
+
+    def wait_event(self, event: _Event) -> None:
+        """Waits for an event."""
+
+    def wait_stream(self, stream: _Stream) -> None:
+        """Waits for all of another stream."""
+
+    def synchronize(self) -> None:
+        """Waits for all of it."""
 
 
 class _Device:
     """What torch asks of a device's module, ``torch.gpu``."""
 
-    Stream = torch.cpu.Stream
-    Event = torch.cpu.Event
+    Stream = _Stream
+    Event = _Event
+
+    def __init__(self) -> None:
+        self._stream = _Stream()
 
     def is_available(self) -> bool:
         """No: else fake tensors would try to make real ones for constants."""
@@ -67,13 +108,13 @@ class _Device:
         """Returns the dtypes of autocast."""
         return [torch.bfloat16, torch.float16, torch.float32]
 
-    def current_stream(self, device: Any = None) -> torch.cpu.Stream:  # noqa: ARG002
-        """Returns the one stream."""
-        return torch.cpu.current_stream()
+    def current_stream(self, device: Any = None) -> _Stream:  # noqa: ARG002
+        """Returns the stream that work goes to."""
+        return self._stream
 
     def stream(self, stream: Any) -> AbstractContextManager[Any]:
         """Returns a context that runs on ``stream``."""
-        return torch.cpu.stream(stream)
+        return nullcontext(stream)
 
     def synchronize(self, device: Any = None) -> None:
         """Waits for nothing."""
@@ -100,11 +141,24 @@ def _empty_on_meta(
     return torch.empty(size, dtype=dtype, device="meta")
 
 
-def start_unreal_group(num_ranks: int) -> None:
-    """Makes this process rank 0 of ``num_ranks``; collectives do nothing, on any device."""
-    if BACKEND not in dist.Backend.backend_list:
-        devices = ["cpu", "cuda", *([NAME] if hasattr(torch, NAME) else [])]
+@contextmanager
+def unreal_group(workload: Workload) -> Iterator[None]:
+    """Makes this process rank 0 of a run's ranks; collectives do nothing, on any device."""
+    has_gpu = hasattr(torch, NAME)
+    backend = f"{BACKEND}_{NAME}" if has_gpu else BACKEND
+    if backend not in dist.Backend.backend_list:
+        devices = ["cpu", NAME] if has_gpu else ["cpu", "cuda"]
         dist.Backend.register_backend(
-            BACKEND, fake_pg._create_fake_pg, extended_api=True, devices=devices
+            backend, fake_pg._create_fake_pg, extended_api=True, devices=devices
         )
-    dist.init_process_group(BACKEND, store=fake_pg.FakeStore(), rank=0, world_size=num_ranks)
+    before = os.environ.get(LOCAL_RANKS)
+    os.environ[LOCAL_RANKS] = str(workload.num_local_ranks)
+    store, num_ranks = fake_pg.FakeStore(), workload.num_ranks
+    dist.init_process_group(backend, store=store, rank=0, world_size=num_ranks)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+        os.environ.pop(LOCAL_RANKS)
+        if before is not None:
+            os.environ[LOCAL_RANKS] = before

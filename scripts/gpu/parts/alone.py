@@ -1,8 +1,8 @@
 """70B on one card of 24 GiB: how long rows may be, how small the card, and its base on disk.
 
 A step that did not fit leaves FSDP's groups half gathered, so lengths are found without one: memory
-grows by the token, two measured lengths say where it ends, and that length is measured. Only the
-smallest cap is found by failing, last of all.
+grows by the token, two measured lengths say where it ends, and that length is measured. Where it
+fails all the same, the model is built anew. Only the smallest cap is found by failing, last of all.
 """
 
 from __future__ import annotations
@@ -57,12 +57,8 @@ CAPS_GIB = (8.0, 6.0, 4.0, 3.5, 3.0, 2.75, 2.5, 2.25, 2.0, 1.75, 1.5)
 def pinned(bench: Bench) -> None:
     """Measures 70B with its base in pinned host memory, under a cap of 24 GiB and smaller ones."""
     device = start_process_group(bench.device.type)
-    cap_memory(CAP_GIB, device)
     batch = batch_of(bench, ALONE)
-    trainer = bench.rows.build(
-        ALONE.name, build_trainer, bench.shape(ALONE.shape), bench.tokens(MAX_TOKENS), device,
-        lora_rank=LORA_RANK, sections=ALONE.recipe_sections(batch),
-    )  # fmt: skip
+    trainer = _build_pinned(bench, device, batch)
     if trainer is None:
         return
     for case, on_host in ((ALONE, False), (ALONE_HOST_ALL, True)):
@@ -71,21 +67,37 @@ def pinned(bench: Bench) -> None:
             return
     for on_host in (False, True):
         if not longest_rows(bench, trainer, on_host=on_host):
-            return
+            trainer = None
+            give_back(device)
+            trainer = _build_pinned(bench, device, batch)
+            if trainer is None:
+                return
     keep_inputs(trainer, on_host=True)
     smallest_cap(bench, trainer, batch)
 
 
-def keep_inputs(trainer: Trainer, *, on_host: bool) -> None:
-    """Chooses where layer inputs lie, in place, and gives back what they took so far."""
-    device = trainer.device
-    set_layer_runs(trainer, host=None)
+def _build_pinned(bench: Bench, device: torch.device, batch: Batch) -> Trainer | None:
+    cap_memory(CAP_GIB, device)
+    return bench.rows.build(
+        ALONE.name, build_trainer, bench.shape(ALONE.shape), bench.tokens(MAX_TOKENS), device,
+        lora_rank=LORA_RANK, sections=ALONE.recipe_sections(batch),
+    )  # fmt: skip
+
+
+def give_back(device: torch.device) -> None:
+    """Gives memory of what is dropped back to the device and, pinned, to the host."""
     release(device)
     if device.type == "cuda":
         empty_host_cache = getattr(torch.accelerator, "empty_host_cache", None)
         (empty_host_cache or torch._C._host_emptyCache)()  # the second: torch 2.11
+
+
+def keep_inputs(trainer: Trainer, *, on_host: bool) -> None:
+    """Chooses where layer inputs lie, in place, and gives back what they took so far."""
+    set_layer_runs(trainer, host=None)
+    give_back(trainer.device)
     if on_host:
-        host, notice = build_host_activations(device)
+        host, notice = build_host_activations(trainer.device)
         if notice:
             raise RuntimeError(notice)  # what is measured then is something else
         set_layer_runs(trainer, host=host)

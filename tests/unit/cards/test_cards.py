@@ -11,6 +11,7 @@ import pytest
 from fsdpq.cards.families import FAMILIES
 from fsdpq.cards.find import CARDS, card_from_config, find_card
 from fsdpq.fetch.catalog import MODELS
+from fsdpq.plan.shapes import shape_from_card
 
 PUBLISHED = {
     "meta-llama/Llama-2-7b-hf": 6_738_415_616,
@@ -156,6 +157,20 @@ def test_weights_are_those_of_transformers(model_type):
         for shape in card.linear_shapes
     }
     assert said == found
+    # The same, with the names of norms, tables and layers, as a plan counts them.
+    assert named_tensors(shape_from_card(card)) == {
+        name: tuple(weight.shape) for name, weight in model.named_parameters()
+    }
+
+
+def named_tensors(shape):
+    """Returns every tensor of a shape by its whole name."""
+    found = {}
+    for group in shape.groups:
+        indices = shape.layer_indices(group) if group.name == "layer" else [None]
+        prefixes = ["" if i is None else f"{shape.layers_prefix}{i}." for i in indices]
+        found |= {p + tensor.name: tensor.shape for p in prefixes for tensor in group.tensors}
+    return found
 
 
 @pytest.mark.parametrize("model_type", sorted(FAMILIES))

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from fsdpq.metrics.charts import build_chart, format_number, tick_values
-from fsdpq.metrics.report import format_bytes, format_duration, write_report
+from fsdpq.metrics.report import find_drift, format_bytes, format_duration, write_report
 from fsdpq.run_files.paths import RunFiles
 from fsdpq.run_files.writing import append_json_line
 
@@ -85,7 +85,7 @@ def test_page_shows_the_numbers_of_the_files(tmp_path):
     for expected in (
         "2.500 → 1.500 (-1.000)", "perplexity 12.18 → 4.482", "of 4, in 2 min 05 s",
         "last training loss0.812", "12,345", "of 25,000 read", "4.884M",
-        "3.63% of the base's 134.5M", "3.00 GiB", "80.0 MiB", "9.00 MiB", "2.00 GiB",
+        "3.63% of the base's 134.5M", "3.00 GiB", "80.00 MiB", "9.00 MiB", "2.00 GiB",
         "packages.torch", "2.13.0", "finished", "runs/plain, 3.00 MiB",
         "differ from the trained model's by at most 3.3e-07 of the largest",
     ):  # fmt: skip
@@ -126,9 +126,29 @@ def test_memory_by_phase_of_the_last_start(tmp_path):
     assert found == [
         ("start", 100), ("load", 160), ("forward", 280), ("backward", 190), ("optimizer", 170)
     ]  # fmt: skip
-    assert "forward280.0 MiB300.0 MiB" in words(html).replace(" MiB ", " MiB")
+    assert "forward280.00 MiB300.00 MiB" in words(html).replace(" MiB ", " MiB")
     assert "width: 93.33%" in html, "280 of 300 MiB"
     assert "width: 6.67%" in html
+
+
+def test_page_shows_plan_and_actual_beside_each_other(tmp_path):
+    files = write_run(tmp_path / "demo-1")
+    assert "Plan against actual" not in render(files)[0]
+    gib = 2**30
+    moments = [{"phase": "backward", "name": "b", "allocated_bytes": 10 * gib, "bytes": 11 * gib}]
+    moments = [moment | {"parts": {"context": gib}} for moment in moments]
+    plan = {"device": {"type": "cuda", "moments": moments}, "host": {"peak_bytes": gib}}
+    files.plan.write_text(json.dumps(plan | {"workload": {"rows": 1, "seq_len": 64}}))
+    memory = {"event": "memory", "phase": "backward", "bytes": gib, "peak_bytes": 12 * gib}
+    append_json_line(files.metrics, memory)
+    append_json_line(files.metrics, {"event": "held", "device": {}, "tokens": 60})
+    html, content = render(files)
+    text = words(html)
+    assert re.search(r"backward ?10\.0 GiB ?12\.0 GiB ?\+20\.0 %", text)
+    assert "Drift: memory was 20% above the plan (backward: 12.00 GiB" in text
+    assert "shorter rows or fewer of them" in text
+    assert content["plan_against_actual"]["phases"][0]["measured_bytes"] == 12 * gib
+    assert find_drift(files) == content["plan_against_actual"]["drift"]
 
 
 def test_loss_curve_has_every_point_where_it_belongs(tmp_path):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import cycle
 from pathlib import Path
 
 import pytest
 
+from fsdpq.errors import RecipeError
 from fsdpq.launch.plan import Hardware, Planned, prepare_plan, resolve_for
 from fsdpq.plan.build import CARD_SIZES, Wanted, build_plan
 from fsdpq.plan.case import Case
@@ -35,13 +37,13 @@ def plan_with(case: Planned, settings: tuple[str, ...]) -> Plan:
     return build_plan(recipe, case.shape, case.machine, wanted=Wanted(edits=False))
 
 
-def too_small(path: Path) -> Planned:
-    """The recipe on as many of the largest cards that it does not fit on."""
+def too_small(path: Path, share: float) -> Planned:
+    """The recipe on cards that hold a share of what it takes."""
     ranks = load_recipe(path).recipe.launch.nproc_per_node
     case = planned(path, gpus=f"{ranks}x288GiB", ram="96GiB")
     peak = Case(case.shape, case.machine).memory(case.recipe).peak_bytes
-    size = max(size for size in (2, 4, 6, *CARD_SIZES) if size * GIB < peak)
-    return replace(case, machine=replace(case.machine, gpus=parse_gpus(f"{ranks}x{size}GiB")))
+    gpus = parse_gpus(f"{ranks}x{share * peak / GIB:.2f}GiB")
+    return replace(case, machine=replace(case.machine, gpus=gpus))
 
 
 @dataclass(frozen=True)
@@ -56,8 +58,8 @@ class Short:
 @pytest.fixture(scope="module")
 def short() -> list[Short]:
     found: list[Short] = []
-    for path in RECIPES:
-        case = too_small(path)
+    for path, share in zip(RECIPES, cycle((0.95, 0.55)), strict=False):
+        case = too_small(path, share)
         plan = case.build(Wanted())
         edited = tuple((edit, plan_with(case, edit.settings)) for edit in plan.edits)
         found.append(Short(case, plan, edited))
@@ -157,3 +159,22 @@ def test_bf16_on_a_card_that_lacks_it_is_said() -> None:
     path = ROOT / "recipes" / "llama-3-8b-qlora-1x24gb.yaml"
     assert any("lacks it" in note for note in plan_of(path, gpus="1xV100-32GB").notes)
     assert not any("lacks it" in note for note in plan_of(path, gpus="1xRTX3090").notes)
+
+
+def test_many_changes_together_are_as_few_as_will_do() -> None:
+    case = planned(
+        SEVENTY, "fsdp.activation_checkpointing=none", "fsdp.strategy=shard_grad_op",
+        "data.seq_len=2048", gpus="4x10GiB", ram="128GiB",
+    )  # fmt: skip
+    edits = case.build(Wanted()).edits
+    assert edits
+    for edit in edits:
+        own = {"fsdp.offload_trained", "training.gradient_accumulation_steps"}  # follow from others
+        needed = [setting for setting in edit.settings if setting.partition("=")[0] not in own]
+        assert len(needed) >= 3
+        for one in needed:
+            rest = tuple(setting for setting in edit.settings if setting != one)
+            try:
+                assert plan_with(case, rest).fits is False, (edit, one)
+            except RecipeError:
+                continue  # the rest has no effect without it

@@ -77,6 +77,15 @@ def test_variants_hold_the_recipe_once_and_allow_what_the_loader_allows(
         assert fits_with(case, *each.settings) is each.fits, each
 
 
+def test_variants_leave_out_what_would_have_no_effect(case: Planned) -> None:
+    own = ("fsdp.offload_trained=false", "fsdp.activation_offload=true")
+    changed = prepare_plan(SEVENTY, own, Hardware(gpus="2xRTX4090", ram="64GiB"))
+    variants = changed.build(Wanted(variants=True)).variants
+    assert len(variants) == 18
+    for each in variants:
+        assert fits_with(case, *own, *each.settings) is each.fits, each
+
+
 def test_a_plan_is_json(plan: Plan) -> None:
     told = json.loads(json.dumps(plan_json(plan)))
     assert told["format"] == 1

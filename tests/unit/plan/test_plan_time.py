@@ -82,7 +82,7 @@ def test_unknown_gpu_gives_bytes_and_no_seconds() -> None:
     assert time.flops > 0
     assert {each.link for each in time.transfers} == {"host to device", "device to host"}
     assert all(each.num_bytes > 0 and each.seconds is None for each in time.transfers)
-    assert time_notes(speed_recipe({}), machine) == ()
+    assert time_notes(speed_recipe({}), machine, time) == ()
 
 
 @pytest.mark.parametrize(
@@ -97,7 +97,7 @@ def test_time_is_planned_in_dtypes_whose_rate_is_known(gpus: str, dtype: str, sa
     machine, sections = Machine(gpus=parse_gpus(gpus)), {"model": {"dtype": dtype}}
     time = planned(sections, machine)
     assert (time.step_s is None) == bool(said)
-    assert said in time_notes(speed_recipe(sections), machine)[0]
+    assert said in time_notes(speed_recipe(sections), machine, time)[0]
 
 
 def test_run_is_as_many_steps_as_its_rows_need() -> None:
@@ -153,7 +153,22 @@ def test_several_machines_wait_for_their_network() -> None:
     assert network.num_bytes == sum(each.num_bytes for each in within.transfers)
     assert network.seconds == pytest.approx(network.num_bytes / 1.25e9)
     assert (time.step_s or 0) > (network.seconds or 0)
-    assert planned(sections, replace(machine, network_bandwidth=None)).step_s is None
+    unknown = replace(machine, network_bandwidth=None)
+    time = planned(sections, unknown)
+    assert time.step_s is None
+    assert "`--network" in time_notes(speed_recipe(sections), unknown, time)[-1]
+
+
+def test_copies_of_the_base_send_only_gradients_between_machines() -> None:
+    machine = Machine(gpus=parse_gpus("2xA100-80GB"), network_bandwidth=1e9)
+    two = {"launch": {"nproc_per_node": 2, "nnodes": 2}}
+    sections = two | {"fsdp": {"strategy": "hybrid_full_shard"}}
+    time = planned(sections, machine)
+    network = next(each for each in time.transfers if each.link == "network")
+    trained = plan_weights(speed_recipe(sections), card_shape(SEVEN)).whole.num_trained
+    # A sum over two machines: each sends half of it and receives half, twice.
+    assert network.num_bytes == 2 * 4 * trained // 2
+    assert (time.step_s or 0) < (planned(two, machine).step_s or 0)
 
 
 def test_time_on_a_cpu_is_not_made_up() -> None:
@@ -161,7 +176,8 @@ def test_time_on_a_cpu_is_not_made_up() -> None:
     time = planned(sections, Machine(gpus=()))
     assert time.step_s is None
     assert time.transfers == ()
-    assert time_notes(speed_recipe(sections), Machine()) == ("time on a CPU is not estimated",)
+    (note,) = time_notes(speed_recipe(sections), Machine(), time)
+    assert note == "time on a CPU is not estimated"
 
 
 @pytest.mark.parametrize(
