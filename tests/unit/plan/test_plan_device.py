@@ -95,6 +95,25 @@ def test_peak_of_70b_is_what_an_h200_allocated(
     assert allocated(planned) / GIB == pytest.approx(measured, rel=0.005)
 
 
+@pytest.mark.parametrize(
+    ("model", "ranks", "sections", "traced", "moment"),
+    [
+        ("meta-llama/Llama-3.1-405B", 8, OUT, 9.8095, "gathering the head"),
+        (LARGE, 2, {"activation_offload": True, "precision": "bf16"}, 22.1742, None),
+        (SMALL, 2, {}, 4.0113, "the loss"),
+    ],
+)
+def test_peak_of_rank_0_is_what_a_trace_of_its_step_says(
+    model: str, ranks: int, sections: dict[str, Any], traced: float, moment: str | None
+) -> None:
+    """``docs/benchmarks/proof.md``. A head as large as two layers is copied out beside the last
+    layer's buffer, which takes more than the loss: nothing smaller than 405B shows it."""
+    planned = plan(recipe_of(1, 2048, ranks=ranks, rank=64, fsdp=sections), model).peak
+    without_workspace = planned.allocated - planned.parts["workspace"]
+    assert without_workspace / GIB == pytest.approx(traced, rel=0.001)
+    assert moment in (None, planned.name)
+
+
 RECIPES = st.fixed_dictionaries(
     {
         "ranks": st.sampled_from([1, 2, 4]),
