@@ -1,7 +1,7 @@
 """What a real step allocates, phase by phase, is what `fsdpq.plan.device` says.
 
-Allocations are those of torch's allocator on the host (`bench_memory.allocations`), every one of
-them, beyond what is held before the step: shards and the optimizer's states.
+Allocations are those of torch's allocator on the host (`fsdpq.worker.bench.allocations`), every one
+of them, beyond what is held before the step: shards and the optimizer's states.
 """
 
 from __future__ import annotations
