@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from support.tiny import tiny_recipe
 
 from fsdpq.plan.device import plan_device_memory
+from fsdpq.plan.device.notes import device_notes
 from fsdpq.plan.result import RankMemory
 from fsdpq.plan.shape import ModelShape
 from fsdpq.plan.shapes import find_shape
@@ -184,3 +186,12 @@ def test_a_gpu_takes_more_than_torch_hands_out() -> None:
     gpu = plan(recipe_of(1, 2048, fsdp=OUT), LARGE).peak
     # Measured with this recipe: 1.77 GiB allocated, 2.45 reserved, 3.4 of the device.
     assert gpu.total / GIB == pytest.approx(3.4, rel=0.05)
+
+
+def test_what_is_not_planned_is_said() -> None:
+    shape = shape_of(SMALL)
+    assert not list(device_notes(recipe_of(1, 512), shape))
+    compiled = recipe_of(1, 512, training={"micro_batch_size": 1, "compile": True})
+    assert "compiled" in next(device_notes(compiled, shape))
+    falcon = dataclasses.replace(shape, model_type="falcon")
+    assert "`falcon`" in next(device_notes(recipe_of(1, 512), falcon))
