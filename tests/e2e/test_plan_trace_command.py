@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from support.tiny import save_tiny_llama, tiny_recipe
 
 from fsdpq.launch.plan_runs import trace_recipe
 from fsdpq.plan.device import plan_device_memory
 from fsdpq.plan.shapes.from_directory import shape_from_directory
 from fsdpq.plan.weights import plan_weights
-from support.tiny import save_tiny_llama, tiny_recipe
 
 
 def test_worker_traces_a_shape_without_files_for_ranks_that_are_not_there(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.tiny import tiny_recipe
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from fsdpq.cards.find import CARDS
@@ -16,7 +17,6 @@ from fsdpq.launch import plan_runs
 from fsdpq.plan.result import Moment, RankMemory
 from fsdpq.plan.shapes.from_card import shape_from_card
 from fsdpq.plan.traced import Traced
-from support.tiny import tiny_recipe
 
 FIRST_OF_FAMILY = {card.model_type: card for card in reversed(CARDS)}
 
