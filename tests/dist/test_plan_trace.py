@@ -80,7 +80,10 @@ class Case:
 CASES = {
     "one rank": Case(1),
     "dora, dropout": Case(2, {"adapter": DORA}),
-    "full finetuning": Case(2, {"adapter": NONE, "quantization": NONE}),
+    "full finetuning, eager": Case(
+        2,
+        {"adapter": NONE, "quantization": NONE, "model": {"attn_implementation": "eager"}},
+    ),
     "hqq on 8 ranks, nothing recomputed": Case(
         8,
         {
