@@ -20,6 +20,9 @@ _APART = ("context", "fragmentation")
 
 def render_comparison(plan: Plan, found: Traced) -> Iterator[str]:
     """Yields the lines: peaks of the phases, then the categories of the highest one."""
+    if found.how == "measure" and plan.device_type == "cpu":
+        yield from _resident(plan, found)
+        return
     done = "traced" if found.how == "trace" else "measured"
     took = format_duration(found.seconds)
     yield from ["", f"planned and {done} ({took}), tensors of rank 0 on its device"]
@@ -33,6 +36,16 @@ def render_comparison(plan: Plan, found: Traced) -> Iterator[str]:
         if size is not None:
             words = "by torch" if what == "reserved" else "from the device, CUDA included"
             yield f"  {format_bytes(size)} {what} {words}; the plan says {_whole(plan)}"
+    yield from (f"  {note}" for note in found.notes)
+
+
+def _resident(plan: Plan, found: Traced) -> Iterator[str]:
+    """Yields what the process of a rank took on a CPU, libraries and all, as the host plans it."""
+    ranks = 1 if plan.workload is None else plan.workload.num_local_ranks
+    peak, planned = found.device.peak, plan.host.total / ranks
+    yield from ["", f"planned and measured ({format_duration(found.seconds)}), memory of a process"]
+    row = (f"peak, in {peak.phase}", *_beside(round(planned), peak.total))
+    yield from render_table([("", "planned", "measured", ""), row], indent="  ")
     yield from (f"  {note}" for note in found.notes)
 
 

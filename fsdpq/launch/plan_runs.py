@@ -112,6 +112,7 @@ def config_of(shape: ModelShape) -> dict[str, Any]:
         "vocab_size": shape.vocab_size,
         "max_position_embeddings": shape.max_position_embeddings,
         "tie_word_embeddings": shape.tie_word_embeddings,
+        "use_qkv_bias": _has_query_bias(shape),  # StableLM's
     }
     if shape.head_dim * shape.num_attention_heads != shape.hidden_size:
         config["head_dim"] = shape.head_dim
@@ -122,3 +123,8 @@ def config_of(shape: ModelShape) -> dict[str, Any]:
             "moe_intermediate_size": shape.moe_intermediate_size,
         }
     return config
+
+
+def _has_query_bias(shape: ModelShape) -> bool:
+    names = (tensor.name for group in shape.layers for tensor in group.tensors)
+    return any(name.endswith("q_proj.bias") for name in names)

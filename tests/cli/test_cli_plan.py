@@ -13,6 +13,7 @@ import pytest
 from support.nvidia_smi import install_nvidia_smi
 
 from fsdpq.cli.main import main
+from fsdpq.cli.plan_compared import render_comparison
 from fsdpq.cli.plan_text import format_flops, render_plan
 from fsdpq.errors import EnvironmentProblemError, UsageError
 from fsdpq.launch.machine.this_machine import describe_this_machine, read_ram_bytes
@@ -185,3 +186,15 @@ def test_a_measurement_needs_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     case = prepare_plan(Path(SEVENTY), (), Hardware(gpus="2x24GiB"))
     with pytest.raises(EnvironmentProblemError, match="runs a step on a GPU"):
         case.measure()
+
+
+def test_a_measured_process_is_compared_with_what_the_host_plans_for_one() -> None:
+    quickstart = ROOT / "recipes" / "quickstart.yaml"
+    case = prepare_plan(quickstart, ("launch.device=cpu",), Hardware(ram="8GiB"))
+    plan = case.build(Wanted())
+    half = Moment("backward", "measured", {"measured": plan.host.total // 2})
+    found = Traced("measure", RankMemory((half,)), {}, 3.0)
+    lines = list(render_comparison(plan, found))
+    assert lines[1] == "planned and measured (3.0 s), memory of a process"
+    assert lines[-1].startswith("  peak, in backward")
+    assert lines[-1].endswith("+0.0 %"), "two ranks share the host's memory"

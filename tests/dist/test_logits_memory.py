@@ -9,13 +9,13 @@ from unittest import mock
 
 import pytest
 import torch
-from bench_memory.allocations import Allocations
 from torch import Tensor
 from torch.nn import functional
 
 from fsdpq.data.dealing.collate import Step, build_step
 from fsdpq.data.text.tokenize import Row
 from fsdpq.training.step import evaluate
+from fsdpq.worker.bench.allocations import Allocations
 from support.ranks import RankPool
 from support.sharded import CPU, assemble, do_step
 from support.tiny import save_tiny_llama

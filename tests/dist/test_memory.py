@@ -11,13 +11,13 @@ from unittest import mock
 import pytest
 import torch
 import torch.distributed as dist
-from bench_memory.allocations import Allocations
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from fsdpq.data.dealing.collate import build_step
 from fsdpq.dist import own_shard, shard_range
 from fsdpq.model.quantized_linear import QuantizedLinear
+from fsdpq.worker.bench.allocations import Allocations
 from support.alive import alive_tensors
 from support.ranks import RankPool
 from support.sharded import assemble

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from bench_memory.allocations import Allocations
 from peft import PeftModel
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
@@ -19,6 +18,7 @@ from fsdpq.plan.shapes import shape_from_directory
 from fsdpq.plan.weights import plan_weights
 from fsdpq.run_files.paths import RunFiles
 from fsdpq.tensor_files.header import read_header
+from fsdpq.worker.bench.allocations import Allocations
 from fsdpq.worker.merge import weights
 from fsdpq.worker.merge.run import MergeOptions, merge_run
 from support import bases, reference

@@ -1,7 +1,7 @@
 """What a real step allocates, phase by phase, is what `fsdpq.plan.device` says.
 
-Allocations are those of torch's allocator on the host (`bench_memory.allocations`), every one of
-them, beyond what is held before the step: shards and the optimizer's states.
+Allocations are those of torch's allocator on the host (`fsdpq.worker.bench.allocations`), every one
+of them, beyond what is held before the step: shards and the optimizer's states.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 import torch.distributed as dist
-from bench_memory.allocations import Allocations
 from support.ranks import RankPool
 from support.sharded import CPU
 from support.tiny import random_rows, save_tiny_llama, tiny_recipe
@@ -27,8 +26,9 @@ from fsdpq.plan.weights import plan_weights
 from fsdpq.recipe.root import Recipe
 from fsdpq.training.step import StepMode, train_step
 from fsdpq.worker.assemble import assemble_model
+from fsdpq.worker.bench.allocations import Allocations
 
-MODEL = {
+WIDTHS = {
     "hidden_size": 256,
     "intermediate_size": 704,
     "num_hidden_layers": 4,
@@ -39,7 +39,21 @@ MODEL = {
 }
 """Every width is another one, so that no two terms of the arithmetic can stand for each other."""
 
+MODELS: dict[str, dict[str, Any]] = {
+    "llama": {"tied": False},
+    "tied": {},
+    "gemma2": {"family": "gemma2"},
+    "fused": {"family": "phi3", "head_dim": 64},
+    "mixture": {
+        "family": "qwen3_moe", "num_experts": 8, "num_experts_per_tok": 2,
+        "moe_intermediate_size": 160,
+    },
+}  # fmt: skip
+
 TOLERANCE = 0.05
+HANDFUL = 4
+"""Cases that are measured in one go."""
+
 HELD_BEFORE = ("codes", "scales", "plain", "trained", "optimizer")
 LORA = {"kind": "lora", "rank": 16, "alpha": 32.0}
 DORA = {**LORA, "kind": "dora"}
@@ -54,6 +68,7 @@ class Case(NamedTuple):
     length: int
     sections: dict[str, Any]
     micro_batches: int = 1
+    model: str = "llama"
 
     @property
     def recipe(self) -> Recipe:
@@ -98,6 +113,12 @@ CASES = {
     ),
     "autocast": Case(1, 1, 512, settings(precision="bf16_autocast")),
     "host": Case(1, 1, 512, {"model": BF16, **settings(offload="cpu")}),
+    "tied, full finetuning": Case(
+        1, 1, 512, {"adapter": {"kind": "none"}, "quantization": {"kind": "none"}}, model="tied"
+    ),
+    "gemma2": Case(1, 1, 256, {"model": {"attn_implementation": "eager"}}, model="gemma2"),
+    "fused projections": Case(1, 1, 512, {"model": BF16}, model="fused"),
+    "mixture": Case(1, 1, 512, {"model": BF16}, model="mixture"),
     "full_shard": Case(2, 1, 1024, {"model": BF16}),
     "full_shard, fp32": Case(2, 2, 512, {}),
     "shard_grad_op": Case(2, 1, 1024, {"model": BF16, **settings(strategy="shard_grad_op")}),
@@ -116,9 +137,9 @@ def one_step(case: Case, length: int) -> Step:
     return build_step(every, micro_batch_size=rows, rank=dist.get_rank(), world_size=ranks)
 
 
-def measure(directory: Path, names: list[str]) -> dict[str, dict[str, int]]:
+def measure(models: Path, names: list[str]) -> dict[str, dict[str, int]]:
     """Returns the most that is allocated in each phase of each case's second step."""
-    return {name: measure_case(directory, CASES[name]) for name in names}
+    return {name: measure_case(models / CASES[name].model, CASES[name]) for name in names}
 
 
 def measure_case(directory: Path, case: Case) -> dict[str, int]:
@@ -151,31 +172,45 @@ def plan(directory: Path, case: Case) -> RankMemory:
 
 
 @pytest.fixture(scope="module")
-def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tiny_llama(tmp_path_factory.mktemp("model"), tied=False, **MODEL)
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("models")
+    for name, changes in MODELS.items():
+        save_tiny_llama(root / name, **{**WIDTHS, **changes})
+    return root
+
+
+class Measured:
+    """Measures cases when the first of a handful is asked for."""
+
+    def __init__(self, ranks: RankPool, models: Path) -> None:
+        self._ranks = ranks
+        self._models = models
+        self._found: dict[str, dict[str, int]] = {}
+
+    def __getitem__(self, name: str) -> dict[str, int]:
+        if name not in self._found:
+            num_ranks = CASES[name].num_ranks
+            names = [each for each, case in CASES.items() if case.num_ranks == num_ranks]
+            start = names.index(name) // HANDFUL * HANDFUL
+            handful = names[start : start + HANDFUL]
+            self._found |= self._ranks.run(num_ranks, measure, self._models, handful)[0]
+        return self._found[name]
 
 
 @pytest.fixture(scope="module")
-def measured(ranks: RankPool, directory: Path) -> dict[str, dict[str, int]]:
-    found: dict[str, dict[str, int]] = {}
-    for num_ranks in (1, 2):
-        names = [name for name, case in CASES.items() if case.num_ranks == num_ranks]
-        found |= ranks.run(num_ranks, measure, directory, names)[0]
-    return found
+def measured(ranks: RankPool, models: Path) -> Measured:
+    return Measured(ranks, models)
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_each_phase_allocates_what_is_planned(
-    measured: dict[str, dict[str, int]], directory: Path, name: str
-) -> None:
-    memory = plan(directory, CASES[name])
+def test_each_phase_allocates_what_is_planned(measured: Measured, models: Path, name: str) -> None:
+    memory = plan(models / CASES[name].model, CASES[name])
     planned: dict[str, int] = {}
     for moment in memory.moments:
         held = sum(moment.parts.get(category, 0) for category in HELD_BEFORE)
         planned[moment.phase] = max(planned.get(moment.phase, 0), moment.allocated - held)
-    # gloo frees its copies of what it reduced when its own thread comes to it.
-    phases = ("forward", "backward", "optimizer") if CASES[name].num_ranks == 1 else ("forward",)
+    # gloo frees its copies of what it reduced when its own thread comes to it: in the optimizer's
+    # step there is little beside them.
+    phases = ("forward", "backward", "optimizer")[: 3 if CASES[name].num_ranks == 1 else 2]
     for phase in phases:
         assert planned[phase] == pytest.approx(measured[name][phase], rel=TOLERANCE), phase
-    if CASES[name].num_ranks > 1:
-        assert planned["backward"] == pytest.approx(measured[name]["backward"], rel=TOLERANCE)

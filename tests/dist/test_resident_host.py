@@ -26,8 +26,8 @@ from fsdpq.worker.random_base import EmptySource, assemble_random
 NUM_RANKS = 2
 M_MMAP_THRESHOLD = -3
 SETTINGS: dict[str, tuple[int, dict[str, Any]]] = {
-    "lora over nf4, ddp": (9, {"model": {"dtype": "bf16"}, "fsdp": {"strategy": "ddp"}}),
-    "lora over bf16": (9, {"model": {"dtype": "bf16"}, "quantization": {"kind": "none"}}),
+    "lora over nf4, ddp": (6, {"model": {"dtype": "bf16"}, "fsdp": {"strategy": "ddp"}}),
+    "lora over bf16": (6, {"model": {"dtype": "bf16"}, "quantization": {"kind": "none"}}),
     "full finetuning": (3, {"quantization": {"kind": "none"}, "adapter": {"kind": "none"}}),
 }
 """Layers and sections: enough of the one for weights to outweigh what is imported late."""

@@ -25,7 +25,6 @@ class Attention:
         head_dim: of each.
         element: bytes of one.
         softcap: scores of ``eager`` are capped.
-        on_cpu: scores are copied to fp32 before their softmax, which a GPU does in one go.
     """
 
     kernel: Kernel
@@ -35,7 +34,6 @@ class Attention:
     kv_heads: int
     head_dim: int
     element: int
-    on_cpu: bool
     softcap: bool
 
     @property
@@ -68,19 +66,33 @@ def attend(tape: Tape, query: Tensor, key: Tensor, value: Tensor, size: Attentio
     """Returns the result, as large as the queries; the caller still holds all three."""
     if size.kernel == "eager":
         return _eager(tape, query, key, value, size)
-    if size.kernel == "masked" and size.heads > size.kv_heads:
-        key, value = (_repeat(tape, tensor, size) for tensor in (key, value))
-    output = tape.run(
+    if size.kernel == "masked":
+        return _masked(tape, query, key, value, size)
+    return _fused(tape, [query, key, value], size)
+
+
+def _fused(tape: Tape, tensors: list[Tensor], size: Attention) -> Tensor:
+    """A kernel that never holds the scores."""
+    return tape.run(
         size.query_bytes,
         "attention",
-        [query, key, value],
-        saves=[query, key, value],
+        tensors,
+        saves=tensors,
         saves_output=True,
         saves_bytes=size.statistics_bytes,
         backward=("attention", _backward_bytes(size)),
     )
-    if size.kernel == "masked" and size.heads > size.kv_heads:
-        tape.drop(key, value)
+
+
+def _masked(tape: Tape, query: Tensor, key: Tensor, value: Tensor, size: Attention) -> Tensor:
+    """With a mask: each layer makes numbers of it, and keys and values are repeated before."""
+    mask = tape.run(size.rows * size.seq_len**2 * size.element, "attention")
+    if size.heads > size.kv_heads:
+        key, value = (_repeat(tape, tensor, size) for tensor in (key, value))
+    else:
+        key, value = tape.view(key), tape.view(value)
+    output = _fused(tape, [query, key, value, mask], size)
+    tape.drop(key, value, mask)
     return output
 
 
@@ -118,7 +130,7 @@ def _eager(tape: Tape, query: Tensor, key: Tensor, value: Tensor, size: Attentio
     masked = tape.run(narrow, "attention", handed=[scaled])
     tape.drop(scaled)
     scores = masked
-    if size.on_cpu and size.element != 4:
+    if size.element != 4:  # a copy, also on a GPU: its softmax from 16 bits to 32 is one for fp16
         scores = tape.run(wide, "attention", [masked])
     shares = tape.run(wide, "attention", [scores], saves_output=True)
     if scores is not masked:

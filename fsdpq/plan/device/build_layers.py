@@ -12,7 +12,7 @@ from fsdpq.plan.costs.parameters import DTYPE_BYTES, HeldGroup, HeldParameter, c
 from fsdpq.plan.device.attention import Attention, Kernel
 from fsdpq.plan.device.experts import Experts
 from fsdpq.plan.device.layer import Layer, Layout
-from fsdpq.plan.device.operations import Linear, Norm, Sizes
+from fsdpq.plan.device.operations import FP32_BYTES, Linear, Norm, Sizes
 from fsdpq.plan.device.passes import Passes, passes_of
 from fsdpq.plan.shape import GroupShape, ModelShape, TensorShape
 from fsdpq.plan.weights import GroupWeights, Weights
@@ -41,7 +41,7 @@ class PlannedLayer:
         passes: what it holds in each way to run it, for one chunk of a micro-batch.
         recomputed: backward computes it again.
         is_trained: it, or something below it, has trained weights.
-        below_is_trained: something below it has.
+        keeps_input: where it is not computed again, its graph keeps its input.
         norm: of it.
     """
 
@@ -49,7 +49,7 @@ class PlannedLayer:
     passes: Passes
     recomputed: bool
     is_trained: bool
-    below_is_trained: bool
+    keeps_input: bool
     norm: Norm
 
 
@@ -70,7 +70,7 @@ def build_layers(
 ) -> tuple[PlannedLayer, ...]:
     """Returns the decoder layers of a run, in order."""
     step = {"full": 1, "selective": 2, "none": 0}[recipe.fsdp.activation_checkpointing]
-    kinds: dict[tuple[int, bool], tuple[GroupWeights, Passes, Norm]] = {}
+    kinds: dict[tuple[int, bool], tuple[GroupWeights, Passes, Layer]] = {}
     layers: list[PlannedLayer] = []
     choice = choice_of(recipe, shape)
     trained_below = _embedding_is_trained(weights)
@@ -80,11 +80,12 @@ def build_layers(
             group = _weights_of(weights, index, is_new=is_new)
             held = choice.held(shape.groups[index], source, is_new=is_new)
             layer = _layer_of(recipe, shape, work, shape.groups[index], held)
-            kinds[key] = (group, _passes_of(layer), layer.norm)
-        group, passes, norm = kinds[key]
+            kinds[key] = (group, _passes_of(layer), layer)
+        group, passes, layer = kinds[key]
         is_trained = trained_below or group.whole.trained > 0
         recomputed = step > 0 and number % step == 0
-        layers.append(PlannedLayer(group, passes, recomputed, is_trained, trained_below, norm))
+        keeps = trained_below and layer.keeps_input
+        layers.append(PlannedLayer(group, passes, recomputed, is_trained, keeps, layer.norm))
         trained_below = is_trained
     return tuple(layers)
 
@@ -180,14 +181,13 @@ def _split(
 
 def _attention_of(recipe: Recipe, shape: ModelShape, work: Workload, sizes: Sizes) -> Attention:
     return Attention(
-        kernel=_kernel(recipe),
+        kernel=kernel_of(recipe, shape),
         rows=work.chunk_rows,
         seq_len=work.seq_len,
         heads=shape.num_attention_heads,
         kv_heads=shape.num_key_value_heads,
         head_dim=shape.head_dim,
         element=sizes.compute,
-        on_cpu=sizes.on_cpu,
         softcap=shape.model_type == "gemma2",
     )
 
@@ -211,13 +211,24 @@ def _is_attention(name: str) -> bool:
     return "attn" in name or "attention" in name
 
 
-def _kernel(recipe: Recipe) -> Kernel:
-    implementation = recipe.model.attn_implementation
+def kernel_of(recipe: Recipe, shape: ModelShape) -> Kernel:
+    """Returns what computes attention.
+
+    Packed documents are computed by themselves, but in compiled layers, which are given a mask.
+    torch's kernels for GPUs that hold no scores take fp32 only where each query head has its own
+    keys (torch 2.13, ``aten/src/ATen/native/transformers/cuda/sdp_utils.cpp``).
+    """
+    implementation, on_cpu = recipe.model.attn_implementation, recipe.launch.device == "cpu"
     if implementation == "eager":
         return "eager"
-    if implementation == "sdpa" and recipe.launch.device == "cpu":
+    if implementation != "sdpa":
+        return "flash"
+    if recipe.data.packing != "none" and recipe.training.compile:
+        return "masked"
+    if on_cpu:
         return "flash_cpu"
-    return "flash"
+    groups = shape.num_attention_heads > shape.num_key_value_heads
+    return "eager" if groups and sizes_of(recipe).compute == FP32_BYTES else "flash"
 
 
 def _linear_of(

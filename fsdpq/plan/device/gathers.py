@@ -83,7 +83,9 @@ class Gathers:
         head = self.group("head")
         own = self._tied if head is None else head.gathered_bytes
         kept = self._up_to(len(self.layers) - 1) if self.keeps_gathered else 0
-        return self._parts(kept + own, own)
+        # A tied head is there since the lookup: the newest buffer is that of the last layer.
+        flat = self.layers[-1].weights.gathered_bytes if head is None else own
+        return self._parts(kept + own, flat)
 
     def in_backward(self, number: int) -> Parts:
         """Returns what is unsharded while a layer runs backward."""

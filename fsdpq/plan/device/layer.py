@@ -7,7 +7,16 @@ from typing import Literal
 
 from fsdpq.plan.device.attention import Attention, attend
 from fsdpq.plan.device.experts import Experts, mix
-from fsdpq.plan.device.operations import Linear, Norm, Sizes, activate, linear, norm, rotary
+from fsdpq.plan.device.operations import (
+    FP32_BYTES,
+    Linear,
+    Norm,
+    Sizes,
+    activate,
+    linear,
+    norm,
+    rotary,
+)
 from fsdpq.plan.device.tape import Block, Tape, Tensor
 
 Layout = Literal["before", "after", "both", "parallel"]
@@ -56,6 +65,12 @@ class Layer:
     def hidden_bytes(self) -> int:
         """Bytes of its input."""
         return self.tokens * self.hidden_size * self.sizes.hidden
+
+    @property
+    def keeps_input(self) -> bool:
+        """Whether its graph keeps its input as it is; a norm by operations casts to fp32 first."""
+        first_casts = self.norm.kind != "layer" and self.sizes.hidden != FP32_BYTES
+        return self.layout == "after" or not first_casts
 
     def normed(self, tape: Tape, x: Tensor) -> Tensor:
         """Returns ``x`` normed over the hidden size."""

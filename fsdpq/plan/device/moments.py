@@ -12,7 +12,6 @@ from fsdpq.plan.device.build_layers import PlannedLayer, build_layers, sizes_of
 from fsdpq.plan.device.gathers import Gathers
 from fsdpq.plan.device.load import init_bytes, load_bytes
 from fsdpq.plan.device.loss import Loss, loss_passes
-from fsdpq.plan.device.operations import FP32_BYTES
 from fsdpq.plan.device.overhead import WORKSPACE_BYTES, overhead
 from fsdpq.plan.device.resident import Resident
 from fsdpq.plan.device.tape import Parts, joined, times
@@ -84,6 +83,7 @@ class _Run:
         numbers = {n for first, last in spans for n in (first, min(first + 1, last), last)}
         for number in sorted(numbers, reverse=True):
             yield self._backward(number)
+        yield from self._embedding()
         update: Parts = {"optimizer": 0}
         if resident.trained_is_here:
             update["optimizer"] = step_bytes(recipe, weights)
@@ -121,10 +121,6 @@ class _Run:
         """Bytes of the residual stream of a micro-batch."""
         return self.work.tokens * self.shape.hidden_size * sizes_of(self.recipe).hidden
 
-    def _norm_keeps_input(self, layer: PlannedLayer) -> bool:
-        """Whether a layer's first norm keeps its input: what is not fp32 it casts."""
-        return sizes_of(self.recipe).hidden == FP32_BYTES and layer.below_is_trained
-
     @property
     def _inputs_leave(self) -> bool:
         return self.recipe.fsdp.activation_offload and self.resident.on_gpu
@@ -136,7 +132,7 @@ class _Run:
             last: number of a layer.
             at_most: inputs of recomputed layers that are here where they go to the host.
         """
-        inputs, normed = 0, 0
+        inputs, beside = 0, 0
         graphs: dict[int, tuple[Parts, int]] = {}
         for layer in self.layers[: last + 1]:
             if layer.is_trained and layer.recomputed:
@@ -144,12 +140,12 @@ class _Run:
             elif layer.is_trained:
                 before = graphs.get(id(layer.passes), (layer.passes.kept, 0))[1]
                 graphs[id(layer.passes)] = (layer.passes.kept, before + 1)
-                normed += self._norm_keeps_input(layer)
+                beside += layer.keeps_input
         chunks = self.work.layer_chunks
         kept = joined(*(times(parts, chunks * count) for parts, count in graphs.values()))
         if self._inputs_leave:
             inputs = min(inputs, at_most)
-        return joined(kept, {"layer_inputs": (inputs + normed) * self._hidden_bytes})
+        return joined(kept, {"layer_inputs": (inputs + beside) * self._hidden_bytes})
 
     @functools.cached_property
     def _gradients_from(self) -> list[int]:
@@ -210,7 +206,7 @@ class _Run:
     def _backward(self, number: int) -> Moment:
         layer, hidden = self.layers[number], self._hidden_bytes
         own = joined(layer.passes.again if layer.recomputed else layer.passes.backward)
-        if layer.recomputed or self._norm_keeps_input(layer):
+        if layer.recomputed or layer.keeps_input:
             own = joined(own, {"layer_inputs": hidden})
         chunks = self.work.layer_chunks
         if chunks > 1:
@@ -225,3 +221,18 @@ class _Run:
         gathered = self.gathers.in_backward(number)
         name = f"backward of layer {number + 1}"
         return self._moment("backward", name, self._steady, before, own, done, gathered)
+
+    def _embedding(self) -> Iterator[Moment]:
+        """Yields the backward of a trained embedding: its gradient is whole, then reduced."""
+        embedding, head = self.gathers.group("embedding"), self.gathers.group("head")
+        if embedding is None or not embedding.whole.trained:
+            return
+        gradient = embedding.whole.num_trained * sizes_of(self.recipe).weight
+        buffer = self.gathers.reduce_buffer(embedding)
+        # That of a head that is the embedding too is there; the lookup's is added to it.
+        own = gradient + buffer if head is not None else max(gradient, buffer)
+        parts: Parts = {"gradients": own, "recomputed": self._hidden_bytes}
+        if not self.resident.accumulates:
+            parts["gradients"] += self._gradients_from[0]
+        gathered: Parts = {"gathered": embedding.gathered_bytes}
+        yield self._moment("backward", "backward of the embedding", self._steady, parts, gathered)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fsdpq.plan.costs.parameters import DTYPE_BYTES
-from fsdpq.plan.device.build_layers import sizes_of
+from fsdpq.plan.device.build_layers import kernel_of, sizes_of
 from fsdpq.plan.device.tape import Parts
 from fsdpq.plan.shape import ModelShape
 from fsdpq.plan.weights import GroupWeights, Weights
@@ -77,9 +77,12 @@ class Resident:
         work, size = self.work, sizes_of(self.recipe).hidden
         packed = self.recipe.data.packing != "none"
         waves = 2 * (work.tokens if packed else work.seq_len) * self.shape.head_dim * size
-        eager = self.recipe.model.attn_implementation == "eager"
-        mask = work.rows * work.seq_len**2 * size if eager else 0
-        return {"attention": waves + mask}
+        # ``eager`` adds its mask to scores; ``sdpa`` takes one of a byte for each pair.
+        pairs = work.rows * work.seq_len**2
+        if self.recipe.model.attn_implementation == "eager":
+            return {"attention": waves + pairs * size}
+        masked = kernel_of(self.recipe, self.shape) == "masked"
+        return {"attention": waves + (pairs if masked else 0)}
 
     def shard_gradients(self, group: GroupWeights) -> int:
         """Returns the bytes of the gradients of one group as the optimizer takes them."""

@@ -204,6 +204,7 @@ def _step(
 
     def on_phase(phase: str) -> None:
         nonlocal left
+        tags.default = "recomputed"
         left -= phase == "backward"
         if left or phase == "forward":
             tracker.begin_phase("backward" if phase == "forward" else "forward")

@@ -109,7 +109,7 @@ class Tags:
             return
         number = _get_sequence_nr() - 1
         if number not in self._nodes:
-            owner: Category = "recomputed"
+            owner = self.default
             for claim in self._stack:
                 owner = owner if claim == "dequantized" else claim
             self._nodes[number] = owner
@@ -129,6 +129,9 @@ class Tags:
                 self._claim(module, "loss")
         for index, layer in enumerate(model.decoder_layers):
             self._watch_layer(index, layer, tracker)
+        # The last norm and what the head is given belong to the loss.
+        model.decoder_layers[0].register_forward_pre_hook(lambda *_: self._default("recomputed"))
+        model.decoder_layers[-1].register_forward_hook(lambda *_: self._default("loss"))
         tag_parameters(model, tracker)
         _watch_gradients(model, tracker)
 
@@ -147,6 +150,9 @@ class Tags:
             self._claim(child, "attention" if is_attention and list(child.children()) else None)
             for grandchild in child.children() if is_attention else ():
                 self._claim(grandchild, "recomputed")
+
+    def _default(self, category: Category) -> None:
+        self.default = category
 
     def _note(self, where: str) -> None:
         self.where = where

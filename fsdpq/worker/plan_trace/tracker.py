@@ -207,8 +207,9 @@ class Tracker(TorchDispatchMode):
                     self._resize(piece, self._rounded(storage.nbytes(), piece.device))
 
     def _after_gather_copy_in(self, args: Any, kwargs: Any) -> None:
+        """In backward the flat buffer is all there is of the group that is fetched ahead."""
         del kwargs
-        self.retag(args[1], "communication")
+        self.retag(args[1], "gathered" if self.phase == "backward" else "communication")
 
     def _after_gather_copy_out(self, args: Any, kwargs: Any) -> None:
         del args

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.tiny import tiny_recipe
 
-from fsdpq.plan.device import plan_device_memory
+from fsdpq.adapter import dora, dora_product
+from fsdpq.model import chunked_loss
+from fsdpq.model.loading import source
+from fsdpq.plan.device import load, loss, operations, plan_device_memory
+from fsdpq.plan.device.notes import device_notes
 from fsdpq.plan.result import RankMemory
 from fsdpq.plan.shape import ModelShape
 from fsdpq.plan.shapes import find_shape
 from fsdpq.plan.weights import plan_weights
+from fsdpq.quantization import bnb, hqq
 from fsdpq.recipe.root import Recipe
 
 GIB = 2**30
@@ -203,3 +209,23 @@ def test_a_gpu_takes_more_than_torch_hands_out() -> None:
     gpu = plan(recipe_of(1, 2048, fsdp=OUT), LARGE).peak
     # Measured with this recipe: 1.77 GiB allocated, 2.45 reserved, 3.4 of the device.
     assert gpu.total / GIB == pytest.approx(3.4, rel=0.05)
+
+
+def test_what_is_not_planned_is_said() -> None:
+    shape = shape_of(SMALL)
+    assert not list(device_notes(recipe_of(1, 512), shape))
+    compiled = recipe_of(1, 512, training={"micro_batch_size": 1, "compile": True})
+    assert "compiled" in next(device_notes(compiled, shape))
+    falcon = dataclasses.replace(shape, model_type="falcon")
+    assert "`falcon`" in next(device_notes(recipe_of(1, 512), falcon))
+
+
+def test_sizes_of_chunks_are_those_of_the_worker() -> None:
+    assert loss.MAX_CHUNK_LOGITS == chunked_loss.MAX_CHUNK_LOGITS
+    assert loss.MAX_CHUNK_LOGITS_CPU == chunked_loss.MAX_CHUNK_LOGITS_CPU
+    assert operations.COLUMN_CHUNK == dora_product.CHUNK_ELEMENTS
+    assert load.COPY_BYTES == source.COPY_ROWS_BYTES
+    assert load.BNB_CHUNK == bnb.MAX_CHUNK_ELEMENTS
+    assert load.BNB_CHUNKS == bnb.MIN_CHUNKS
+    assert load.HQQ_BLOCK == hqq.BLOCK_WEIGHTS
+    assert load.NORM_CHUNK == dora.NORM_CHUNK_WEIGHTS
