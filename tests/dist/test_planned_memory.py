@@ -87,7 +87,6 @@ def settings(**fsdp: Any) -> dict[str, Any]:
 CASES = {
     "bf16": Case(1, 1, 1024, {"model": BF16}),
     "fp32, short": Case(1, 2, 192, {}),
-    "fp4": Case(1, 1, 512, {"quantization": {"kind": "bnb", "quant_type": "fp4"}}),
     "hqq of 3 bits": Case(1, 1, 96, {"quantization": {"kind": "hqq", "nbits": 3}}),
     "hqq, axis 0": Case(
         1,
@@ -95,7 +94,6 @@ CASES = {
         96,
         {"model": BF16, "quantization": {"kind": "hqq", "nbits": 8, "axis": 0, "group_size": 32}},
     ),
-    "not quantized": Case(1, 1, 512, {"model": BF16, "quantization": {"kind": "none"}}),
     "all kept": Case(1, 1, 512, {"model": BF16, **settings(activation_checkpointing="none")}),
     "every second kept": Case(1, 2, 256, settings(activation_checkpointing="selective")),
     "layer chunks": Case(1, 8, 128, {"model": BF16, "training": {"layer_chunks": 8}}),
@@ -112,7 +110,6 @@ CASES = {
         1, 1, 512, {"model": BF16, "adapter": {"kind": "none"}, "quantization": {"kind": "none"}}
     ),
     "autocast": Case(1, 1, 512, settings(precision="bf16_autocast")),
-    "host": Case(1, 1, 512, {"model": BF16, **settings(offload="cpu")}),
     "tied, full finetuning": Case(
         1, 1, 512, {"adapter": {"kind": "none"}, "quantization": {"kind": "none"}}, model="tied"
     ),
@@ -120,11 +117,9 @@ CASES = {
     "fused projections": Case(1, 1, 512, {"model": BF16}, model="fused"),
     "mixture": Case(1, 1, 512, {"model": BF16}, model="mixture"),
     "full_shard": Case(2, 1, 1024, {"model": BF16}),
-    "full_shard, fp32": Case(2, 2, 512, {}),
     "shard_grad_op": Case(2, 1, 1024, {"model": BF16, **settings(strategy="shard_grad_op")}),
     "ddp": Case(2, 1, 1024, {"model": BF16, **settings(strategy="ddp")}),
     "no_sync": Case(2, 1, 1024, {"model": BF16, **settings(no_sync=True)}, micro_batches=2),
-    "dora on two ranks": Case(2, 1, 1024, {"model": BF16, "adapter": DORA}),
     "offload on two ranks": Case(2, 1, 1024, {"model": BF16, **settings(offload="cpu")}),
 }
 
