@@ -188,7 +188,6 @@ def _attention_of(recipe: Recipe, shape: ModelShape, work: Workload, sizes: Size
         kv_heads=shape.num_key_value_heads,
         head_dim=shape.head_dim,
         element=sizes.compute,
-        on_cpu=sizes.on_cpu,
         softcap=shape.model_type == "gemma2",
     )
 

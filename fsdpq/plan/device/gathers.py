@@ -66,6 +66,18 @@ class Gathers:
         own = self.layers[number].weights.gathered_bytes
         return self._parts(self._up_to(number) + self._tied, own)
 
+    def into_head(self) -> Parts:
+        """Returns what is there while a head is copied out: the last layer's buffer still is.
+
+        ``wait_for_unshard`` names it until it returns. Empty where nothing is gathered so.
+        """
+        head = self.group("head")
+        if head is None or not self.has_buffers:
+            return {}
+        kept = self._up_to(len(self.layers) - 1) if self.keeps_gathered else 0
+        flat = head.gathered_bytes + self.layers[-1].weights.gathered_bytes
+        return self._parts(kept + head.gathered_bytes, flat)
+
     def in_loss(self) -> Parts:
         """Returns what is unsharded while the loss is computed."""
         head = self.group("head")
