@@ -72,6 +72,10 @@ class _Run:
         yield self._moment("load", "loading the largest matrix", stored, load)
         init: Parts = {"load": init_bytes(recipe, shape, weights)}
         yield self._moment("init", "making the adapter", stored, init)
+        if self.gathers.has_buffers:
+            here: Parts = {"layer_inputs": self._hidden_bytes}
+            gathered = self.gathers.gathering_first()
+            yield self._moment("forward", "gathering layer 1", self._steady, here, gathered)
         spans = self._spans()
         for number in sorted({last for _, last in spans}):
             yield self._forward(number)
@@ -172,6 +176,10 @@ class _Run:
         loss = self._loss_sizes()
         forward, backward = loss_passes(loss)
         kept = self._kept(len(self.layers) - 1, at_most=INPUTS_ON_THE_WAY)
+        if self.gathers.has_buffers and (gathered := self.gathers.gathering_head()):
+            normed: Parts = {"loss": forward["loss"] - loss.computing_bytes}
+            name = "gathering the head"
+            yield self._moment("forward", name, self._steady, kept, normed, gathered)
         gathered = self.gathers.in_loss()
         yield self._moment("forward", "the loss", self._steady, kept, forward, gathered)
         if not loss.trained_bytes:
