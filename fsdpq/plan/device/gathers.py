@@ -3,7 +3,9 @@
 Read in torch 2.13, ``torch/distributed/fsdp/_fully_shard``:
 
 - a gather fills one flat buffer, which is copied into the Parameters; in forward the buffer lives
-  until the next group is copied out, in backward until it is copied out itself;
+  until the next group is copied out, in backward until it is copied out itself; while a group is
+  copied out in forward, the buffer of the group before is still there (``wait_for_unshard`` has a
+  name for it);
 - in backward the group that comes next is gathered, into its flat buffer, before a layer starts;
 - one rank alone copies its shards straight into the Parameters: no buffer, nothing ahead;
 - gradients of a group are copied into one flat buffer that is reduced into a shard; the buffer
@@ -55,6 +57,12 @@ class Gathers:
             return 0
         embedding = self.group("embedding")
         return 0 if embedding is None else embedding.gathered_bytes
+
+    def gathering_first(self) -> Parts:
+        """Returns what is unsharded when the first layer was just gathered."""
+        own, embedding = self.layers[0].weights.gathered_bytes, self.group("embedding")
+        before = 0 if embedding is None else embedding.gathered_bytes
+        return self._parts(own + self._tied, own + before if own else 0)
 
     def after_loss(self) -> Parts:
         """Returns what is unsharded once a frozen head has done its part of the loss."""

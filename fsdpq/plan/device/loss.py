@@ -63,6 +63,16 @@ class Loss:
         for_head = logits * (FP32_BYTES + rounded) + self.head_elements * product
         return max(in_forward, for_head if self.trained_bytes else 0)
 
+    @property
+    def kept_bytes(self) -> int:
+        """Bytes of the hidden states of these positions."""
+        return self.targets * self.hidden_size * self.element
+
+    @property
+    def computing_bytes(self) -> int:
+        """Bytes that computing the loss takes at the most, gradients included."""
+        return self.kept_bytes + self.head_elements * FP32_BYTES + self.chunk_bytes
+
 
 @functools.lru_cache(maxsize=64)
 def loss_passes(loss: Loss) -> tuple[Parts, Parts]:
@@ -72,7 +82,7 @@ def loss_passes(loss: Loss) -> tuple[Parts, Parts]:
     output = tape.hold(hidden, "loss", needs_grad=True)
     normed = norm(tape, output, loss.norm, hidden=loss.element)
     tape.drop(output)
-    kept_bytes = loss.targets * loss.hidden_size * loss.element
+    kept_bytes = loss.kept_bytes
     kept = tape.run(kept_bytes, "loss", [normed])
     head = Tensor(loss.trained_bytes, "gradients", needs_grad=loss.trained_bytes > 0)
     sums = loss.head_elements * FP32_BYTES
@@ -82,7 +92,7 @@ def loss_passes(loss: Loss) -> tuple[Parts, Parts]:
         [kept, head],
         saves=[FROZEN],
         saves_bytes=kept_bytes + sums,
-        beside=("loss", kept_bytes + sums + loss.chunk_bytes),
+        beside=("loss", loss.computing_bytes),
         backward=("loss", sums),
     )
     tape.drop(kept, normed)

@@ -75,6 +75,10 @@ class _Run:
         yield self._moment("load", "loading the largest matrix", stored, load)
         init: Parts = {"load": init_bytes(recipe, shape, weights)}
         yield self._moment("init", "making the adapter", stored, init)
+        if self.gathers.has_buffers:
+            here: Parts = {"layer_inputs": self._hidden_bytes}
+            gathered = self.gathers.gathering_first()
+            yield self._moment("forward", "gathering layer 1", self._steady, here, gathered)
         spans = self._spans()
         for number in sorted({last for _, last in spans}):
             yield self._forward(number)
