@@ -202,10 +202,8 @@ def test_what_happens_to_the_file_while_it_is_used_is_told(ranks: RankPool, tmp_
     assert "do not fit their checksum (rank 0 needs them for `" in found["changed"]["error"]
     assert found["changed"]["hint"] == f"delete {base}: the next run makes it again"
     assert len(found["changed back"]["told"]) == 1
-    assert found["deleted"]["told"] == [
-        f"{path} was deleted or replaced: this run goes on with the file that it opened, whose "
-        "room on the disk is free once it ends"
-    ]
+    told = f"{path} was deleted or replaced: this run goes on with the file that it opened, whose "
+    assert found["deleted"]["told"] == [f"{told}room on the disk is free once it ends"]
     size = path.with_suffix(".gone").stat().st_size
     assert found["cut"]["error"] == prefix + f"it has {size} bytes instead of {size + 1}"
 

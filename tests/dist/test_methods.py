@@ -88,7 +88,10 @@ def bf16_masters(directory: Path) -> dict[str, Any]:
         layer.register_forward_hook(lambda _m, _a, out: seen.add(out.dtype))
     before = [gather_whole(p).clone() for p in assembled.trainable]
     _, norms = train(assembled, batches()[:2], micro_batch_size=4, lr=1e-5, max_norm=None)
-    moved = [not torch.equal(gather_whole(p), b) for p, b in zip(assembled.trainable, before)]
+    moved = [
+        not torch.equal(gather_whole(p), b)
+        for p, b in zip(assembled.trainable, before, strict=True)
+    ]
     return {
         "masters": {p.dtype for p in assembled.trainable},
         "computed": seen,

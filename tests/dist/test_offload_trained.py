@@ -118,6 +118,7 @@ def test_private_state_of_fsdp2_is_that_of_the_torch_it_was_read_in() -> None:
     version = ".".join(torch.__version__.split(".")[:2])
     assert version == compat.FSDP_READ_AGAINST, (
         f"torch {version}: read torch/distributed/fsdp/_fully_shard again for "
-        "`fsdpq.compat.keep_trained_on_device`: is `offload_to_cpu` still of each Parameter, and has "
-        "`fully_shard` a public way now (pytorch#187615)? Then raise `FSDP_READ_AGAINST` or delete it"
+        "`fsdpq.compat.keep_trained_on_device`: is `offload_to_cpu` still of each Parameter, and "
+        "has `fully_shard` a public way now (pytorch#187615)? Then raise `FSDP_READ_AGAINST` or "
+        "delete it"
     )

@@ -74,10 +74,14 @@ def fail_in(directory: Path, part: str) -> Told:
     else:
         assembled.model.decoder_layers[1].self_attn.register_forward_pre_hook(fail)
     own = build_step(rows, micro_batch_size=2, rank=rank(), world_size=world_size())
-    with pytest.raises(PlanError) as caught, post_mortem.explained():
+
+    def run() -> None:
         if part == "evaluate":
             trainer.log_evaluation(0)
         trainer.run(itertools.repeat(own))
+
+    with pytest.raises(PlanError) as caught, post_mortem.explained():
+        run()
     error, states = caught.value, trainer.optimizer.state.values()
     held["optimizer"] = sum(_local_bytes(each) for state in states for each in state.values())
     table = [line.rsplit("  ", 1) for line in error.details.splitlines() if line.startswith("  ")]
@@ -151,6 +155,6 @@ def test_memory_of_the_host_and_of_a_load_is_explained(tmp_path: Path) -> None:
     heart = Heartbeat(tmp_path / "beat")
     heart.enter("load")
     post_mortem = PostMortem(RunFiles(tmp_path), heart)
-    with pytest.raises(PlanError, match="ran out of host memory while it loaded the base"):
-        with post_mortem.explained():
-            torch.empty(2**60, dtype=torch.uint8)
+    words = "ran out of host memory while it loaded the base"
+    with pytest.raises(PlanError, match=words), post_mortem.explained():
+        torch.empty(2**60, dtype=torch.uint8)

@@ -67,8 +67,8 @@ class Case:
         return {"fsdp": {"precision": self.written}, "model": {"dtype": self.dtype}}
 
 
-# bf16 keeps 8 bits, and roundings average out over tokens: seen are 1.2e-4 in the losses. fp16 keeps
-# 11 bits: 2e-5. Norms are sums over fewer numbers after more roundings: 20 times that.
+# bf16 keeps 8 bits, and roundings average out over tokens: seen are 1.2e-4 in the losses. fp16
+# keeps 11 bits: 2e-5. Norms are sums over fewer numbers after more roundings: 20 times that.
 CASES = {
     "fp32": Case("fp32", "fp32", FP32, FP32, None, rel=1e-6),
     "auto in bf16": Case("auto", "bf16", FP32, BF16, None),
