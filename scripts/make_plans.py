@@ -25,7 +25,7 @@ from fsdpq.run_files.amounts import format_bytes
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "reference" / "plans.md"
 WITH_OUTPUTS = (ROOT / "docs" / "guides" / "plan.md", ROOT / "README.md")
-EXAMPLE = re.compile(r"```\n\$ (fsdpq plan [^\n]*)\n.*?```", re.DOTALL)
+EXAMPLE = re.compile(r"```\n\$ ((?:\.venv/bin/)?)(fsdpq plan [^\n]*)\n.*?```", re.DOTALL)
 HARDWARE = re.compile(r"^# Hardware: (.*)$", re.MULTILINE)
 MEMORY = re.compile(r"^# Memory:   .*$", re.MULTILINE)
 
@@ -78,7 +78,7 @@ def memory_line(plan: Plan) -> str:
 
 def with_outputs(text: str) -> str:
     """Returns a page with the outputs of its commands (``$ fsdpq plan ...``) as they are now."""
-    return EXAMPLE.sub(lambda found: f"```\n$ {found[1]}\n{_output(found[1])}```", text)
+    return EXAMPLE.sub(lambda found: f"```\n$ {found[1]}{found[2]}\n{_output(found[2])}```", text)
 
 
 def _output(command: str) -> str:

@@ -60,7 +60,10 @@ def draw_plot(plot: Plot, path: Path) -> Path:
 def _draw_lines(axes: Any, plot: Plot) -> None:
     for index, (name, points) in enumerate(plot.lines.items()):
         xs, ys = [point[0] for point in points], [point[1] for point in points]
-        axes.plot(xs, ys, "o-", color=_color(index), label=name, markersize=4)
+        width = 1.5 + 1.5 * (len(plot.lines) - 1 - index)  # equal lines show below each other
+        axes.plot(
+            xs, ys, "o-", color=_color(index), label=name, linewidth=width, markersize=width + 2
+        )
     axes.set_xlabel(plot.x_label)
     axes.set_ylabel(plot.y_label)
     axes.set_ylim(bottom=0)

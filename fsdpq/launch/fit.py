@@ -66,7 +66,7 @@ def show_fit(settled: Settled, model_dir: Path, *, screen: Screen) -> None:
     if ram is not None and host > ram:
         screen.report(
             f"note: by plan the host needs {format_bytes(host)} and has {format_bytes(ram)}: "
-            "the system may swap, or end a rank"
+            f"the system may swap, or end a rank{_way_out(plan)}"
         )
     _refuse(settled, plan)
 
@@ -174,6 +174,10 @@ def _table(plan: Plan) -> Iterator[str]:
     yield from (f"  {settings:<{width}}  {words}" for settings, words in rows)
     if plan.fits_on:
         yield f"it fits as it is on {' or '.join(plan.fits_on)}"
+
+
+def _way_out(plan: Plan) -> str:
+    return f"; `{' '.join(plan.edits[0].settings)}` fits" if plan.edits else ""
 
 
 def _words(edit: Edit) -> str:

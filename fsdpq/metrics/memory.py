@@ -86,13 +86,14 @@ class MemoryLog:
         self._every_step = every_step
         self._num_steps = 0
         self._of_step: dict[str, int] = {}
+        self._rows_of_step: dict[str, dict[str, Any]] = {}
         self._highest = 0
         self._host_highest = 0
 
     def __call__(self, phase: str) -> None:
-        """Writes one row, and begins the next phase.
+        """Writes one row, and begins the next phase; within a step rows wait for its end.
 
-        It holds what is in use, the most within the phase, on a GPU also the most that torch
+        A row holds what is in use, the most within the phase, on a GPU also the most that torch
         reserved, and on a CPU that part of what is in use which no file is behind.
         """
         use = measure(self._device)
@@ -102,7 +103,11 @@ class MemoryLog:
             row["reserved_bytes"] = torch.cuda.max_memory_reserved(self._device)
         else:
             row["anonymous_bytes"] = use.anonymous
-        self._metrics.write(row)
+        if self._of_step:
+            most = self._rows_of_step.get(phase, row)
+            self._rows_of_step[phase] = max(row, most, key=lambda each: each["peak_bytes"])
+        else:
+            self._metrics.write(row)
         self.begin()
 
     def begin(self) -> None:
@@ -123,13 +128,16 @@ class MemoryLog:
         self.begin()
         return True
 
-    def write_held(self, held: dict[str, dict[str, int]], *, tokens: int) -> None:
-        """Writes what tensors hold between two steps.
+    def end_step(self, held: dict[str, dict[str, int]], *, tokens: int) -> None:
+        """Writes one row a phase, of micro-batches that with the highest peak, and what is held.
 
         Args:
             held: place -> category -> bytes, of rank 0 (`fsdpq.metrics.held`).
             tokens: of the largest micro-batch of the step, padding included.
         """
+        for row in self._rows_of_step.values():
+            self._metrics.write(row)
+        self._rows_of_step = {}
         self._metrics.write({"event": "held", **self._of_step, **held, "tokens": tokens})
 
     @property

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fsdpq.plan.case import Case, Memory
+from fsdpq.plan.device.notes import device_notes
 from fsdpq.plan.disk import plan_disk
 from fsdpq.plan.edits import find_edits
 from fsdpq.plan.hiding import find_advice
@@ -86,7 +87,7 @@ def build_plan(
         fits=fits,
         shortages=case.shortages(recipe, memory),
         edits=find_edits(recipe, case, accumulation=accumulation) if find else (),
-        notes=(*notes, FULL_ROWS, *time_notes(recipe, machine, time)),
+        notes=(*notes, FULL_ROWS, *device_notes(recipe, shape), *time_notes(recipe, machine, time)),
         machine=machine,
         workload=workload_of(recipe),
         device_type="cpu" if recipe.launch.device == "cpu" else "cuda",

@@ -213,7 +213,7 @@ class Trainer:
         )
         if self.memory is not None and held is not None:
             tokens = max(batch.input_ids.numel() for batch in step.micro_batches)
-            self.memory.write_held(held.all(), tokens=tokens)
+            self.memory.end_step(held.all(), tokens=tokens)
         return result
 
     def log_evaluation(self, step: int) -> float | None:

@@ -7,13 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from transformers.cache_utils import DynamicCache
-
-from fsdpq.data.text.tokenize import Row
-from fsdpq.dist import gather_whole
-from fsdpq.errors import CheckpointError
-from fsdpq.model.loading.targets import checkpoint_name
-from fsdpq.model.quantized_linear import PackedMatrix
 from support import reference
 from support.bnb_repository import (
     EXPERTS,
@@ -26,6 +19,13 @@ from support.bnb_repository import (
 from support.ranks import RankPool
 from support.sharded import assemble, train
 from support.tiny import random_rows
+from transformers.cache_utils import DynamicCache
+
+from fsdpq.data.text.tokenize import Row
+from fsdpq.dist import gather_whole
+from fsdpq.errors import CheckpointError
+from fsdpq.model.loading.targets import checkpoint_name
+from fsdpq.model.quantized_linear import PackedMatrix
 
 MIXTURES = ("mixtral", "qwen2_moe")
 PROMPT = [5, 17, 230, 44, 9, 101, 77, 300]

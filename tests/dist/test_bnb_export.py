@@ -7,16 +7,16 @@ from typing import Any
 
 import pytest
 import torch
+from support import reference
+from support.bnb_repository import EXPERTS, load_stock, save_quantized, stored_tensors
+from support.ranks import RankPool
+from support.tiny import save_tiny_llama, tiny_recipe
 
 from fsdpq.errors import ExportError, FsdpqError
 from fsdpq.model.meta import build_meta_model
 from fsdpq.quantization.bnb import BnbQuantizer
 from fsdpq.recipe.sections.quantization import BnbOptions
 from fsdpq.worker.export.bnb import save_bnb_checkpoint, write_recipe_bnb
-from support import reference
-from support.bnb_repository import EXPERTS, load_stock, save_quantized, stored_tensors
-from support.ranks import RankPool
-from support.tiny import save_tiny_llama, tiny_recipe
 
 CPU = torch.device("cpu")
 PROMPT = [5, 17, 230, 44, 9, 101, 77, 300]

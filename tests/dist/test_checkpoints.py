@@ -131,7 +131,9 @@ STRATEGIES: list[tuple[int, dict[str, Any]]] = [
 ]
 
 
-@pytest.mark.parametrize("saver", [(2, {}), (4, {"strategy": "hybrid_full_shard", "shard_size": 2})])
+@pytest.mark.parametrize(
+    "saver", [(2, {}), (4, {"strategy": "hybrid_full_shard", "shard_size": 2})]
+)
 def test_other_ranks_and_strategies_go_on(
     ranks: RankPool, tiny: Path, tmp_path: Path, saver: tuple[int, dict[str, Any]]
 ) -> None:
@@ -235,14 +237,10 @@ def test_evaluations_happen_once_each(ranks: RankPool, tiny: Path, tmp_path: Pat
     assert resumed.evaluations() == whole.evaluations(after=SAVED)
 
 
-def test_a_finished_run_has_nothing_left_to_do(
-    ranks: RankPool, tiny: Path, tmp_path: Path
-) -> None:
+def test_a_finished_run_has_nothing_left_to_do(ranks: RankPool, tiny: Path, tmp_path: Path) -> None:
     whole = ranks.run(2, train_on, tiny, tmp_path, sections())[0]
     assert [row["step"] for row in whole.events if row["event"] == "checkpoint"] == [SAVED, STEPS]
     again = ranks.run(1, functools.partial(train_on, resume=True), tiny, tmp_path, sections())[0]
     assert not again.rows
     for name, value in whole.weights.items():
         assert torch.equal(again.weights[name], value), name
-
-

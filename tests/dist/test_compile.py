@@ -12,16 +12,15 @@ from typing import Any
 
 import pytest
 import torch
-from torch._dynamo.utils import counters
-
-from fsdpq.fsdp import compiled_layers
-from fsdpq.model.quantized_experts import QuantizedExperts
-from fsdpq.training.step import evaluate
-from fsdpq.data.dealing.collate import build_step
 from support.ranks import RankPool
 from support.sharded import CPU, assemble, train
 from support.tiny import random_rows, save_tiny_llama
+from torch._dynamo.utils import counters
 from transformers.cache_utils import DynamicCache
+
+from fsdpq.data.dealing.collate import build_step
+from fsdpq.fsdp import compiled_layers
+from fsdpq.training.step import evaluate
 
 Result = tuple[list[float], list[float], float, dict[str, int]]
 
@@ -105,9 +104,7 @@ def test_compiled_layers_compute_the_same(
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler: no g++")
-def test_inductor_gives_the_losses_of_uncompiled_layers(
-    ranks: RankPool, directory: Path
-) -> None:
+def test_inductor_gives_the_losses_of_uncompiled_layers(ranks: RankPool, directory: Path) -> None:
     # One length and no evaluation: two graphs, each compiled once.
     plain = ranks.run(1, run, directory, None, FEW, 12)[0]
     compiled = ranks.run(1, run, directory, "inductor", FEW, 12)[0]

@@ -11,6 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support import bases
+from support.ranks import RankPool
+from support.tiny import save_tiny_llama
 
 from fsdpq.errors import CheckpointError, DamagedBaseError, EnvironmentProblemError
 from fsdpq.model.loading.base_file import BaseFile
@@ -18,9 +21,6 @@ from fsdpq.model.loading.base_writer import create_file
 from fsdpq.tensor_files.base_layout import StoredTensor, lay_out
 from fsdpq.tensor_files.base_manifest import WEIGHTS_NAME, Key, read_manifest
 from fsdpq.tensor_files.header import read_header
-from support import bases
-from support.ranks import RankPool
-from support.tiny import save_tiny_llama
 
 LAYER = "model.layers.1.mlp.down_proj.weight"
 

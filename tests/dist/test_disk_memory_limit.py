@@ -6,13 +6,12 @@ import resource
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from fsdpq.tensor_files.base_manifest import WEIGHTS_NAME
 from support import bases, page_cache
 from support.ranks import RankPool
 from support.sharded import train
 from support.tiny import random_rows, save_tiny_llama
+
+from fsdpq.tensor_files.base_manifest import WEIGHTS_NAME
 
 PLAIN = {"quantization": {"kind": "none"}, "adapter": {"rank": 1}}
 """Nothing is quantized: that would take longer than all the rest, and bytes are bytes. Adapters and
@@ -30,9 +29,7 @@ def private_bytes() -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmData"))
 
 
-def train_in(
-    base: Path, directory: Path, offload: str, headroom: int | None
-) -> dict[str, Any]:
+def train_in(base: Path, directory: Path, offload: str, headroom: int | None) -> dict[str, Any]:
     """Trains two steps with at most ``headroom`` bytes of private memory more than there is.
 
     Between steps the file leaves the page cache.

@@ -6,8 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from safetensors.torch import load_file, save_file
+from support import reference
+from support.alive import alive_tensors
+from support.ranks import RankPool
+from support.sharded import assemble, train
+from support.tiny import random_rows, save_tiny_llama
+from test_memory import saved_tensors
 from torch import Tensor
 
 from fsdpq.data.dealing.collate import build_step
@@ -15,12 +20,6 @@ from fsdpq.data.text.tokenize import Row
 from fsdpq.dist import gather_whole
 from fsdpq.errors import CheckpointError
 from fsdpq.model.quantized_experts import PackedExperts, QuantizedExperts
-from support import reference
-from support.alive import alive_tensors
-from support.ranks import RankPool
-from support.sharded import assemble, train
-from support.tiny import random_rows, save_tiny_llama
-from test_memory import saved_tensors
 
 NUM_STEPS, BATCH, LR, MAX_NORM = 3, 4, 1e-3, 1.0
 MIXTRAL = {"num_local_experts": 5, "num_experts_per_tok": 2}
@@ -55,9 +54,7 @@ def test_sharded_mixtral_equals_unsharded_peft(ranks: RankPool, tmp_path: Path) 
     assert {name.rpartition(".")[2] for name in one["initial"]} == {
         "q_proj", "k_proj", "v_proj", "o_proj",
     }  # fmt: skip
-    model = reference.with_peft_lora(
-        reference.load_dequantized(directory), one["initial"], rank=4
-    )
+    model = reference.with_peft_lora(reference.load_dequantized(directory), one["initial"], rank=4)
     losses, norms = reference.train(model, batches(), lr=LR, max_norm=MAX_NORM)
     for answer in (one, two):
         # fp32 sums in another order, amplified by Adam: 1e-5 relative.

@@ -14,6 +14,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
+from support.late_transfer import LateTransfer, late_activations
 from support.ranks import RankPool
 from support.sharded import assemble, train
 from support.tiny import random_rows, save_tiny_llama
@@ -26,7 +27,6 @@ from fsdpq.fsdp.layers import RunsInChunks
 from fsdpq.model.quantized_linear import QuantizedLinear
 from fsdpq.training.scaler import LossScaler
 from fsdpq.training.step import reduce_after_backward
-from support.late_transfer import LateTransfer, late_activations
 
 Sections = dict[str, dict[str, Any]]
 

@@ -10,15 +10,15 @@ from unittest import mock
 
 import pytest
 import torch
+from support.ranks import RankPool
+from support.sharded import CPU, assemble
+from support.tiny import random_rows, save_tiny_llama, tiny_recipe
 from torch import Tensor
 
 from fsdpq.data.dealing.collate import Step, build_step
 from fsdpq.training.loop import Trainer
 from fsdpq.training.scaler import LossScaler
 from fsdpq.worker.bench.allocations import Allocations
-from support.ranks import RankPool
-from support.sharded import CPU, assemble
-from support.tiny import random_rows, save_tiny_llama, tiny_recipe
 
 READS = {"aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "aten::equal"}
 """Operators whose result the host needs: on a GPU it waits for them."""

@@ -9,6 +9,9 @@ from unittest import mock
 
 import pytest
 import torch
+from support.ranks import RankPool
+from support.sharded import CPU, assemble, do_step
+from support.tiny import save_tiny_llama
 from torch import Tensor
 from torch.nn import functional
 
@@ -16,9 +19,6 @@ from fsdpq.data.dealing.collate import Step, build_step
 from fsdpq.data.text.tokenize import Row
 from fsdpq.training.step import evaluate
 from fsdpq.worker.bench.allocations import Allocations
-from support.ranks import RankPool
-from support.sharded import CPU, assemble, do_step
-from support.tiny import save_tiny_llama
 
 VOCAB, HIDDEN, ROWS, TOKENS = 8192, 32, 4, 65
 POSITIONS = ROWS * (TOKENS - 1)

@@ -8,16 +8,16 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from support import reference
+from support.ranks import RankPool
+from support.sharded import assemble, train
+from support.tiny import random_rows, save_tiny_llama, tiny_recipe
 from torch import Tensor, nn
 
 from fsdpq.dist import gather_whole
 from fsdpq.errors import RecipeError
 from fsdpq.worker.assemble import Assembled, Inputs
 from fsdpq.worker.export.formats import FORMATS
-from support import reference
-from support.ranks import RankPool
-from support.sharded import assemble, train
-from support.tiny import random_rows, save_tiny_llama, tiny_recipe
 
 Sections = dict[str, dict[str, Any]]
 PLAIN = {"kind": "none"}
@@ -91,9 +91,7 @@ def _peft(model: nn.Module, first: dict[str, Tensor], **options: Any) -> nn.Modu
     return peft_model
 
 
-@pytest.mark.parametrize(
-    ("num_ranks", "init", "rslora"), [(3, "pissa", False), (2, "olora", True)]
-)
+@pytest.mark.parametrize(("num_ranks", "init", "rslora"), [(3, "pissa", False), (2, "olora", True)])
 def test_adapters_taken_from_the_base_are_pefts(
     ranks: RankPool, tmp_path: Path, num_ranks: int, init: str, rslora: bool
 ) -> None:

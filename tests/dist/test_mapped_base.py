@@ -10,6 +10,11 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from support import bases
+from support.page_cache import anonymous_bytes
+from support.ranks import RankPool
+from support.sharded import train
+from support.tiny import random_rows, save_tiny_llama
 
 from fsdpq.dist import own_shard
 from fsdpq.errors import CheckpointError, DamagedBaseError
@@ -18,11 +23,6 @@ from fsdpq.tensor_files import base_layout
 from fsdpq.tensor_files.base_manifest import WEIGHTS_NAME, read_manifest
 from fsdpq.tensor_files.header import read_header
 from fsdpq.worker.from_disk import base_watch
-from support import bases
-from support.page_cache import anonymous_bytes
-from support.ranks import RankPool
-from support.sharded import train
-from support.tiny import random_rows, save_tiny_llama
 
 
 def train_three_steps(base: Path | None, directory: Path, offload: str) -> dict[str, Any]:
@@ -95,9 +95,7 @@ def test_base_never_becomes_memory_of_the_process(
     directory = save_tiny_llama(tmp_path / "model", **wide)
     ranks.run(2, bases.write, directory, tmp_path / "base", {})
     ranks.run(num_ranks, train_three_steps, tmp_path / "base", directory, "disk")  # warms up
-    for answer in ranks.run(
-        num_ranks, train_three_steps, tmp_path / "base", directory, "disk"
-    ):
+    for answer in ranks.run(num_ranks, train_three_steps, tmp_path / "base", directory, "disk"):
         assert answer["own"] > 60e6 / num_ranks
         adapters = 2e6
         assert answer["loaded"] < 0.05 * answer["own"] + adapters
@@ -190,9 +188,7 @@ class Rows:
         self.rows.append(row)
 
 
-def test_what_happens_to_the_file_while_it_is_used_is_told(
-    ranks: RankPool, tmp_path: Path
-) -> None:
+def test_what_happens_to_the_file_while_it_is_used_is_told(ranks: RankPool, tmp_path: Path) -> None:
     directory, base = save_tiny_llama(tmp_path / "model"), tmp_path / "base"
     ranks.run(1, bases.write, directory, base, {})
     [found] = ranks.run(1, watch_a_base, base, directory)

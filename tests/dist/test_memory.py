@@ -11,6 +11,10 @@ from unittest import mock
 import pytest
 import torch
 import torch.distributed as dist
+from support.alive import alive_tensors
+from support.ranks import RankPool
+from support.sharded import assemble
+from support.tiny import random_rows, save_tiny_llama
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
@@ -18,10 +22,6 @@ from fsdpq.data.dealing.collate import build_step
 from fsdpq.dist import own_shard, shard_range
 from fsdpq.model.quantized_linear import QuantizedLinear
 from fsdpq.worker.bench.allocations import Allocations
-from support.alive import alive_tensors
-from support.ranks import RankPool
-from support.sharded import assemble
-from support.tiny import random_rows, save_tiny_llama
 
 
 def measure_loading(directory: Path, double_quant: bool) -> dict[str, Any]:
@@ -137,7 +137,9 @@ def test_a_checkpointed_layer_does_not_compute_its_last_product_again(
     assert len(times) == 3 * 7
     for name, count in times.items():
         # Forward, forward again, and backward; but nothing trained lies before the first q, k, v.
-        first = name.endswith(("layers.0.self_attn.q_proj", "0.self_attn.k_proj", "0.self_attn.v_proj"))
+        first = name.endswith(
+            ("layers.0.self_attn.q_proj", "0.self_attn.k_proj", "0.self_attn.v_proj")
+        )
         assert count == (2 if first or name.endswith("down_proj") else 3), name
 
 

@@ -9,6 +9,13 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
+from support import bases, reference
+from support.bnb_repository import dequantized, load_stock, save_quantized, stored_tensors
+from support.finished_runs import Sections, train_run, write_run
+from support.ranks import RankPool
+from support.sharded import CPU
+from support.tiny import save_tiny_llama, tiny_recipe
+from support.tokenizer import save_tokenizer
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
@@ -21,13 +28,6 @@ from fsdpq.tensor_files.header import read_header
 from fsdpq.worker.bench.allocations import Allocations
 from fsdpq.worker.merge import weights
 from fsdpq.worker.merge.run import MergeOptions, merge_run
-from support import bases, reference
-from support.bnb_repository import dequantized, load_stock, save_quantized, stored_tensors
-from support.finished_runs import Sections, train_run, write_run
-from support.ranks import RankPool
-from support.sharded import CPU
-from support.tiny import save_tiny_llama, tiny_recipe
-from support.tokenizer import save_tokenizer
 
 LORA: Sections = {"adapter": {"kind": "lora", "rank": 4, "alpha": 16.0}}
 RUNS: dict[str, Sections] = {
@@ -148,8 +148,9 @@ def token_losses(model: nn.Module, ids: Tensor) -> tuple[Tensor, Tensor]:
 def test_the_receipt_says_how_like_the_trained_model_a_bf16_merge_answers(
     ranks: RankPool, project: Path, tmp_path: Path, onto: str
 ) -> None:
-    from fsdpq.worker.merge.compare import FIXED_TEXT
     from transformers import AutoTokenizer
+
+    from fsdpq.worker.merge.compare import FIXED_TEXT
 
     out, run = tmp_path / "out", project / "bf16"
     receipt = written(ranks, run, out, onto=onto, dtype="bf16")
@@ -167,7 +168,9 @@ def test_the_receipt_says_how_like_the_trained_model_a_bf16_merge_answers(
     assert models["trained"]["loss"] == pytest.approx(loss.item(), abs=1e-5)
     assert models["merged"]["loss"] == pytest.approx(merged_loss.item(), abs=1e-5)
     # fp32 forwards: divergences below about 1e-7 are rounding.
-    assert models["merged"]["mean_kl"] == pytest.approx(divergence.mean().item(), rel=0.05, abs=2e-7)
+    assert models["merged"]["mean_kl"] == pytest.approx(
+        divergence.mean().item(), rel=0.05, abs=2e-7
+    )
     assert models["merged"]["max_kl"] == pytest.approx(divergence.max().item(), rel=0.05, abs=1e-6)
     assert models["base"]["mean_kl"] > 50 * models["merged"]["mean_kl"]
     assert "is the trained model" in receipt["verdict"][0]

@@ -7,16 +7,16 @@ from typing import Any
 
 import pytest
 import torch
+from support import library_models, reference
+from support.ranks import RankPool
+from support.sharded import assemble, train, whole_a
+from support.tiny import random_rows, save_tiny_llama
 from transformers.cache_utils import DynamicCache
 
 from fsdpq.data.text.tokenize import Row
 from fsdpq.dist import gather_whole
 from fsdpq.errors import CheckpointError
 from fsdpq.protocols import DTYPES
-from support import library_models, reference
-from support.ranks import RankPool
-from support.sharded import assemble, train, whole_a
-from support.tiny import random_rows, save_tiny_llama
 
 NUM_STEPS = 3
 BATCH = 8

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from torch.distributed.fsdp import FSDPModule
-
-from fsdpq import compat
 from support.pretend_device import Sections, places_in_steps
 from support.ranks import RankPool
 from support.sharded import assemble, train
 from support.tiny import random_rows, save_tiny_llama
+from torch.distributed.fsdp import FSDPModule
+
+from fsdpq import compat
 
 METHODS: dict[str, Sections] = {
     "lora over hqq": {"quantization": {"kind": "hqq"}},
@@ -105,9 +105,7 @@ def test_numbers_are_those_of_training_on_the_host(
     ranks: RankPool, tiny: Path, num_ranks: int, fsdp: dict[str, Any], sections: Sections
 ) -> None:
     host = ranks.run(num_ranks, train_offloaded, tiny, fsdp, sections)
-    kept = ranks.run(
-        num_ranks, train_offloaded, tiny, fsdp | {"offload_trained": False}, sections
-    )
+    kept = ranks.run(num_ranks, train_offloaded, tiny, fsdp | {"offload_trained": False}, sections)
     for on_host, on_device in zip(host, kept, strict=True):
         assert on_host["offloaded"] == {(True, True), (False, True)}
         assert on_device["offloaded"] == {(True, False), (False, True)}

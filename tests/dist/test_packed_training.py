@@ -9,6 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from support.flash import install_fake_flash_attention
+from support.ranks import RankPool
+from support.sharded import assemble, named_trained, train
+from support.tiny import VOCAB_SIZE, random_rows, save_tiny_llama
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
@@ -16,10 +20,6 @@ from fsdpq.data.dealing.collate import build_step
 from fsdpq.data.pack import pack_rows
 from fsdpq.data.text.tokenize import Row
 from fsdpq.dist import gather_whole, rank, world_size
-from support.flash import install_fake_flash_attention
-from support.ranks import RankPool
-from support.sharded import assemble, named_trained, train
-from support.tiny import VOCAB_SIZE, random_rows, save_tiny_llama
 
 KERNELS = ["sdpa", "eager", "flash_attention_2"]
 
@@ -140,9 +140,7 @@ def adapter_gradients(
                 local = parameter.to_local() if isinstance(parameter, DTensor) else parameter
                 local.add_(0.05 * torch.randn(local.shape, generator=generator))
         assembled.model.train()
-        step = build_step(
-            sequences(seed), micro_batch_size=2, rank=rank(), world_size=world_size()
-        )
+        step = build_step(sequences(seed), micro_batch_size=2, rank=rank(), world_size=world_size())
         total = torch.zeros(())
         for batch in step.micro_batches:
             loss = assembled.model(

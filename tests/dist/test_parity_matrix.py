@@ -24,7 +24,6 @@ from fsdpq.dist import check_same_on_all_ranks
 from fsdpq.errors import TrainingError
 from fsdpq.recipe.checks import CHECKS
 
-
 Sections = dict[str, dict[str, Any]]
 
 NUM_STEPS = 5

@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 import torch
-from bench_memory.allocations import Allocations
 from support.alone import run_alone
 
 from fsdpq.plan.device import plan_device_memory
@@ -25,6 +24,7 @@ from fsdpq.plan.workload import workload_of
 from fsdpq.recipe.root import Recipe
 from fsdpq.registry import resolve_builder
 from fsdpq.training.step import StepMode, train_step
+from fsdpq.worker.bench.allocations import Allocations
 
 BESIDE = ("workspace", "context", "fragmentation")
 """Categories that no operator allocates."""

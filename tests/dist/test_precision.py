@@ -13,6 +13,10 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from support import reference
+from support.ranks import RankPool
+from support.sharded import CPU, assemble, train
+from support.tiny import random_rows, save_tiny_llama, tiny_recipe
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -23,10 +27,6 @@ from fsdpq.protocols import BASE, DTYPES
 from fsdpq.recipe.precision import precision_of
 from fsdpq.training.scaler import INITIAL_SCALE, LossScaler
 from fsdpq.worker.assemble import Assembled
-from support import reference
-from support.ranks import RankPool
-from support.sharded import CPU, assemble, train
-from support.tiny import random_rows, save_tiny_llama, tiny_recipe
 
 Sections = dict[str, dict[str, Any]]
 

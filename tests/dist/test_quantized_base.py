@@ -11,15 +11,15 @@ import torch
 from hqq.core.quantize import Quantizer as HqqLibrary
 from safetensors import safe_open
 from safetensors.torch import load_file
+from support import bases
+from support.ranks import RankPool
+from support.tiny import save_tiny_llama, tiny_recipe
 from torch import Tensor
 
 from fsdpq.plan.base_file import base_bytes
 from fsdpq.plan.shapes import shape_from_directory
 from fsdpq.quantization.hqq import unpack_rows
 from fsdpq.tensor_files.base_manifest import WEIGHTS_NAME, read_manifest
-from support import bases
-from support.ranks import RankPool
-from support.tiny import save_tiny_llama, tiny_recipe
 
 BF16 = {"model": {"name_or_path": "tiny", "dtype": "bf16"}}
 QUANTIZERS: dict[str, dict[str, Any]] = {

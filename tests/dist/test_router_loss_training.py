@@ -9,6 +9,11 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from support import reference
+from support.families import FAMILIES
+from support.ranks import RankPool
+from support.sharded import CPU, assemble
+from support.tiny import random_rows, save_tiny_llama
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
@@ -19,11 +24,6 @@ from fsdpq.data.text.tokenize import Row
 from fsdpq.dist import gather_whole
 from fsdpq.training.step import StepMode, evaluate, train_step
 from fsdpq.worker.assemble import Assembled
-from support import reference
-from support.families import FAMILIES
-from support.ranks import RankPool
-from support.sharded import CPU, assemble
-from support.tiny import random_rows, save_tiny_llama
 
 Sections = dict[str, dict[str, Any]]
 

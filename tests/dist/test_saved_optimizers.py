@@ -167,7 +167,10 @@ LIBRARIES: dict[str, tuple[dict[str, Any], Build]] = {
         {"lr": 0.1, "momentum": 0.9},
         lambda p: [torch.optim.SGD(p.values(), lr=0.1, momentum=0.9, weight_decay=0.01)],
     ),
-    "adadelta": ({"lr": 1.0}, lambda p: [torch.optim.Adadelta(p.values(), lr=1.0, weight_decay=0.01)]),
+    "adadelta": (
+        {"lr": 1.0},
+        lambda p: [torch.optim.Adadelta(p.values(), lr=1.0, weight_decay=0.01)],
+    ),
 }
 
 

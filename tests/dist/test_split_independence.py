@@ -62,7 +62,9 @@ def move(assembled: Assembled) -> dict[str, Tensor]:
     return initial
 
 
-def whole_gradients(assembled: Assembled, micro_batch_size: int, no_sync: bool) -> dict[str, Tensor]:
+def whole_gradients(
+    assembled: Assembled, micro_batch_size: int, no_sync: bool
+) -> dict[str, Tensor]:
     """Returns the gradients that an optimizer step over `ROWS` would see, whole, and the loss."""
     step = build_step(
         ROWS,
@@ -152,7 +154,9 @@ def library_gradients(
         parameter.data.copy_(nonzero(name, parameter.data))
     loss = reference.batch_loss(model, ROWS)
     loss.backward()
-    found = {name: parameter.grad for name, parameter in named.items() if parameter.grad is not None}
+    found = {
+        name: parameter.grad for name, parameter in named.items() if parameter.grad is not None
+    }
     return found | {"loss": loss.detach(), "norm": get_total_norm(found.values())}
 
 

@@ -9,7 +9,10 @@
     loss.py         the last norm and the loss in chunks
     gathers.py      what FSDP holds: unsharded groups, buffers, gradients
     moments.py      all of it put together
+    resident.py     what stays for a whole step
+    load.py         working memory of loading; update.py: of the optimizer's step
     overhead.py     what the allocator and CUDA take beside
+    notes.py        what the arithmetic leaves out
 
 What operations allocate is read in transformers 5.23, torch 2.13 and in the worker half; the tests
 compare it with what the real step allocates.

@@ -64,14 +64,6 @@ class Gathers:
         before = 0 if embedding is None else embedding.gathered_bytes
         return self._parts(own + self._tied, own + before if own else 0)
 
-    def gathering_head(self) -> Parts:
-        """Returns what is unsharded when the head was just gathered; nothing where it never is."""
-        head, last = self.group("head"), self.layers[-1].weights.gathered_bytes
-        if head is None or not head.gathered_bytes:
-            return {}
-        kept = self._up_to(len(self.layers) - 1) if self.keeps_gathered else 0
-        return self._parts(kept + head.gathered_bytes, head.gathered_bytes + last)
-
     def after_loss(self) -> Parts:
         """Returns what is unsharded once a frozen head has done its part of the loss."""
         kept = self._up_to(len(self.layers) - 1) if self.keeps_gathered else 0
@@ -81,6 +73,18 @@ class Gathers:
         """Returns what is unsharded while a layer runs forward."""
         own = self.layers[number].weights.gathered_bytes
         return self._parts(self._up_to(number) + self._tied, own)
+
+    def into_head(self) -> Parts:
+        """Returns what is there while a head is copied out: the last layer's buffer still is.
+
+        ``wait_for_unshard`` names it until it returns. Empty where nothing is gathered so.
+        """
+        head = self.group("head")
+        if head is None or not self.has_buffers:
+            return {}
+        kept = self._up_to(len(self.layers) - 1) if self.keeps_gathered else 0
+        flat = head.gathered_bytes + self.layers[-1].weights.gathered_bytes
+        return self._parts(kept + head.gathered_bytes, flat)
 
     def in_loss(self) -> Parts:
         """Returns what is unsharded while the loss is computed."""

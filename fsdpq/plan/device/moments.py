@@ -23,6 +23,9 @@ from fsdpq.plan.workload import Workload, workload_of
 from fsdpq.recipe.precision import precision_of
 from fsdpq.recipe.root import Recipe
 
+NORMED = 4
+"""Hidden states that the last norm leaves in bf16: its input, a copy in fp32, its output."""
+
 INPUTS_ON_THE_WAY = 2
 """Inputs of layers on the device where ``fsdp.activation_offload`` keeps them on the host: one in
 use, and one that is copied (`fsdpq.fsdp.activations`)."""
@@ -176,10 +179,10 @@ class _Run:
         loss = self._loss_sizes()
         forward, backward = loss_passes(loss)
         kept = self._kept(len(self.layers) - 1, at_most=INPUTS_ON_THE_WAY)
-        if self.gathers.has_buffers and (gathered := self.gathers.gathering_head()):
-            normed: Parts = {"loss": forward["loss"] - loss.computing_bytes}
+        if copying := self.gathers.into_head():
+            normed: Parts = {"recomputed": NORMED * self._hidden_bytes}
             name = "gathering the head"
-            yield self._moment("forward", name, self._steady, kept, normed, gathered)
+            yield self._moment("forward", name, self._steady, kept, normed, copying)
         gathered = self.gathers.in_loss()
         yield self._moment("forward", "the loss", self._steady, kept, forward, gathered)
         if not loss.trained_bytes:

@@ -16,8 +16,7 @@ STD = 0.02
 BLOCK = 1 << 22
 BF16_BYTES = 2
 MAX_FILE_BYTES = 5 * 10**9
-"""Of one file, as checkpoints are published. How many there are decides about transformers' peak:
-it maps a file whole."""
+"""Of one file, as checkpoints are published."""
 
 Sizes = Mapping[str, tuple[int, ...]]
 

@@ -102,6 +102,7 @@ def test_a_host_that_is_too_small_is_a_warning(
     show_fit(settled(tmp_path, "fsdp.offload=cpu"), card_directory(tmp_path), screen=screen)
     assert screen.lines[1].startswith("note: by plan the host needs 4")
     assert "and has 32.00 GiB: the system may swap" in screen.lines[1]
+    assert "; `fsdp.offload=disk" in screen.lines[1]
 
 
 def test_a_cpu_is_never_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

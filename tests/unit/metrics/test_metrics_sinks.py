@@ -257,8 +257,14 @@ def test_the_first_two_steps_are_measured_or_all(every_step: bool, measured: lis
     log("init")
     for number in (1, 2, 3):
         if log.begin_step(number):
-            log("forward")
-    assert [row.get("step") for row in sink.rows] == [None, *measured]
+            for _micro_batch in range(2):
+                log("forward")
+                log("backward")
+            log("optimizer")
+            log.end_step({}, tokens=1)
+    phases = ["forward", "backward", "optimizer", None]
+    found = [(row.get("step"), row.get("phase")) for row in sink.rows]
+    assert found == [(None, "init"), *((number, phase) for number in measured for phase in phases)]
 
 
 def test_what_tensors_hold_is_counted_by_what_it_is_for() -> None:

@@ -144,7 +144,7 @@ def test_page_shows_plan_and_actual_beside_each_other(tmp_path):
     append_json_line(files.metrics, {"event": "held", "device": {}, "tokens": 60})
     html, content = render(files)
     text = words(html)
-    assert re.search(r"backward ?10\.0 GiB ?12\.0 GiB ?\+20\.0 %", text)
+    assert re.search(r"backward ?10\.00 GiB ?12\.00 GiB ?\+20\.0 %", text)
     assert "Drift: memory was 20% above the plan (backward: 12.00 GiB" in text
     assert "shorter rows or fewer of them" in text
     assert content["plan_against_actual"]["phases"][0]["measured_bytes"] == 12 * gib

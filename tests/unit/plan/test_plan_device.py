@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.tiny import tiny_recipe
 
-from fsdpq.plan.device import plan_device_memory
+from fsdpq.adapter import dora, dora_product
+from fsdpq.model import chunked_loss
+from fsdpq.model.loading import source
+from fsdpq.plan.device import load, loss, operations, plan_device_memory
+from fsdpq.plan.device.notes import device_notes
 from fsdpq.plan.result import RankMemory
 from fsdpq.plan.shape import ModelShape
 from fsdpq.plan.shapes import find_shape
 from fsdpq.plan.weights import plan_weights
+from fsdpq.quantization import bnb, hqq
 from fsdpq.recipe.root import Recipe
 
 GIB = 2**30
@@ -93,6 +99,25 @@ def test_peak_of_70b_is_what_an_h200_allocated(
     planned = plan(recipe_of(rows, seq_len, **sections), LARGE)
     # The table has two digits.
     assert allocated(planned) / GIB == pytest.approx(measured, rel=0.005)
+
+
+@pytest.mark.parametrize(
+    ("model", "ranks", "sections", "traced", "moment"),
+    [
+        ("meta-llama/Llama-3.1-405B", 8, OUT, 9.8095, "gathering the head"),
+        (LARGE, 2, {"activation_offload": True, "precision": "bf16"}, 22.1742, None),
+        (SMALL, 2, {}, 4.0113, "the loss"),
+    ],
+)
+def test_peak_of_rank_0_is_what_a_trace_of_its_step_says(
+    model: str, ranks: int, sections: dict[str, Any], traced: float, moment: str | None
+) -> None:
+    """``docs/benchmarks/proof.md``. A head as large as two layers is copied out beside the last
+    layer's buffer, which takes more than the loss: nothing smaller than 405B shows it."""
+    planned = plan(recipe_of(1, 2048, ranks=ranks, rank=64, fsdp=sections), model).peak
+    without_workspace = planned.allocated - planned.parts["workspace"]
+    assert without_workspace / GIB == pytest.approx(traced, rel=0.001)
+    assert moment in (None, planned.name)
 
 
 RECIPES = st.fixed_dictionaries(
@@ -184,3 +209,23 @@ def test_a_gpu_takes_more_than_torch_hands_out() -> None:
     gpu = plan(recipe_of(1, 2048, fsdp=OUT), LARGE).peak
     # Measured with this recipe: 1.77 GiB allocated, 2.45 reserved, 3.4 of the device.
     assert gpu.total / GIB == pytest.approx(3.4, rel=0.05)
+
+
+def test_what_is_not_planned_is_said() -> None:
+    shape = shape_of(SMALL)
+    assert not list(device_notes(recipe_of(1, 512), shape))
+    compiled = recipe_of(1, 512, training={"micro_batch_size": 1, "compile": True})
+    assert "compiled" in next(device_notes(compiled, shape))
+    falcon = dataclasses.replace(shape, model_type="falcon")
+    assert "`falcon`" in next(device_notes(recipe_of(1, 512), falcon))
+
+
+def test_sizes_of_chunks_are_those_of_the_worker() -> None:
+    assert loss.MAX_CHUNK_LOGITS == chunked_loss.MAX_CHUNK_LOGITS
+    assert loss.MAX_CHUNK_LOGITS_CPU == chunked_loss.MAX_CHUNK_LOGITS_CPU
+    assert operations.COLUMN_CHUNK == dora_product.CHUNK_ELEMENTS
+    assert load.COPY_BYTES == source.COPY_ROWS_BYTES
+    assert load.BNB_CHUNK == bnb.MAX_CHUNK_ELEMENTS
+    assert load.BNB_CHUNKS == bnb.MIN_CHUNKS
+    assert load.HQQ_BLOCK == hqq.BLOCK_WEIGHTS
+    assert load.NORM_CHUNK == dora.NORM_CHUNK_WEIGHTS

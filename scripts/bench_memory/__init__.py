@@ -1,1 +1,0 @@
-"""Modules that moved into `fsdpq.worker.bench`."""
