@@ -15,7 +15,8 @@ from fsdpq.run_files.amounts import format_bytes, format_duration
 MAX_DIFFERENCE = 0.05
 """Between plan and trace; more is a mistake in one of them."""
 
-_APART = ("context", "fragmentation")
+_APART = ("context", "fragmentation", "workspace")
+"""Categories that no operator of a trace allocates."""
 
 
 def render_comparison(plan: Plan, found: Traced) -> Iterator[str]:
@@ -53,7 +54,11 @@ def _phases(plan: Plan, found: Traced) -> Iterator[tuple[str, ...]]:
     for phase in PHASES:
         planned, other = plan.device.phase_peak(phase), found.device.phase_peak(phase)
         if planned is not None and other is not None:
-            yield phase, *_beside(planned.allocated, other.allocated)
+            mine, theirs = (
+                moment.allocated - (moment.parts.get("workspace", 0) if found.how == "trace" else 0)
+                for moment in (planned, other)
+            )
+            yield phase, *_beside(mine, theirs)
 
 
 def _parts(planned: Moment, other: Moment) -> Iterator[tuple[str, ...]]:
