@@ -17,6 +17,7 @@ def test_worker_traces_a_shape_without_files_for_ranks_that_are_not_there(tmp_pa
     directory = save_tiny_llama(tmp_path / "model", num_hidden_layers=2, vocab_size=2048)
     shape = shape_from_directory(directory)
     recipe = tiny_recipe(
+        model={"dtype": "bf16"},
         launch={"device": "cuda", "nproc_per_node": 64},
         training={"micro_batch_size": 2, "global_batch_size": 128},
         data={"seq_len": 256},

@@ -118,6 +118,8 @@ def traceable(recipe: Recipe) -> tuple[Recipe, tuple[str, ...]]:
     model, data, training = recipe.model, recipe.data, recipe.training
     if model.attn_implementation in ("flash_attention_2", "flex_attention"):
         notes.append(f"attention: torch's flash kernel instead of `{model.attn_implementation}`")
+    elif model.dtype == "fp32" and recipe.launch.device != "cpu":
+        notes.append("attention: torch's flash kernel, which does not take fp32 on a GPU")
     if model.use_liger_kernel:
         notes.append("kernels: torch's own instead of Liger's")
     if data.packing != "none":
