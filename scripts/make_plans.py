@@ -16,8 +16,8 @@ from pathlib import Path
 
 from fsdpq.launch.plan import Planned, resolve_for, shape_of
 from fsdpq.plan.build import Wanted
-from fsdpq.plan.gpus import parse_gpus
-from fsdpq.plan.machine import GIB, Machine
+from fsdpq.plan.hardware.gpus import parse_gpus
+from fsdpq.plan.hardware.machine import GIB, Machine
 from fsdpq.plan.result import Plan
 from fsdpq.recipe.load import load_recipe
 from fsdpq.run_files.amounts import format_bytes

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 import click
 
 from fsdpq.cli.render import render_table
-from fsdpq.plan.machine import Machine
+from fsdpq.plan.hardware.machine import Machine
 from fsdpq.plan.result import Category, Edit, Phase, Plan, StepTime, Transfer
 from fsdpq.run_files.amounts import format_bytes, format_count, format_duration
 

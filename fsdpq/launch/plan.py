@@ -19,8 +19,8 @@ from fsdpq.launch.machine.resolve import resolve_launch
 from fsdpq.launch.machine.this_machine import describe_this_machine
 from fsdpq.plan.build import Wanted, build_plan
 from fsdpq.plan.case import Case
-from fsdpq.plan.gpus import parse_gpus
-from fsdpq.plan.machine import Machine
+from fsdpq.plan.hardware.gpus import parse_gpus
+from fsdpq.plan.hardware.machine import Machine
 from fsdpq.plan.result import Edit, Plan
 from fsdpq.plan.shape import ModelShape
 from fsdpq.plan.shapes.find import find_shape

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from fsdpq.plan.machine import Machine
+from fsdpq.plan.hardware.machine import Machine
 from fsdpq.plan.result import DiskUse, HostMemory, Moment, Plan, RankMemory, StepTime
 
 FORMAT = 1

@@ -7,17 +7,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fsdpq.plan.case import Case, Memory
+from fsdpq.plan.changes.edits import find_edits
+from fsdpq.plan.changes.hiding import find_advice
+from fsdpq.plan.changes.limits import find_limits
+from fsdpq.plan.changes.settings import apply_settings, problems_of
+from fsdpq.plan.changes.variants import list_variants
 from fsdpq.plan.device.notes import device_notes
 from fsdpq.plan.disk import plan_disk
-from fsdpq.plan.edits import find_edits
-from fsdpq.plan.hiding import find_advice
-from fsdpq.plan.limits import find_limits
-from fsdpq.plan.machine import GIB, Gpu, Machine
+from fsdpq.plan.hardware.machine import GIB, Gpu, Machine
 from fsdpq.plan.result import Plan
-from fsdpq.plan.settings import apply_settings, problems_of
 from fsdpq.plan.shape import ModelShape
 from fsdpq.plan.time import time_notes
-from fsdpq.plan.variants import list_variants
 from fsdpq.plan.workload import workload_of
 from fsdpq.recipe.root import Recipe
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fsdpq.plan.device import plan_device_memory
+from fsdpq.plan.hardware.machine import Machine
 from fsdpq.plan.host import plan_host_memory
-from fsdpq.plan.machine import Machine
 from fsdpq.plan.result import HostMemory, RankMemory, StepTime
 from fsdpq.plan.shape import ModelShape
 from fsdpq.plan.time import plan_time

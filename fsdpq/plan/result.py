@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from fsdpq.plan.machine import Machine
+from fsdpq.plan.hardware.machine import Machine
 from fsdpq.plan.workload import Workload
 
 Category = Literal[

@@ -20,7 +20,7 @@ class Speed:
 
     Attributes:
         name: for people.
-        gpus: as `fsdpq.plan.gpus.parse_gpus` takes them.
+        gpus: as `fsdpq.plan.hardware.gpus.parse_gpus` takes them.
         tokens_per_s: measured, over all ranks.
         sections: of the recipe, over those of `speed_recipe`.
         model: a card's name.

@@ -10,9 +10,9 @@ from pathlib import Path
 import psutil
 
 from fsdpq.launch.machine.gpus import GpuFacts, query_gpus
-from fsdpq.plan.gpu_cards import PCIE
-from fsdpq.plan.gpus import find_gpu
-from fsdpq.plan.machine import Gpu, Machine
+from fsdpq.plan.hardware.gpu_cards import PCIE
+from fsdpq.plan.hardware.gpus import find_gpu
+from fsdpq.plan.hardware.machine import Gpu, Machine
 
 CGROUP_LIMITS = (
     Path("/sys/fs/cgroup/memory.max"),

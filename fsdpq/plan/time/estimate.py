@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from fsdpq.plan.machine import Gpu, Machine
+from fsdpq.plan.hardware.machine import Gpu, Machine
 from fsdpq.plan.result import StepTime, Transfer
 from fsdpq.plan.shape import ModelShape
 from fsdpq.plan.time.rates import (

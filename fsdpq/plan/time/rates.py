@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fsdpq.plan.machine import Gpu
+from fsdpq.plan.hardware.machine import Gpu
 from fsdpq.plan.shape import ModelShape
 from fsdpq.plan.time.work import Work
 from fsdpq.plan.weights import Weights

@@ -18,7 +18,7 @@ from torch.distributed.tensor import DTensor
 
 from fsdpq.dist import launched_rank, rank
 from fsdpq.errors import CheckpointError, PlanError
-from fsdpq.plan.savings import RunPhase, Saving, list_savings
+from fsdpq.plan.changes.savings import RunPhase, Saving, list_savings
 from fsdpq.plan.shapes.from_directory import shape_from_directory
 from fsdpq.recipe.root import Recipe
 from fsdpq.run_files.amounts import format_bytes

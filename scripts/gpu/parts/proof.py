@@ -18,9 +18,9 @@ from transformers import LlamaConfig
 
 from fsdpq.metrics.peaks import GIB, cap_memory, release
 from fsdpq.plan.device import plan_device_memory
-from fsdpq.plan.gpus import find_gpu
+from fsdpq.plan.hardware.gpus import find_gpu
+from fsdpq.plan.hardware.machine import Gpu, Machine
 from fsdpq.plan.host import plan_host_memory
-from fsdpq.plan.machine import Gpu, Machine
 from fsdpq.plan.shape import ModelShape
 from fsdpq.plan.shapes.from_directory import shape_from_directory
 from fsdpq.plan.time import plan_time

@@ -12,8 +12,8 @@ from fsdpq.errors import RecipeError
 from fsdpq.launch.plan import Hardware, Planned, prepare_plan, resolve_for
 from fsdpq.plan.build import CARD_SIZES, Wanted, build_plan
 from fsdpq.plan.case import Case
-from fsdpq.plan.gpus import parse_gpus
-from fsdpq.plan.machine import GIB
+from fsdpq.plan.hardware.gpus import parse_gpus
+from fsdpq.plan.hardware.machine import GIB
 from fsdpq.plan.result import Edit, Plan
 from fsdpq.recipe.load import load_recipe
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from fsdpq.errors import UsageError
-from fsdpq.plan.gpu_cards import CARDS
-from fsdpq.plan.gpus import find_gpu, normalize, parse_gpus
-from fsdpq.plan.machine import GIB
+from fsdpq.plan.hardware.gpu_cards import CARDS
+from fsdpq.plan.hardware.gpus import find_gpu, normalize, parse_gpus
+from fsdpq.plan.hardware.machine import GIB
 
 SPELLINGS = {
     "2x24GiB": (2, "24 GiB GPU"),

@@ -9,9 +9,9 @@ from support.measured_speeds import SEVEN, SEVENTY, card_shape, speed_recipe
 
 from fsdpq.plan.build import build_plan
 from fsdpq.plan.case import Case
-from fsdpq.plan.gpus import parse_gpus
-from fsdpq.plan.hiding import SMALL_SHARE, find_advice, tokens_to_hide
-from fsdpq.plan.machine import GIB, Machine
+from fsdpq.plan.changes.hiding import SMALL_SHARE, find_advice, tokens_to_hide
+from fsdpq.plan.hardware.gpus import parse_gpus
+from fsdpq.plan.hardware.machine import GIB, Machine
 from fsdpq.plan.result import StepTime
 from fsdpq.plan.workload import workload_of
 from fsdpq.recipe.root import Recipe

@@ -12,9 +12,9 @@ from fsdpq.launch.plan import Hardware, Planned, prepare_plan, resolve_for
 from fsdpq.plan.as_json import plan_json
 from fsdpq.plan.build import Wanted, build_plan
 from fsdpq.plan.case import Case
-from fsdpq.plan.moves import LENGTH_STEP, batch_settings
+from fsdpq.plan.changes.moves import LENGTH_STEP, batch_settings
+from fsdpq.plan.changes.settings import Settings, apply_settings
 from fsdpq.plan.result import Plan
-from fsdpq.plan.settings import Settings, apply_settings
 from fsdpq.recipe.load import load_recipe
 
 ROOT = Path(__file__).parents[3]

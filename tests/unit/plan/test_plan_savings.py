@@ -8,7 +8,7 @@ from typing import get_args
 import pytest
 
 from fsdpq.launch.plan import Hardware, Planned, prepare_plan
-from fsdpq.plan.savings import RunPhase, Saving, list_savings
+from fsdpq.plan.changes.savings import RunPhase, Saving, list_savings
 from fsdpq.recipe.load import load_recipe
 
 ROOT = Path(__file__).parents[3]

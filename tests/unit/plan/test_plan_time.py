@@ -20,8 +20,8 @@ from support.measured_speeds import (
     speed_recipe,
 )
 
-from fsdpq.plan.gpus import parse_gpus
-from fsdpq.plan.machine import GIB, Machine
+from fsdpq.plan.hardware.gpus import parse_gpus
+from fsdpq.plan.hardware.machine import GIB, Machine
 from fsdpq.plan.result import StepTime
 from fsdpq.plan.time import plan_time, time_notes
 from fsdpq.plan.weights import plan_weights

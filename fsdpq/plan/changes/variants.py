@@ -5,8 +5,8 @@ from __future__ import annotations
 from itertools import product
 
 from fsdpq.plan.case import Case
+from fsdpq.plan.changes.settings import Settings, apply_settings, as_overrides, problems_of
 from fsdpq.plan.result import Variant
-from fsdpq.plan.settings import Settings, apply_settings, as_overrides, problems_of
 from fsdpq.plan.workload import workload_of
 from fsdpq.recipe.root import Recipe
 

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Literal
 
 from fsdpq.plan.case import Case
-from fsdpq.plan.moves import Move, list_moves
+from fsdpq.plan.changes.moves import Move, list_moves
+from fsdpq.plan.changes.settings import Settings, apply_settings, as_overrides, problems_of
 from fsdpq.plan.result import Phase
-from fsdpq.plan.settings import Settings, apply_settings, as_overrides, problems_of
 from fsdpq.plan.shape import ModelShape
 from fsdpq.recipe.root import Recipe
 

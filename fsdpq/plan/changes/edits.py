@@ -13,9 +13,8 @@ from itertools import combinations
 
 from fsdpq.errors import CheckpointError
 from fsdpq.plan.case import Case, Memory
-from fsdpq.plan.moves import Move, list_moves
-from fsdpq.plan.result import Edit
-from fsdpq.plan.settings import (
+from fsdpq.plan.changes.moves import Move, list_moves
+from fsdpq.plan.changes.settings import (
     Settings,
     apply_settings,
     as_overrides,
@@ -23,6 +22,7 @@ from fsdpq.plan.settings import (
     merge_settings,
     problems_of,
 )
+from fsdpq.plan.result import Edit
 from fsdpq.recipe.root import Recipe
 
 MAX_KEEPING, MAX_CHANGING = 4, 2

@@ -11,8 +11,8 @@ import re
 from collections.abc import Mapping
 
 from fsdpq.errors import UsageError
-from fsdpq.plan.gpu_cards import CARDS, Card
-from fsdpq.plan.machine import GIB, Gpu
+from fsdpq.plan.hardware.gpu_cards import CARDS, Card
+from fsdpq.plan.hardware.machine import GIB, Gpu
 
 MAX_GPUS = 1024
 """Of one machine; more is a typing mistake."""

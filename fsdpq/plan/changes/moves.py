@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from fsdpq.plan.settings import GLOBAL, Settings
+from fsdpq.plan.changes.settings import GLOBAL, Settings
 from fsdpq.plan.workload import workload_of
 from fsdpq.recipe.root import Recipe
 from fsdpq.recipe.sections.adapter import LoraOptions

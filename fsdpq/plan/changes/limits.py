@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from fsdpq.plan.case import Case
-from fsdpq.plan.moves import LENGTH_STEP, batch_settings
+from fsdpq.plan.changes.moves import LENGTH_STEP, batch_settings
+from fsdpq.plan.changes.settings import Settings, apply_settings, as_overrides
 from fsdpq.plan.result import Limit
-from fsdpq.plan.settings import Settings, apply_settings, as_overrides
 from fsdpq.plan.workload import workload_of
 from fsdpq.recipe.root import Recipe
 from fsdpq.recipe.sections.adapter import LoraOptions

@@ -12,8 +12,8 @@ import math
 from collections.abc import Iterator
 
 from fsdpq.plan.case import Case
+from fsdpq.plan.changes.settings import GLOBAL, Settings, apply_settings, as_overrides, problems_of
 from fsdpq.plan.result import StepTime, Transfer
-from fsdpq.plan.settings import GLOBAL, Settings, apply_settings, as_overrides, problems_of
 from fsdpq.plan.workload import Workload, workload_of
 from fsdpq.recipe.root import Recipe
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
-from fsdpq.plan.machine import GIB, Gpu
+from fsdpq.plan.hardware.machine import GIB, Gpu
 
 PCIE = {
     "3.0 x16": 12.4e9,
