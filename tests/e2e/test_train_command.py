@@ -168,7 +168,7 @@ def test_a_checkpoint_that_does_not_fit_trains_nothing(
     assert done.returncode == 1
     assert "`model.layers.0.mlp.down_proj.weight` has shape [192, 320]" in done.stderr
     assert "the model needs [192, 384]" in done.stderr
-    assert not RunFiles(tmp_path / "run").metrics.exists()
+    assert not _losses(RunFiles(tmp_path / "run"))
 
 
 @pytest.mark.parametrize(
