@@ -211,6 +211,17 @@ def test_workers_share_the_threads_and_stay_off_the_network(
     assert processes.worker_environment(num_ranks=2)["OMP_NUM_THREADS"] == "3"
 
 
+def test_workers_keep_few_compiled_products_unless_told_otherwise(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", raising=False)
+    environment = processes.worker_environment(num_ranks=2)
+    assert environment["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] == "64"
+    monkeypatch.setenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "1024")
+    environment = processes.worker_environment(num_ranks=2)
+    assert environment["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] == "1024"
+
+
 def test_program_that_cannot_start_is_named(tmp_path: Path) -> None:
     with pytest.raises(FsdpqError, match="cannot be started"):
         processes.ProcessTree([f"{sys.executable}-no"], environment={}, stdout=tmp_path / "log")
