@@ -200,8 +200,8 @@ class ProcessTree:
 
 
 ONEDNN_PRIMITIVES = "64"
-"""Products that oneDNN keeps compiled, on a CPU. One is compiled for every new number of tokens; its
-own 1024 took 200 MiB more in 24 steps over rows of many lengths, for no speed."""
+"""Products that oneDNN keeps compiled, on CPUs. Every new number of tokens needs some; its own 1024
+took 200 MiB more in 24 steps over rows of many lengths, for no speed."""
 
 
 def worker_environment(*, num_ranks: int, network: bool = False) -> dict[str, str]:
