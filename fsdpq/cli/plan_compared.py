@@ -8,6 +8,7 @@ import click
 
 from fsdpq.cli.plan_text import LABELS, PHASES
 from fsdpq.cli.render import render_table
+from fsdpq.plan.host import early_process_bytes
 from fsdpq.plan.result import Moment, Plan
 from fsdpq.plan.traced import Traced
 from fsdpq.run_files.amounts import format_bytes, format_duration
@@ -43,9 +44,9 @@ def render_comparison(plan: Plan, found: Traced) -> Iterator[str]:
 def _resident(plan: Plan, found: Traced) -> Iterator[str]:
     """Yields what the process of a rank took on a CPU, libraries and all, as the host plans it."""
     ranks = 1 if plan.workload is None else plan.workload.num_local_ranks
-    peak, planned = found.device.peak, plan.host.total / ranks
+    peak, planned = found.device.peak, early_process_bytes(plan.host, ranks)
     yield from ["", f"planned and measured ({format_duration(found.seconds)}), memory of a process"]
-    row = (f"peak, in {peak.phase}", *_beside(round(planned), peak.total))
+    row = (f"peak, in {peak.phase}", *_beside(planned, peak.total))
     yield from render_table([("", "planned", "measured", ""), row], indent="  ")
     yield from (f"  {note}" for note in found.notes)
 

@@ -45,6 +45,9 @@ MiB, and leaves holes, more of them with every new length of rows; oneDNN keeps 
 one. Measured: 300 MiB in the 24 steps of the quickstart, 0 to 350 MiB elsewhere. Half as much where
 glibc is told to map every block of half a MiB, which makes a step 12 to 15% slower."""
 
+EARLY_HEAP_BYTES = 128 * MIB
+"""The same after two steps, which is what ``fsdpq plan --measure`` does."""
+
 CUDA_RANK_BYTES = 1790 * MIB
 """A rank on a GPU: libraries, CUDA's context, pages of the libraries' files. Measured as resident
 memory over pinned and other tensors, one rank of 70B on an H200 (``docs/benchmarks/gpu.md``)."""
@@ -168,3 +171,13 @@ def _on_cpu(recipe: Recipe, shape: ModelShape, weights: Weights, work: Workload)
 
 def _allocated(moment: Moment) -> int:
     return moment.allocated
+
+
+def early_process_bytes(host: HostMemory, num_ranks: int) -> int:
+    """Returns what the process of a rank on a CPU takes in its first two steps.
+
+    Args:
+        host: of `plan_host_memory`, for a CPU.
+        num_ranks: of the machine.
+    """
+    return host.total // num_ranks - (HEAP_BYTES - EARLY_HEAP_BYTES)
