@@ -229,6 +229,8 @@ def _section(title: str, rows: Iterator[tuple[str, ...]]) -> Iterator[str]:
 
 def _moved(transfer: Transfer) -> str:
     text = f"{format_bytes(transfer.num_bytes)} a step"
+    if transfer.seconds is None and transfer.hiding_bandwidth is not None:
+        return f"{text}, less than computing from {transfer.hiding_bandwidth / 1e9:.2f} GB/s"
     if transfer.hiding_tokens is None:
         return text
     return f"{text}, less than computing from {transfer.hiding_tokens:,} tokens a micro-batch"

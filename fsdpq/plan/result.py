@@ -146,6 +146,8 @@ class Transfer:
             where one of both is not known.
         hides: it runs beside the computation, today (`fsdpq.plan.time.estimate`); else it adds to
             it.
+        hiding_bandwidth: bytes/s of the link from which on it takes less than computing; None where
+            the GPU is not known.
     """
 
     link: str
@@ -153,6 +155,7 @@ class Transfer:
     seconds: float | None = None
     hiding_tokens: int | None = None
     hides: bool = True
+    hiding_bandwidth: float | None = None
 
 
 @dataclass(frozen=True)

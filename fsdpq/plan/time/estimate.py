@@ -135,6 +135,7 @@ def _transfer(link: Link, compute: ComputeTime | None, workload: Workload) -> Tr
         link.seconds,
         None if compute is None else hiding_tokens(link, compute, workload),
         link.hides,
+        link.num_bytes / compute.kernels_s if compute is not None and compute.kernels_s else None,
     )
 
 

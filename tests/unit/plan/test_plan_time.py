@@ -25,6 +25,7 @@ from fsdpq.plan.hardware.machine import GIB, Machine
 from fsdpq.plan.result import StepTime
 from fsdpq.plan.time import plan_time, time_notes
 from fsdpq.plan.weights import plan_weights
+from fsdpq.plan.workload import workload_of
 
 PAGE = Path(__file__).parents[3] / "docs" / "concepts" / "time.md"
 HEADER = "| run | GPUs | planned, tokens/s | measured | planned / measured |"
@@ -141,6 +142,17 @@ def test_pages_that_stay_in_memory_are_not_read_again() -> None:
     assert read(None) == pytest.approx(2 * base, rel=0.02)  # embedding and head are read once
     assert read(base // 2) == pytest.approx(read(None) / 2, rel=1e-6)
     assert read(base) == read(64 * GIB) == 0
+
+
+def test_a_disk_that_nobody_has_told_of_is_told_what_it_must_read() -> None:
+    sections = {"fsdp": {"offload": "disk"}}
+    time = planned(sections, Machine(gpus=parse_gpus("RTX 4090")), SEVENTY)
+    unknown = next(each for each in time.transfers if each.link == "disk")
+    assert unknown.seconds is None
+    assert unknown.hiding_bandwidth is not None
+    as_fast = Machine(gpus=parse_gpus("RTX 4090"), disk_bandwidth=unknown.hiding_bandwidth)
+    known = next(e for e in planned(sections, as_fast, SEVENTY).transfers if e.link == "disk")
+    assert known.hiding_tokens == pytest.approx(workload_of(speed_recipe(sections)).tokens, abs=1)
 
 
 def test_several_machines_wait_for_their_network() -> None:
