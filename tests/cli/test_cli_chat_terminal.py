@@ -56,6 +56,15 @@ class Screen:
     def send(self, text: str) -> None:
         os.write(self._terminal, text.encode())
 
+    def interrupt(self, before: str = "") -> None:
+        """Types ``before`` and Ctrl-C, once the command waits for keys.
+
+        Between a prompt and that, Python's readline notices a signal with the next key only.
+        """
+        while psutil.Process(self._pid).status() != psutil.STATUS_SLEEPING:
+            time.sleep(0.01)
+        self.send(f"{before}\x03")
+
     def end(self) -> int:
         """Waits for the end of the command and returns its exit code."""
         while self._read():
@@ -122,9 +131,9 @@ def test_ctrl_c_stops_the_answer_and_not_the_chat(screen: Screen) -> None:
     screen.wait(rf"\(stopped\){PROMPT}")
     screen.send("again\n")
     screen.wait(f"as again{PROMPT}")
-    screen.send("unsent\x03")
+    screen.interrupt("unsent")
     screen.wait(f"ends the chat{PROMPT}")
-    screen.send("\x03")
+    screen.interrupt()
     assert screen.end() == 0
     assert screen.is_restored
 
