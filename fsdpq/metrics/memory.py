@@ -10,19 +10,16 @@ from __future__ import annotations
 import resource
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
 
+from fsdpq.metrics.peaks import STATUS, read_status, reset_host_peak
 from fsdpq.protocols import MetricSink
 
 RUSAGE_UNIT_BYTES = 1 if sys.platform == "darwin" else 1024
 """``ru_maxrss`` is in KiB on Linux and in bytes on macOS."""
-
-STATUS = Path("/proc/self/status")
-CLEAR_REFS = Path("/proc/self/clear_refs")
 
 MEASURED_STEPS = 2
 """Steps whose memory is always written: the optimizer's states exist from the second on."""
@@ -57,11 +54,7 @@ def measure_host() -> Use:
         now = psutil.Process().memory_info().rss
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * RUSAGE_UNIT_BYTES
         return Use(now, peak, now)
-    fields = dict(line.split(":", 1) for line in STATUS.read_text().splitlines())
-    now, peak, anonymous = (
-        1024 * int(fields[name].split()[0]) for name in ("VmRSS", "VmHWM", "RssAnon")
-    )
-    return Use(now, peak, anonymous)
+    return Use(*read_status("VmRSS", "VmHWM", "RssAnon"))
 
 
 def current_bytes(device: torch.device) -> int:
@@ -154,6 +147,6 @@ class MemoryLog:
 def _forget_peak() -> None:
     """Sets the highest resident memory of this process back to what it is now."""
     try:
-        CLEAR_REFS.write_text("5")
+        reset_host_peak()
     except OSError:
         return  # not Linux, or /proc is read-only: the peak stays that of the process so far

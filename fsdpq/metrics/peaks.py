@@ -8,17 +8,33 @@ from pathlib import Path
 import torch
 
 GIB = 2**30
+STATUS = Path("/proc/self/status")
 
 
-def status_bytes(field: str) -> int:
-    """Returns a field of /proc/self/status, such as ``VmHWM`` or ``RssAnon``, in bytes."""
-    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
+def read_status(*names: str) -> list[int]:
+    """Returns fields of /proc/self/status, such as ``VmHWM`` and ``RssAnon``, in bytes."""
+    lines = STATUS.read_text(encoding="utf-8").splitlines()
+    fields = dict(line.split(":", 1) for line in lines)
+    return [1024 * int(fields[name].split()[0]) for name in names]
+
+
+def status_bytes(name: str) -> int:
+    """Returns one of the fields of `read_status`."""
+    return read_status(name)[0]
+
+
+def reset_host_peak() -> None:
+    """Sets ``VmHWM``, the highest resident memory of this process, back to what it is now.
+
+    Raises:
+        OSError: the system does not allow it, or is no Linux.
+    """
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
 
 
 def reset_peaks(device: torch.device) -> None:
     """Starts to measure peaks from here."""
-    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # VmHWM back to VmRSS
+    reset_host_peak()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
 

@@ -2,26 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import asdict
 from typing import Any
 
 import torch
 
-
-@dataclass(frozen=True)
-class Use:
-    """Memory at the end of a phase, and the most within it, in bytes.
-
-    Attributes:
-        now: resident memory of the process, or what the device's allocator holds.
-        peak: the most since the phase began.
-        anonymous: that part of ``now`` which no file is behind; on a GPU the same as ``now``.
-    """
-
-    now: int
-    peak: int
-    anonymous: int
+from fsdpq.metrics.memory import Use, measure
+from fsdpq.metrics.peaks import reset_host_peak, synchronize
 
 
 class Resident:
@@ -54,16 +41,8 @@ class Resident:
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
         else:
-            Path("/proc/self/clear_refs").write_text("5")  # sets VmHWM back to VmRSS
+            reset_host_peak()
 
     def _measure(self) -> Use:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-            now = torch.cuda.memory_allocated(self.device)
-            return Use(now, torch.cuda.max_memory_allocated(self.device), now)
-        lines = Path("/proc/self/status").read_text().splitlines()
-        fields = dict(line.split(":", 1) for line in lines)
-        now, peak, anonymous = (
-            1024 * int(fields[name].split()[0]) for name in ("VmRSS", "VmHWM", "RssAnon")
-        )
-        return Use(now, peak, anonymous)
+        synchronize(self.device)
+        return measure(self.device)
