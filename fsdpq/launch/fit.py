@@ -127,10 +127,9 @@ def _try(
 
 
 def _build(settled: Settled, shape: ModelShape, num_rows: int | None) -> Plan:
-    from fsdpq.launch.machine.this_machine import describe_this_machine
     from fsdpq.plan.build import Wanted, build_plan
 
-    recipe, machine = settled.recipe, describe_this_machine()
+    recipe, machine = settled.recipe, settled.machine
     if machine.gpus:
         used = int(recipe.launch.nproc_per_node)
         machine = replace(machine, gpus=machine.gpus[:used])

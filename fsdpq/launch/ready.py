@@ -6,6 +6,7 @@ starts.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from fsdpq.launch.quantize import QUANTIZER, QuantizeJob
 from fsdpq.launch.ranks.torchrun import check_endpoint
 from fsdpq.launch.runs.lock_file import describe_run
 from fsdpq.launch.screen import Screen
+from fsdpq.plan.hardware.machine import Machine
 from fsdpq.recipe.checks.facts import told_dtype
 from fsdpq.recipe.load import LoadedRecipe
 from fsdpq.recipe.root import Recipe
@@ -46,6 +48,13 @@ class Settled:
     gpus: Sequence[str]
     smoke: bool = False
     trust_remote_code: bool = False
+
+    @functools.cached_property
+    def machine(self) -> Machine:
+        """This machine: ``nvidia-smi`` is asked once, however often the run is planned."""
+        from fsdpq.launch.machine.this_machine import describe_this_machine
+
+        return describe_this_machine()
 
     def describe(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """Returns the content of ``run.lock.json``."""
