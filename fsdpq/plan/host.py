@@ -13,6 +13,7 @@ from fsdpq.plan.costs.expansion import layer_sources
 from fsdpq.plan.costs.parameters import DTYPE_BYTES
 from fsdpq.plan.costs.pinned import pinned_bytes
 from fsdpq.plan.device import plan_device_memory
+from fsdpq.plan.hardware.machine import MIB
 from fsdpq.plan.result import Category, HostMemory, Moment
 from fsdpq.plan.shape import ModelShape
 from fsdpq.plan.weights import Weights
@@ -20,8 +21,6 @@ from fsdpq.plan.workload import Workload, workload_of
 from fsdpq.recipe.precision import precision_of
 from fsdpq.recipe.root import Recipe
 from fsdpq.recipe.sections.adapter import LlamaProOptions
-
-MIB = 2**20
 
 LAUNCHER_BYTES = 35 * MIB
 """``fsdpq train``, without what it shares. Measured on Linux x86-64, as the four that follow, with

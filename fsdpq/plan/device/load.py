@@ -7,14 +7,13 @@ from collections.abc import Iterator
 
 from fsdpq.plan.costs.parameters import DTYPE_BYTES
 from fsdpq.plan.costs.quantization import is_row_local
+from fsdpq.plan.hardware.machine import MIB
 from fsdpq.plan.shape import ModelShape
 from fsdpq.plan.weights import Weights
 from fsdpq.recipe.precision import precision_of
 from fsdpq.recipe.root import Recipe
 from fsdpq.recipe.sections.adapter import DoraOptions, LoraOptions
 from fsdpq.recipe.sections.quantization import BnbOptions, HqqOptions, NoQuantOptions
-
-MIB = 1 << 20
 
 COPY_BYTES = 16 * MIB
 """Rows that are not quantized come in pieces of this size (`fsdpq.model.loading.source`)."""

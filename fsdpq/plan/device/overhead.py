@@ -7,8 +7,7 @@ on the host a step reserves 2.45 GiB, and the device gives 3.4 GiB.
 from __future__ import annotations
 
 from fsdpq.plan.device.tape import Parts
-
-MIB = 1 << 20
+from fsdpq.plan.hardware.machine import MIB
 
 CUDA_BYTES = 970 * MIB
 """The context of CUDA with the kernels of torch and its libraries: 3.4 GiB less 2.45 GiB."""
