@@ -14,7 +14,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from support.ranks import RankPool
-from support.sharded import CPU
+from support.sharded import CPU, do_step
 from support.tiny import random_rows, save_tiny_llama, tiny_recipe
 
 from fsdpq.data.dealing.collate import Step, build_step
@@ -24,7 +24,7 @@ from fsdpq.plan.result import RankMemory
 from fsdpq.plan.shapes import shape_from_directory
 from fsdpq.plan.weights import plan_weights
 from fsdpq.recipe.root import Recipe
-from fsdpq.training.step import StepMode, train_step
+from fsdpq.training.step import StepMode
 from fsdpq.worker.assemble import assemble_model
 from fsdpq.worker.bench.allocations import Allocations
 
@@ -142,22 +142,12 @@ def measure_case(directory: Path, case: Case) -> dict[str, int]:
     assembled = assemble_model(recipe, directory, device=CPU, report_load=lambda _done, _all: None)
     optimizer = torch.optim.AdamW(assembled.trainable, lr=1e-3, fused=True)
 
-    def train(step: Step, mode: StepMode) -> None:
-        train_step(
-            assembled.model,
-            step,
-            optimizer=optimizer,
-            parameters=assembled.trainable,
-            max_grad_norm=1.0,
-            device=CPU,
-            mode=mode,
-        )
-
-    train(one_step(case, 16), StepMode())  # makes the optimizer's states
+    do_step(assembled, optimizer, one_step(case, 16))  # makes the optimizer's states
     step = one_step(case, case.length)
     gc.collect()
     with Allocations() as allocations:
-        train(step, StepMode(no_sync=recipe.fsdp.no_sync, on_phase=allocations.end_phase))
+        mode = StepMode(no_sync=recipe.fsdp.no_sync, on_phase=allocations.end_phase)
+        do_step(assembled, optimizer, step, mode)
     return allocations.phase_peaks()
 
 

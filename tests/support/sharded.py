@@ -49,7 +49,16 @@ def whole_a(assembled: Assembled) -> dict[str, Tensor]:
     }
 
 
-def do_step(assembled: Assembled, optimizer: torch.optim.Optimizer, step: Step) -> None:
+PLAIN = StepMode()
+"""A step without anything special."""
+
+
+def do_step(
+    assembled: Assembled,
+    optimizer: torch.optim.Optimizer,
+    step: Step,
+    mode: StepMode = PLAIN,
+) -> None:
     """Forward, backward, clipping to 1 and the optimizer's step.
 
     Ranks: all (collective).
@@ -61,6 +70,7 @@ def do_step(assembled: Assembled, optimizer: torch.optim.Optimizer, step: Step) 
         parameters=assembled.trainable,
         max_grad_norm=1.0,
         device=CPU,
+        mode=mode,
     )
 
 

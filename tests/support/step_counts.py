@@ -15,9 +15,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from fsdpq.data.dealing.collate import build_step
 from fsdpq.data.text.tokenize import Row
 from fsdpq.registry import resolve_builder
-from fsdpq.training.step import StepMode, train_step
+from fsdpq.training.step import StepMode
 from support.imports import load_script
-from support.sharded import CPU, assemble
+from support.sharded import assemble, do_step
 from support.tiny import VOCAB_SIZE, tiny_recipe
 
 IN_PLACE = {
@@ -86,15 +86,7 @@ def count_step(directory: Path, sections: Mapping[str, Mapping[str, Any]]) -> St
     products = FlopCounterMode(display=False, custom_mapping=IN_PLACE)
     gathers = load_script("bench_chunks").CountedGathers()
     with CountedReductions() as reductions, gathers, products:
-        train_step(
-            assembled.model,
-            step,
-            optimizer=optimizer,
-            parameters=assembled.trainable,
-            max_grad_norm=1.0,
-            device=CPU,
-            mode=StepMode(no_sync=recipe.fsdp.no_sync),
-        )
+        do_step(assembled, optimizer, step, StepMode(no_sync=recipe.fsdp.no_sync))
     return StepCounts(
         flops=products.get_total_flops(),
         gathered=sum(whole for whole, _ in gathers.sizes),
