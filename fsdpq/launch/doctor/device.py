@@ -24,7 +24,6 @@ LANE_BANDWIDTH = {1: 0.25e9, 2: 0.5e9, 3: 0.985e9, 4: 1.97e9, 5: 3.94e9, 6: 7.56
 POOR_SHARE = 0.5
 """Copies from pinned memory reach 80% to 90% of the lanes."""
 
-LOW_PINNED_BYTES = 2**30
 MODULE_REMEDIES = {
     "flash_attn": (
         "flash-attn", "pip install --force-reinstall --no-deps --no-cache-dir flash-attn",
