@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 ON_EVERY_CORE := -n auto --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help train test test-recipes chaos check lint types imports schema schema-check plans format bench bench-chunks bench-optimizer bench-disk bench-stream bench-packing bench-merge bench-gpu bench-proof clean
+.PHONY: help train test test-recipes test-tools test-browser test-multinode test-slurm chaos check lint types imports schema schema-check plans format bench bench-chunks bench-optimizer bench-disk bench-stream bench-packing bench-merge bench-gpu bench-proof clean
 
 help:  ## Show what each target does
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -23,6 +23,18 @@ test: $(VENV)/.installed-dev  ## Run all tests, a file of them on every core
 
 test-recipes: $(VENV)/.installed-dev  ## Smoke every recipe of the library (a sample runs in `make test`)
 	FSDPQ_SMOKE=all $(BIN)/python -m pytest tests/recipes
+
+test-tools:  ## Install Debian's packages that the next three need (as root; part of CI)
+	scripts/install_test_tools.sh
+
+test-browser: $(VENV)/.installed-dev  ## Look at all pages in a real browser (Chromium)
+	$(BIN)/python -m pytest tests/browser
+
+test-multinode: $(VENV)/.installed-dev  ## Train on two hosts made of network namespaces (root, iproute2)
+	$(BIN)/python -m pytest tests/multinode
+
+test-slurm: $(VENV)/.installed-dev  ## Train through a one-node Slurm cluster that the tests start (slurm-wlm, munge)
+	$(BIN)/python -m pytest tests/slurm
 
 chaos: $(VENV)/.installed-dev  ## Kill runs 100 times and compare what comes out (an hour; CHAOS="--kills 20")
 	PYTHONPATH=scripts $(BIN)/python -m chaos --out runs/chaos $(CHAOS)

@@ -1,1 +1,1 @@
-"""What a run measures, where the numbers go, and the report that is made of them."""
+"""What a run measures, and where the numbers go."""

@@ -14,13 +14,13 @@ import torch
 from fsdpq import dist
 from fsdpq.data.dealing.loader import Loader
 from fsdpq.metrics.memory import MemoryLog
-from fsdpq.metrics.report import find_drift, write_report
 from fsdpq.metrics.sinks import ManySinks
 from fsdpq.protocols import MetricSink
 from fsdpq.recipe.load import load_resolved
 from fsdpq.recipe.precision import precision_of
 from fsdpq.recipe.root import Recipe
 from fsdpq.recipe.sections.output import MetricsOptions
+from fsdpq.reports.report import find_drift, write_report
 from fsdpq.run_files.paths import RunFiles
 from fsdpq.run_files.rows import RunSummary, SetupSummary
 from fsdpq.tensor_files.checkpoint_manifest import base_identity

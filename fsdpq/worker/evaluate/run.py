@@ -15,11 +15,11 @@ from fsdpq import dist
 from fsdpq.data.preparing.prepared import PreparedRows
 from fsdpq.data.text.tokenize import digest_rows
 from fsdpq.errors import TrainingError
-from fsdpq.metrics.report import write_report
 from fsdpq.protocols import MetricSink
 from fsdpq.recipe.load import load_resolved
 from fsdpq.recipe.precision import precision_of
 from fsdpq.recipe.root import Recipe
+from fsdpq.reports.report import write_report
 from fsdpq.run_files.evaluation_job import BASE, CHECKPOINT, EvaluationJob, ModelResult, Record
 from fsdpq.run_files.paths import RunFiles
 from fsdpq.run_files.writing import write_whole

@@ -16,9 +16,9 @@ from typing import Any
 
 import yaml
 
-from fsdpq.metrics.loss_plot import draw_losses
-from fsdpq.metrics.report import format_bytes, format_duration
-from fsdpq.metrics.run_record import Row, RunRecord, read_record
+from fsdpq.reports.loss_plot import draw_losses
+from fsdpq.reports.report import format_bytes, format_duration
+from fsdpq.reports.run_record import Row, RunRecord, read_record
 from fsdpq.run_files.paths import RunFiles
 from fsdpq.run_files.rows import RunSummary
 from fsdpq.run_files.writing import write_whole

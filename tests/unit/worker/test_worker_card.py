@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from fsdpq.metrics.run_record import RunRecord
+from fsdpq.reports.run_record import RunRecord
 from fsdpq.worker.export.card import render_card
 from fsdpq.worker.export.verify import Verified
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from fsdpq.metrics.plan_against_actual import Actual, compare_with_plan
+from fsdpq.reports.plan_against_actual import Actual, compare_with_plan
 
 GIB, MIB = 2**30, 2**20
 WORK = {"rows": 2, "seq_len": 100, "num_local_ranks": 2}

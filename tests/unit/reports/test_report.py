@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from fsdpq.metrics.charts import build_chart, format_number, tick_values
-from fsdpq.metrics.report import find_drift, format_bytes, format_duration, write_report
+from fsdpq.reports.charts import build_chart, format_number, tick_values
+from fsdpq.reports.report import find_drift, format_bytes, format_duration, write_report
 from fsdpq.run_files.paths import RunFiles
 from fsdpq.run_files.writing import append_json_line
 
@@ -311,7 +311,7 @@ def test_units_are_readable():
 
 def test_report_imports_no_torch(tmp_path):
     code = (
-        "import sys; from pathlib import Path; from fsdpq.metrics.report import write_report; "
+        "import sys; from pathlib import Path; from fsdpq.reports.report import write_report; "
         "from fsdpq.run_files.paths import RunFiles; write_report(RunFiles(Path(sys.argv[1]))); "
         "print('torch' in sys.modules)"
     )

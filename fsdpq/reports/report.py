@@ -13,10 +13,10 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from fsdpq.metrics.charts import Chart, build_chart, format_number
-from fsdpq.metrics.plan_against_actual import Actual, compare_with_plan
-from fsdpq.metrics.run_record import Row, RunRecord, read_record
 from fsdpq.pages.environment import page_environment
+from fsdpq.reports.charts import Chart, build_chart, format_number
+from fsdpq.reports.plan_against_actual import Actual, compare_with_plan
+from fsdpq.reports.run_record import Row, RunRecord, read_record
 from fsdpq.rows.report import DataReport
 from fsdpq.run_files import amounts
 from fsdpq.run_files.paths import RunFiles

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
-from fsdpq.metrics.charts import Chart, build_chart
-from fsdpq.metrics.run_record import Row
+from fsdpq.reports.charts import Chart, build_chart
+from fsdpq.reports.run_record import Row
 
 WIDTH, HEIGHT = 720, 340
 LEFT, RIGHT, TOP, BOTTOM = 64, 20, 44, 48

@@ -1,0 +1,1 @@
+"""Submitting a run to Slurm as a job, and asking what became of it."""

@@ -1,0 +1,38 @@
+"""What Slurm is asked to run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from fsdpq.recipe.sections.launch import SlurmOptions
+
+
+@dataclass(frozen=True)
+class Job:
+    """One job, or one array of them.
+
+    Attributes:
+        name: as ``squeue`` shows it.
+        command: what every node runs, as arguments; in an array, Slurm's environment
+            (``SLURM_ARRAY_TASK_ID``) tells the tasks apart.
+        options: partition, account, time and so on.
+        num_nodes: machines.
+        ranks_per_node: processes that train on each of them; GPUs too, unless ``options`` says.
+        device: ``cuda`` or ``cpu``.
+        folder: where the script, the job's own output and its number are kept.
+        work_dir: what the command's relative paths start from.
+        num_tasks: jobs of an array; None is no array.
+        most_at_once: tasks of an array that run at the same time; None is all.
+    """
+
+    name: str
+    command: tuple[str, ...]
+    options: SlurmOptions
+    num_nodes: int
+    ranks_per_node: int
+    device: str
+    folder: Path
+    work_dir: Path
+    num_tasks: int | None = None
+    most_at_once: int | None = None
