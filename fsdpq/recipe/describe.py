@@ -65,10 +65,10 @@ class Section:
         return self.kinds.get(kind) if isinstance(kind, str) else None
 
 
-def list_sections() -> dict[str, Section]:
-    """Returns every section of the recipe, in the order of the model."""
+def list_sections(root: type[Options] = Recipe) -> dict[str, Section]:
+    """Returns every section of a document, the recipe or ``root``, in the order of the model."""
     sections: dict[str, Section] = {}
-    for name, info in Recipe.model_fields.items():
+    for name, info in root.model_fields.items():
         members = [m for m in _union_members(info.annotation) if _is_options(m)]
         if members:
             kinds = {_kind_of(member): member for member in members}
@@ -198,6 +198,8 @@ def _describe(annotation: Any, metadata: list[Any]) -> str:
     if origin is tuple:
         if args[-1] is Ellipsis and _is_options(args[0]):
             return describe_options(args[0]).replace("a mapping", "a list of mappings", 1)
+        if args[-1] is Ellipsis and get_origin(args[0]) is tuple:
+            return _describe(args[0], []).replace("a list of", "a list of lists of", 1)
         if args[-1] is Ellipsis:
             return _describe(args[0], []).replace("a string", "a list of strings")
         return f"a list of {len(args)} values, each {_describe(args[0], [])}"
