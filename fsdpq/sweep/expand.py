@@ -16,9 +16,11 @@ from typing import Any
 from fsdpq.errors import Problem, RecipeError
 from fsdpq.recipe.load import MAX_PROBLEMS
 from fsdpq.sweep.options import MAX_TRIALS, RandomOptions
-from fsdpq.sweep.read import LoadedSpec
-from fsdpq.sweep.space import Space, load_trial, make_space
+from fsdpq.sweep.spec import LoadedSpec
+from fsdpq.sweep.space import Dimension, Space, load_trial, make_space, make_trial
 from fsdpq.sweep.trial import Trial, label_settings
+
+__all__ = ["Dimension", "Expansion", "LeftOut", "Space", "expand", "make_space", "make_trial"]
 
 _PLACE = re.compile(r" \([^()]*:[0-9]+\)")
 DRAWS = 100

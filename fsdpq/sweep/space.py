@@ -20,7 +20,7 @@ from fsdpq.recipe.load import ComposedRecipe, LoadedRecipe, compose_source, load
 from fsdpq.recipe.source import read_source
 from fsdpq.sweep.grammar import Interval, Parameter, write_override
 from fsdpq.sweep.parameters import override_path
-from fsdpq.sweep.read import LoadedSpec
+from fsdpq.sweep.spec import LoadedSpec
 from fsdpq.sweep.trial import Trial, trial_id
 
 RECIPE = "recipe"
