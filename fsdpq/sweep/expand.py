@@ -13,14 +13,17 @@ from itertools import product
 from random import Random
 from typing import Any
 
-from fsdpq.errors import Problem, RecipeError
+from fsdpq.errors import Location, Problem, RecipeError
 from fsdpq.recipe.load import MAX_PROBLEMS
 from fsdpq.sweep.options import MAX_TRIALS, RandomOptions
-from fsdpq.sweep.spec import LoadedSpec
 from fsdpq.sweep.space import Dimension, Space, load_trial, make_space, make_trial
+from fsdpq.sweep.spec import LoadedSpec
 from fsdpq.sweep.trial import Trial, label_settings
 
 __all__ = ["Dimension", "Expansion", "LeftOut", "Space", "expand", "make_space", "make_trial"]
+
+MAX_ALIKE = 3
+"""So many mistakes of one key's values are told one by one."""
 
 _PLACE = re.compile(r" \([^()]*:[0-9]+\)")
 DRAWS = 100
@@ -110,6 +113,16 @@ def _draw(space: Space, strategy: RandomOptions) -> Iterator[dict[str, Any]]:
             yield choice
 
 
+def _shorten(alike: list[Problem]) -> list[Problem]:
+    """Returns the first Problems of one key at one place, and how many others there are."""
+    others = alike[MAX_ALIKE:]
+    if len(others) < 2:
+        return alike
+    first = others[0]
+    message = f"{len(others)} other values of `{first.key}` have mistakes too"
+    return [*alike[:MAX_ALIKE], replace(first, message=message)]
+
+
 class _Collected:
     """The trials of the points that were looked at so far, and what is wrong with others."""
 
@@ -162,11 +175,12 @@ class _Collected:
             yield notice if all_have_it else f"{notice} (in {count} of {len(self._points)})"
 
     def _refuse(self) -> RecipeError:
-        problems = [
-            self._tell(problem, choices)
-            for problem, choices in list(self._wrong.items())[:MAX_PROBLEMS]
-        ]
-        error = RecipeError(problems)
+        alike: dict[tuple[str, Location | None], list[Problem]] = {}
+        for problem, choices in self._wrong.items():
+            told = alike.setdefault((problem.key, problem.location), [])
+            told.append(self._tell(problem, choices) if len(told) < MAX_ALIKE else problem)
+        problems = [problem for told in alike.values() for problem in _shorten(told)]
+        error = RecipeError(problems[:MAX_PROBLEMS])
         if len(self._points) > 1:
             bad = len(self._left_out)
             error.message = f"{error.message}: {bad} of {len(self._points)} combinations cannot run"

@@ -9,8 +9,8 @@ from fsdpq.errors import Problem
 from fsdpq.recipe.compose import Override
 from fsdpq.recipe.describe import Section, list_words, suggest
 from fsdpq.recipe.marks import KeyPath, Marks
-from fsdpq.sweep.grammar import Parameter, parse_sweeps
 from fsdpq.sweep.document import SweepSpec
+from fsdpq.sweep.grammar import Parameter, parse_sweeps
 
 WIDE = 10
 """An interval whose ends are so many times apart is one of magnitudes."""

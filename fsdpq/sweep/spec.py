@@ -25,6 +25,7 @@ from fsdpq.recipe.load import MAX_PROBLEMS
 from fsdpq.recipe.marks import Marks
 from fsdpq.recipe.scalars import ResolvedDumper
 from fsdpq.recipe.source import read_source
+from fsdpq.sweep.document import SPEC_VERSION, SweepSpec
 from fsdpq.sweep.grammar import Parameter, on_command_line, parse_sweeps, sort_words
 from fsdpq.sweep.names import find_kinds, find_recipes, move_recipes
 from fsdpq.sweep.parameters import (
@@ -35,7 +36,6 @@ from fsdpq.sweep.parameters import (
     list_parameters,
     note_intervals,
 )
-from fsdpq.sweep.document import SPEC_VERSION, SweepSpec
 
 __all__ = ["LoadedSpec", "SweepSpec", "dump_spec", "is_sweep_file", "read_spec", "recipe_spec"]
 
