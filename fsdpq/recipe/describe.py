@@ -206,7 +206,7 @@ def _describe(annotation: Any, metadata: list[Any]) -> str:
     if annotation is type(None):
         return "null"
     if origin is dict:
-        return "a mapping of names to names"
+        return f"a mapping of {'names to names' if args[1] is str else 'keys to values'}"
     if _is_options(annotation):
         return describe_options(annotation)
     return _PLAIN.get(annotation, str(annotation)) + _describe_bounds(annotation, metadata)

@@ -66,8 +66,8 @@ class GoalOptions(Options):
     `tokens_per_s`, `peak_memory_bytes`, or `tasks.<task>.<metric>` of the evaluation."""
 
     direction: Literal["minimize", "maximize", "auto"] = "auto"
-    """Which way is better; `auto` knows it for every measure but those of tasks, where more is
-    better."""
+    """Which way is better. `auto`: more `tokens_per_s` and more of a task's metric, less of
+    everything else."""
 
 
 class NoStoppingOptions(Options):
