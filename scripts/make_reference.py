@@ -1,5 +1,4 @@
-"""Writes the generated pages of docs/reference: recipe, rules, sweep, command-line,
-importing.
+"""Writes the generated pages of docs/reference: recipe, rules, sweep, commands, import.
 
 They come from the recipe's models and the registry, from the checks' docstrings, from the commands'
 own help and from the tables of `fsdpq.importing`, so that none can say anything else than the
