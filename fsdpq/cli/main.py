@@ -147,11 +147,17 @@ def kinds(section: str | None, *, as_json: bool) -> None:
 
 
 @cli.command()
-def schema() -> None:
+@click.option("--sweep", "of_sweep", is_flag=True, help="Of a sweep.yaml instead.")
+def schema(*, of_sweep: bool) -> None:
     """Print the JSON Schema of a recipe, for editors."""
     from fsdpq.recipe.root import recipe_schema_text
 
-    click.echo(recipe_schema_text(), nl=False)
+    if of_sweep:
+        from fsdpq.sweep.document import sweep_schema_text
+
+        click.echo(sweep_schema_text(), nl=False)
+    else:
+        click.echo(recipe_schema_text(), nl=False)
 
 
 cli.add_command(bench_command)
