@@ -49,9 +49,9 @@ def test_points_come_closer_to_the_goal_than_chance() -> None:
 def test_ended_and_failed_points_are_told_too() -> None:
     def next_after(last: Result) -> Point:
         sampler = OptunaSampler(SIZES, seed=0, maximize=True)
-        for number in range(14):
+        for number in range(20):
             sampler.ask()
-            sampler.tell(number, last if number == 13 else Result(float(number)))
+            sampler.tell(number, last if number == 19 else Result(float(number)))
         return sampler.ask()
 
     ended = next_after(Result(100.0, step=5))
