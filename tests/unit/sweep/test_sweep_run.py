@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
-from support.sweeps import SilentScreen, fake_trial, run_fake, write_recipes
+from support.fake_trials import SilentScreen, fake_trial, run_fake, write_recipes
 
 from fsdpq.errors import UsageError
 from fsdpq.launch.ranks.processes import StopSignals
@@ -113,7 +113,7 @@ def test_a_killed_runner_leaves_no_trial_and_the_next_one_goes_on(files: SweepFi
     trials = [fake_trial("a", "loss=1 step_s=0.2"), fake_trial("b", "loss=1")]
     write_recipes(files, trials)
     code = (
-        "from pathlib import Path; from support.sweeps import *\n"
+        "from pathlib import Path; from support.fake_trials import *\n"
         f"run_fake(SweepFiles(Path({str(files.root)!r})), "
         "[fake_trial('a', 'loss=1 step_s=0.2'), fake_trial('b', 'loss=1')])"
     )
