@@ -18,7 +18,7 @@ from fsdpq.errors import ExitCode, UsageError
 
 if TYPE_CHECKING:
     from fsdpq.sweep.flow import SweepEnd, SweepRequest
-    from fsdpq.sweep.read import LoadedSpec
+    from fsdpq.sweep.spec import LoadedSpec
     from fsdpq.sweep.screen import SweepScreen
 
 MAX_WIDTH = 120
@@ -81,7 +81,7 @@ def read_target(
         RecipeError: with all Problems of the sweep.
     """
     from fsdpq.run_files.sweep_paths import SweepFiles
-    from fsdpq.sweep.read import is_sweep_file, read_spec, recipe_spec
+    from fsdpq.sweep.spec import is_sweep_file, read_spec, recipe_spec
 
     if target.is_dir():
         if not (spec := SweepFiles(target).spec).is_file():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from fsdpq.sweep.frozen import freeze, read_frozen
 from fsdpq.sweep.options import MedianStoppingOptions, OptunaOptions
 from fsdpq.sweep.outcome import Outcome, read_outcome
 from fsdpq.sweep.ownership import owned_sweep
-from fsdpq.sweep.read import LoadedSpec, dump_spec
+from fsdpq.sweep.spec import LoadedSpec, dump_spec
 from fsdpq.sweep.run import RunOptions, TrialRunner, WhyNot
 from fsdpq.sweep.screen import SweepScreen
 from fsdpq.sweep.search import Search
@@ -28,6 +29,7 @@ from fsdpq.sweep.trial import Trial
 from fsdpq.sweep.trial_process import TRAIN, TrialOptions
 
 SWEEPS = Path("sweeps")
+MAX_NAME = 100
 
 
 @dataclass(frozen=True)
@@ -126,7 +128,7 @@ def run_sweep(
     check_trials(loaded, trials)
     files.root.mkdir(parents=True, exist_ok=True)
     with owned_sweep(files):
-        write_whole(files.spec, dump_spec(loaded, files.root).encode())
+        write_whole(files.spec, dump_spec(_named(loaded), files.root).encode())
         freeze(files, trials)
         return _run(files, loaded, request, trials, screen=screen, why_not=why_not)
 
@@ -287,6 +289,12 @@ def count_at_once(loaded: LoadedSpec, trials: Sequence[Trial], *, num_gpus: int)
     ranks = [trial.recipe.launch.nproc_per_node for trial in trials]
     most = max((num_gpus if number == "auto" else number for number in ranks), default=num_gpus)
     return max(1, num_gpus // max(1, most))
+
+
+def _named(loaded: LoadedSpec) -> LoadedSpec:
+    """Returns the sweep with its name in it: in its directory the file is called something else."""
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", loaded.name).lstrip("._-")[:MAX_NAME]
+    return replace(loaded, spec=loaded.spec.model_copy(update={"name": name}))
 
 
 def _rule_of(loaded: LoadedSpec) -> MedianRule | None:
