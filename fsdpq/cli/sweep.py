@@ -154,7 +154,9 @@ def show_trials(
         ]  # fmt: skip
         echo_json({"trials": fields})
         return
-    table = [(row.trial.id, row.outcome.status, row.trial.label, row.outcome.reason) for row in rows]
+    table = [
+        (row.trial.id, row.outcome.status, row.trial.label, row.outcome.reason) for row in rows
+    ]
     if table:
         for line in render_table([tuple(clean(cell) for cell in cells) for cells in table]):
             click.echo(line)

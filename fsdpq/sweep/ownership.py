@@ -58,11 +58,11 @@ def wait_for_trial(
     """
     is_told = False
     while is_held(files.root) or is_held(files.logs):
-        if is_over():
-            return False
         if not is_told:
             report(f"waiting for trial {files.root.name} of an earlier start to save and end")
             is_told = True
+        if is_over():
+            return False
         time.sleep(_POLL_S)
     return True
 

@@ -1,4 +1,4 @@
-"""Sweeps over trials that a stand-in trains."""
+"""Sweeps over trials that a stand-in trains; as a program it runs one in a directory."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from fsdpq.launch.ranks.processes import StopSignals
+from fsdpq.launch.ranks.processes import StopSignals, catch_stop_signals
 from fsdpq.launch.ranks.torchrun import Row
 from fsdpq.recipe.load import dump_recipe
 from fsdpq.recipe.root import Recipe
@@ -98,3 +98,19 @@ def run_fake(
         stop=stop or StopSignals(),
     )
     return runner.run(trials)
+
+
+def many_trials(number: int, *, step_s: float) -> list[Trial]:
+    """Returns so many trials, of which every fifth fails at its third step, the first time."""
+    crash = {0: " crash_at=3"}
+    return [
+        fake_trial(f"t{index:02}", f"loss={index % 7} step_s={step_s}{crash.get(index % 5, '')}")
+        for index in range(number)
+    ]
+
+
+if __name__ == "__main__":
+    with catch_stop_signals() as heard:
+        run_fake(
+            SweepFiles(Path(sys.argv[1])), many_trials(12, step_s=0.05), parallel=2, stop=heard
+        )

@@ -4,25 +4,29 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support.fake_trials import SilentScreen, fake_trial, run_fake, write_recipes
+from support.fake_trials import SilentScreen, fake_trial, many_trials, run_fake
 
 from fsdpq.errors import UsageError
+from fsdpq.fetch.holds import hold
 from fsdpq.launch.ranks.processes import StopSignals
 from fsdpq.recipe.sections.launch import SlurmOptions
 from fsdpq.run_files.sweep_paths import SweepFiles
 from fsdpq.run_files.writing import read_json_lines
-from fsdpq.sweep.early_stopping import MedianRule
+from fsdpq.sweep.early_stopping import Curves, MedianRule
 from fsdpq.sweep.outcome import Outcome, read_outcome
-from fsdpq.sweep.ownership import owned_sweep
+from fsdpq.sweep.ownership import owned_sweep, wait_for_trial
 from fsdpq.sweep.slots import Slots
+from fsdpq.sweep.trial import Trial
 from fsdpq.sweep.trial_process import TrialOptions, start_overrides
 
 GPUS = [f"GPU {index}: NVIDIA L4 (UUID: GPU-{index})" for index in range(4)]
@@ -109,29 +113,60 @@ def test_a_second_signal_ends_at_once(files: SweepFiles) -> None:
     assert (outcome.status, outcome.exit_code) == ("interrupted", -signal.SIGKILL)
 
 
-def test_a_killed_runner_leaves_no_trial_and_the_next_one_goes_on(files: SweepFiles) -> None:
-    trials = [fake_trial("a", "loss=1 step_s=0.2"), fake_trial("b", "loss=1")]
-    write_recipes(files, trials)
-    code = (
-        "from pathlib import Path; from support.fake_trials import *\n"
-        f"run_fake(SweepFiles(Path({str(files.root)!r})), "
-        "[fake_trial('a', 'loss=1 step_s=0.2'), fake_trial('b', 'loss=1')])"
-    )
+def start_runner(files: SweepFiles) -> subprocess.Popen[bytes]:
+    """Starts a process that runs 12 trials of six steps in a directory, two at once."""
     paths = os.pathsep.join(path for path in sys.path if path)
-    runner = subprocess.Popen([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": paths})
+    command = [sys.executable, "-m", "support.fake_trials", str(files.root)]
+    return subprocess.Popen(command, env=os.environ | {"PYTHONPATH": paths})
+
+
+def table_of(files: SweepFiles, trials: list[Trial]) -> list[tuple[object, ...]]:
+    """Returns of each trial how it ended, why, and the losses that count."""
+    outcomes = [read_outcome(files, trial.id) for trial in trials]
+    curves = Curves(files)
+    return [(o.id, o.status, o.reason, o.exit_code, curves.of(o.id)) for o in outcomes]
+
+
+def test_a_sweep_that_is_killed_again_and_again_gives_the_table_of_an_undisturbed_one(
+    tmp_path: Path,
+) -> None:
+    trials = many_trials(12, step_s=0.05)
+    peaceful, killed = SweepFiles(tmp_path / "peaceful"), SweepFiles(tmp_path / "killed")
+    run_fake(peaceful, many_trials(12, step_s=0), parallel=4)
+    chance, runners = random.Random(5), list[subprocess.Popen[bytes]]()
+    for blow in (signal.SIGKILL, signal.SIGTERM, signal.SIGKILL):
+        settled = sum(1 for _ in (killed.root / "outcomes").glob("*.json"))
+        runners.append(runner := start_runner(killed))
+        # Not waited for after a kill: trials must see that a zombie is gone, too.
+        wait_until(lambda s=settled: sum(1 for _ in killed.root.glob("outcomes/*")) > s)
+        time.sleep(chance.uniform(0, 0.4))
+        runner.send_signal(blow)
+        if blow == signal.SIGTERM:
+            runner.wait()
+            assert "running" not in {read_outcome(killed, t.id).status for t in trials}
+    outcomes = run_fake(killed, trials, parallel=2)
+    assert table_of(killed, trials) == table_of(peaceful, trials)
+    assert max(outcome.attempts for outcome in outcomes) > 1
+    assert [o.status for o in outcomes].count("failed") == 3
+    for runner in runners:
+        runner.wait()
+
+
+def test_a_trial_that_is_at_work_is_waited_for(files: SweepFiles) -> None:
+    run, told = files.run("a"), list[str]()
+    run.logs.mkdir(parents=True)
+    for place in (run.root, run.logs):
+        with hold(place):
+            assert not wait_for_trial(run, report=told.append, is_over=lambda: True)
+    assert told == ["waiting for trial a of an earlier start to save and end"] * 2
+    assert wait_for_trial(run, report=told.append, is_over=lambda: True)
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 60
-    while not files.run("a").metrics.exists():
+    while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    runner.kill()  # not waited for: the trial must see that a zombie is gone, too
-    screen = SilentScreen()
-    assert read_outcome(files, "a").status == "running"
-    outcomes = run_fake(files, trials, screen=screen)
-    runner.wait()
-    assert [outcome.status for outcome in outcomes] == ["finished", "finished"]
-    assert [outcome.attempts for outcome in outcomes] == [2, 1]
-    assert "waiting for trial a of an earlier start to save and end" in screen.lines
-    assert (files.run("a").root / "saved").exists()
 
 
 def test_one_runner_at_a_time(files: SweepFiles) -> None:
