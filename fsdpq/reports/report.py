@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from fsdpq.pages.environment import page_environment
-from fsdpq.reports.charts import Chart, build_chart, format_number
+from fsdpq.reports.charts import Chart, build_chart
 from fsdpq.reports.plan_against_actual import Actual, compare_with_plan
 from fsdpq.reports.run_record import Row, RunRecord, read_record
+from fsdpq.reports.ticks import format_number
 from fsdpq.rows.report import DataReport
 from fsdpq.run_files import amounts
 from fsdpq.run_files.paths import RunFiles

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from fsdpq.reports.charts import build_chart, format_number, tick_values
+from fsdpq.reports.charts import build_chart
 from fsdpq.reports.report import find_drift, format_bytes, format_duration, write_report
+from fsdpq.reports.ticks import format_number, tick_values
 from fsdpq.run_files.paths import RunFiles
 from fsdpq.run_files.writing import append_json_line
 
