@@ -157,15 +157,16 @@ def build_chart(
         x_ticks=tuple(x_scale.ticks()),
         y_ticks=tuple(Tick(100 - tick.position, tick.label) for tick in y_scale.ticks()),
         group_size=group_size,
-        marks=tuple(
-            Tick(round(x_scale.percent(x), 2), text)
-            for x, text in (marks or {}).items()
-            if x_scale.low <= x <= x_scale.high
-        ),
+        marks=_marks(marks or {}, x_scale),
         x_name=x_name,
         is_log=log_y,
         legend=tuple(curves),
     )
+
+
+def _marks(marks: Mapping[float, str], scale: Scale) -> tuple[Tick, ...]:
+    beside = {x: text for x, text in marks.items() if scale.low <= x <= scale.high}
+    return tuple(Tick(round(scale.percent(x), 2), text) for x, text in beside.items())
 
 
 def _as_series(series: Mapping[str, Points] | Sequence[Series]) -> list[Series]:
