@@ -47,6 +47,8 @@ class LoadedRecipe:
         marks: where every key and value was written: a file, or the command line.
         notices: what the user should know and is no mistake, one sentence each.
         fragments: the files that ``defaults`` named.
+        recorded_sources: of a recipe that comes from a lock, what that says about where values were
+            written (`fsdpq.recipe.provenance`); None for all others, and for older locks.
     """
 
     recipe: Recipe
@@ -56,6 +58,7 @@ class LoadedRecipe:
     marks: Marks
     notices: tuple[str, ...] = ()
     fragments: tuple[Path, ...] = ()
+    recorded_sources: Mapping[str, str] | None = None
 
     @property
     def base_dir(self) -> Path:
