@@ -149,7 +149,7 @@ def _pinned(
     sections |= {f"data.mixture.{index}": part for index, part in enumerate(parts)}
     for key, section in sections.items():
         if isinstance(revisions.get(key), str) and isinstance(section, dict):
-            if section.get("revision") != revisions[key]:
+            if as_mapping(section).get("revision") != revisions[key]:
                 changed.append(f"{key}.revision")
             section["revision"] = revisions[key]
     return pinned, changed
