@@ -12,8 +12,8 @@ from fsdpq.recipe.load import LoadedRecipe
 from fsdpq.recipe.root import Recipe
 from fsdpq.recipe.view import View
 
-THIS_MACHINE = "this machine"
-"""Source of what ``auto`` became."""
+AUTO = "auto"
+"""Source of what ``auto`` became, for this machine and this recipe."""
 
 SMOKE = "smoke run"
 """Source of what a smoke run makes smaller."""
@@ -38,7 +38,7 @@ def describe_sources(
         recorded = loaded.recorded_sources
         if path not in before or before[path] != value:
             known = None if recorded is None else recorded.get(key)
-            found[key] = known or (SMOKE if smoke else THIS_MACHINE)
+            found[key] = known or (SMOKE if smoke else AUTO)
         elif recorded is not None and (place is None or place.source != COMMAND_LINE):
             found |= {key: recorded[key]} if key in recorded else {}
         elif place is not None:

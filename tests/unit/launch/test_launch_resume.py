@@ -131,7 +131,7 @@ def test_a_run_goes_on_in_its_directory(files: RunFiles, started: Started) -> No
         lock["provenance"].pop("launch.nproc_per_node") == "command line: launch.nproc_per_node=4"
     )
     assert lock["provenance"].pop("launch.device") == before["provenance"].pop("launch.device")
-    assert before["provenance"].pop("launch.nproc_per_node") == "this machine"
+    assert before["provenance"].pop("launch.nproc_per_node") == "auto"
     assert before["provenance"].pop("fsdp.strategy").startswith("my.yaml:")
     same = before.keys() - {"auto", "resolved"}
     assert {key: lock[key] for key in same} == {key: before[key] for key in same}

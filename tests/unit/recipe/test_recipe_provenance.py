@@ -40,18 +40,18 @@ def test_a_value_is_of_the_file_a_fragment_the_command_line_or_the_machine(loade
     assert sources["adapter.alpha"] == "base.yaml:3:10 (base fragment)"
     assert sources["training.steps"] == "command line: training.steps=5"
     assert sources["launch.device"] == "command line: launch.device=cpu"
-    assert sources["launch.nproc_per_node"] == "this machine", "nobody wrote `auto`, a default"
+    assert sources["launch.nproc_per_node"] == "auto", "nobody wrote `auto`, a default"
     assert "training.seed" not in sources, "a default"
 
 
 def test_a_recipe_of_a_lock_keeps_what_that_says_but_for_what_is_typed_now(loaded: LoadedRecipe):
-    recorded = {"adapter.rank": "theirs.yaml:1:1", "launch.nproc_per_node": "this machine"}
+    recorded = {"adapter.rank": "theirs.yaml:1:1", "launch.nproc_per_node": "auto"}
     recorded |= {"training.steps": "theirs.yaml:2:1"}
     again = replace(loaded, recorded_sources=recorded)
     sources = describe_sources(again, resolve_launch(loaded.recipe, num_gpus=0))
     assert sources["adapter.rank"] == "theirs.yaml:1:1"
     assert sources["training.steps"] == "command line: training.steps=5"
-    assert sources["launch.nproc_per_node"] == "this machine"
+    assert sources["launch.nproc_per_node"] == "auto"
     assert "adapter.alpha" not in sources, "the lock has no place for it: it was a default there"
 
 
