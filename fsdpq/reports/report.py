@@ -106,7 +106,7 @@ def render_html(content: dict[str, Any]) -> str:
         "bytes": format_bytes,
         "duration": format_duration,
         "number": format_number,
-        "count": _format_count,
+        "count": format_count,
     }
     pages = page_environment(Path(__file__).parent, filters=filters)
     settings, environment = content["settings"], content["environment"]
@@ -151,11 +151,12 @@ def _headline(record: RunRecord) -> dict[str, Any]:
         "perplexity_before": _perplexity(before),
         "perplexity_after": _perplexity(after),
         "last_train_loss": last.get("loss"),
+        "train_loss": _mean_of_last(record.steps),
         "steps": summary.get("steps", last.get("step")),
         "total_steps": setup.get("total_steps", last.get("total_steps")),
         "train_s": summary.get("train_s"),
-        "tokens": summary.get("tokens"),
-        "trained_tokens": summary.get("trained_tokens"),
+        "tokens": summary.get("tokens", _sum(record.steps, "tokens")),
+        "trained_tokens": summary.get("trained_tokens", _sum(record.steps, "trained_tokens")),
         "median_tokens_per_s": statistics.median(speeds) if speeds else None,
         "num_parameters": setup.get("num_parameters"),
         "num_trainable": setup.get("num_trainable"),
@@ -169,6 +170,17 @@ def _best(evals: list[Row]) -> Row:
     known = [row for row in evals if row.get("loss") is not None]
     best = min(known, key=lambda row: row["loss"], default={})
     return {"best_eval_loss": best.get("loss"), "best_eval_step": best.get("step")}
+
+
+def _sum(steps: list[Row], key: str) -> int | None:
+    """What a run that has not finished logged so far; None where it logged nothing."""
+    found = [row[key] for row in steps if isinstance(row.get(key), int)]
+    return sum(found) if found else None
+
+
+def _mean_of_last(steps: list[Row], count: int = 10) -> float | None:
+    losses = [row["loss"] for row in steps[-count:] if row.get("loss") is not None]
+    return statistics.fmean(losses) if losses else None
 
 
 def _evaluation(row: Row) -> Row:
@@ -297,7 +309,7 @@ def _small_chart(title: str, points: list[tuple[float, float]]) -> Chart:
     return build_chart(title, {title: points}, y_from_zero=not far, num_y_ticks=3, log_y=far)
 
 
-def _format_count(value: float | None) -> str:
+def format_count(value: float | None) -> str:
     """Returns a count: exact with separators below a million, ``134.5M`` above, a dash for None."""
     if value is None:
         return NOTHING
