@@ -79,7 +79,7 @@ def comparison_content(runs: Sequence[ComparedRun], environment: Sequence[Row]) 
         the runs; ``best``, the place of the best run of a measure.
     """
     reports = [report_content(run.record, name=run.label) for run in runs]
-    shown = [
+    shown: list[Row] = [
         {"label": run.label, "path": run.path} | {key: report[key] for key in KEPT}
         for run, report in zip(runs, reports, strict=True)
     ]

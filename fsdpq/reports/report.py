@@ -51,7 +51,7 @@ def write_report(files: RunFiles) -> None:
         OSError: the directory cannot be written.
     """
     record = read_record(files)
-    content = report_content(record, name=files.root.name)
+    content = report_content(record, name=files.root.absolute().name)
     text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False, default=str)
     write_whole(files.report_json, (text + "\n").encode())
     write_whole(files.report_html, render_html(content).encode())
