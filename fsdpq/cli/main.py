@@ -31,6 +31,7 @@ from fsdpq.cli.push import push_command
 from fsdpq.cli.quantize import quantize_command
 from fsdpq.cli.recipes import recipes_group
 from fsdpq.cli.render import render_error, render_notice
+from fsdpq.cli.report import report_command
 from fsdpq.cli.reproduce import reproduce_command
 from fsdpq.cli.resume import resume_command
 from fsdpq.errors import ExitCode, FsdpqError, RunStoppedError, UsageError
@@ -181,6 +182,7 @@ cli.add_command(prepare_command)
 cli.add_command(push_command)
 cli.add_command(quantize_command)
 cli.add_command(recipes_group)
+cli.add_command(report_command)
 cli.add_command(reproduce_command)
 cli.add_command(resume_command)
 

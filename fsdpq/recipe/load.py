@@ -48,6 +48,8 @@ class LoadedRecipe:
         notices: what the user should know and is no mistake, one sentence each.
         fragments: the files that ``defaults`` named.
         paths_from: what relative paths start from, where that is not the file's own directory.
+        recorded_sources: of a recipe that comes from a lock, what that says about where values were
+            written (`fsdpq.recipe.provenance`); None for all others, and for older locks.
     """
 
     recipe: Recipe
@@ -58,6 +60,7 @@ class LoadedRecipe:
     notices: tuple[str, ...] = ()
     fragments: tuple[Path, ...] = ()
     paths_from: Path | None = None
+    recorded_sources: Mapping[str, str] | None = None
 
     @property
     def base_dir(self) -> Path:
