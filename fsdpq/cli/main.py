@@ -33,6 +33,7 @@ from fsdpq.cli.recipes import recipes_group
 from fsdpq.cli.render import render_error, render_notice
 from fsdpq.cli.reproduce import reproduce_command
 from fsdpq.cli.resume import resume_command
+from fsdpq.cli.submitting import SlurmChoice, slurm_options
 from fsdpq.errors import ExitCode, FsdpqError, RunStoppedError, UsageError
 
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
@@ -54,30 +55,41 @@ def cli() -> None:
     "--run-dir", type=_PATH, help="Where the run goes; default: a new directory in runs/."
 )
 @click.option(
+    "--base-dir", type=click.Path(path_type=Path, file_okay=False, exists=True),
+    help="What relative paths of RECIPE start from; default: the directory that it is in.",
+)  # fmt: skip
+@click.option(
     "--smoke", is_flag=True,
     help="Try the recipe in a minute: tiny random model, made-up rows, a few steps on the CPU.",
 )  # fmt: skip
 @trust_option
+@slurm_options
 def train(
     recipe: Path,
     *,
     overrides: tuple[str, ...],
     run_dir: Path | None,
+    base_dir: Path | None,
     smoke: bool,
     trust_remote_code: bool,
+    slurm: SlurmChoice,
 ) -> None:
     """Train RECIPE, one process per GPU, and export what was trained.
 
-    The run directory is printed on stdout when the run is finished.
+    The run directory is printed on stdout when the run is finished, or submitted: with
+    `launch.scheduler=slurm` it becomes a job.
     """
     from fsdpq.cli.screen import open_screen
-    from fsdpq.launch.train import train as run_training
+    from fsdpq.launch.train import train_loaded
+    from fsdpq.recipe.load import load_recipe
 
     screen = open_screen(sys.stderr)
     warn_of_code(trust_remote_code)
-    files = run_training(
-        recipe,
-        overrides,
+    loaded = load_recipe(recipe, overrides, base_dir=base_dir)
+    if slurm.submit(loaded, run_dir=run_dir, screen=screen, smoke=smoke, trust=trust_remote_code):
+        return
+    files = train_loaded(
+        loaded,
         run_dir=run_dir,
         screen=screen,
         smoke=smoke,

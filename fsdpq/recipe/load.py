@@ -47,6 +47,7 @@ class LoadedRecipe:
         marks: where every key and value was written: a file, or the command line.
         notices: what the user should know and is no mistake, one sentence each.
         fragments: the files that ``defaults`` named.
+        paths_from: what relative paths start from, where that is not the file's own directory.
     """
 
     recipe: Recipe
@@ -56,25 +57,37 @@ class LoadedRecipe:
     marks: Marks
     notices: tuple[str, ...] = ()
     fragments: tuple[Path, ...] = ()
+    paths_from: Path | None = None
 
     @property
     def base_dir(self) -> Path:
         """The directory that the recipe's relative paths start from."""
-        return self.path.parent
+        return self.path.parent if self.paths_from is None else self.paths_from
 
 
-def load_recipe(path: Path, overrides: Sequence[str] = ()) -> LoadedRecipe:
+def load_recipe(
+    path: Path, overrides: Sequence[str] = (), *, base_dir: Path | None = None
+) -> LoadedRecipe:
     """Returns the recipe of the file ``path`` over its fragments, with ``overrides``.
+
+    Args:
+        path: the file.
+        overrides: from the command line.
+        base_dir: what relative paths start from; None is the directory that the file is in.
 
     Raises:
         UsageError: there is no such file.
         RecipeError: with all Problems of the files and the overrides.
     """
-    return load_source(read_source(path), overrides)
+    return load_source(read_source(path), overrides, base_dir=base_dir)
 
 
 def load_source(
-    source: Source, overrides: Sequence[str] = (), *, without: Sequence[Check] = ()
+    source: Source,
+    overrides: Sequence[str] = (),
+    *,
+    without: Sequence[Check] = (),
+    base_dir: Path | None = None,
 ) -> LoadedRecipe:
     """Returns the recipe that was read as ``source``; see `load_recipe`.
 
@@ -82,11 +95,13 @@ def load_source(
         source: the file.
         overrides: from the command line.
         without: rules that are not asked.
+        base_dir: what relative paths start from; None is the directory that the file is in.
 
     Raises:
         RecipeError: with all Problems of the files and the overrides.
     """
     path = source.path
+    start = path.parent if base_dir is None else base_dir
     check_version(source)
     sections = list_sections()
     parsed, mistakes = parse_overrides(overrides)
@@ -105,16 +120,17 @@ def load_source(
     problems = composed.problems + [mistake for mistake in mistakes if mistake.key not in told]
     if recipe is not None:
         checks = [check for check in CHECKS if check not in without]
-        found = (problem for check in checks for problem in check(recipe, path.parent))
+        found = (problem for check in checks for problem in check(recipe, start))
         problems += [translator.locate(problem) for problem in found if problem.key not in told]
     if problems or recipe is None:
         raise RecipeError(problems[:MAX_PROBLEMS])
-    notices = [*composed.notices, *note_outside_paths(recipe, composed, path.parent)]
-    notices += [notice for note in NOTICES for notice in note(recipe, path.parent)]
+    notices = [*composed.notices, *note_outside_paths(recipe, composed, start)]
+    notices += [notice for note in NOTICES for notice in note(recipe, start)]
     fragments = tuple(layer.path for layer in composed.sources[:-1])
     return LoadedRecipe(
-        recipe, path, source.raw, tuple(overrides), composed.marks, tuple(notices), fragments
-    )
+        recipe, path, source.raw, tuple(overrides), composed.marks, tuple(notices), fragments,
+        base_dir,
+    )  # fmt: skip
 
 
 def load_resolved(path: Path) -> Recipe:
