@@ -34,6 +34,7 @@ from fsdpq.cli.render import render_error, render_notice
 from fsdpq.cli.report import report_command
 from fsdpq.cli.reproduce import reproduce_command
 from fsdpq.cli.resume import resume_command
+from fsdpq.cli.submitting import SlurmChoice, slurm_options
 from fsdpq.errors import ExitCode, FsdpqError, RunStoppedError, UsageError
 
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
@@ -63,6 +64,7 @@ def cli() -> None:
     help="Try the recipe in a minute: tiny random model, made-up rows, a few steps on the CPU.",
 )  # fmt: skip
 @trust_option
+@slurm_options
 def train(
     recipe: Path,
     *,
@@ -71,10 +73,12 @@ def train(
     base_dir: Path | None,
     smoke: bool,
     trust_remote_code: bool,
+    slurm: SlurmChoice,
 ) -> None:
     """Train RECIPE, one process per GPU, and export what was trained.
 
-    The run directory is printed on stdout when the run is finished.
+    The run directory is printed on stdout when the run is finished, or submitted: with
+    `launch.scheduler=slurm` it becomes a job.
     """
     from fsdpq.cli.screen import open_screen
     from fsdpq.launch.train import train_loaded
@@ -82,8 +86,11 @@ def train(
 
     screen = open_screen(sys.stderr)
     warn_of_code(trust_remote_code)
+    loaded = load_recipe(recipe, overrides, base_dir=base_dir)
+    if slurm.submit(loaded, run_dir=run_dir, screen=screen, smoke=smoke, trust=trust_remote_code):
+        return
     files = train_loaded(
-        load_recipe(recipe, overrides, base_dir=base_dir),
+        loaded,
         run_dir=run_dir,
         screen=screen,
         smoke=smoke,
