@@ -16,6 +16,7 @@ from fsdpq.launch.ranks.restarts import clear_for_start, may_pass, name_way_back
 from fsdpq.launch.ranks.torchrun import Row, run_torchrun
 from fsdpq.launch.ranks.watch import HangWatch
 from fsdpq.launch.screen import Screen
+from fsdpq.launch.tracking.tracker import Tracker, tracked
 from fsdpq.recipe.root import Recipe
 from fsdpq.run_files.paths import RunFiles
 
@@ -46,12 +47,34 @@ def run_ranks(
         FsdpqError: what the first of them to fail reports.
     """
     screen.open_run(files)
+    with tracked(files, recipe, report=screen.report) as tracker:
+        _run_with_restarts(
+            files, recipe, inputs=inputs, screen=screen, worker=worker, resumes=resumes,
+            tracker=tracker,
+        )  # fmt: skip
+    if recipe.export.merge:
+        merge_trained(files, recipe, screen=screen, trust_remote_code=TRUST_FLAG in worker)
+
+
+def _run_with_restarts(
+    files: RunFiles,
+    recipe: Recipe,
+    *,
+    inputs: dict[str, Any],
+    screen: Screen,
+    worker: Sequence[str],
+    resumes: bool,
+    tracker: Tracker,
+) -> None:
     limit = recipe.launch.max_restarts
     for number in range(limit + 1):
         clear_for_start(files)
         flags = [RESUME_FLAG] if resumes or number else []
         try:
-            start_ranks(files, recipe, inputs=inputs, screen=screen, worker=[*worker, *flags])
+            start_ranks(
+                files, recipe, inputs=inputs, screen=screen, worker=[*worker, *flags],
+                tracker=tracker,
+            )  # fmt: skip
         except FsdpqError as error:
             if number == limit or not may_pass(files, error):
                 name_way_back(files, error)
@@ -59,8 +82,6 @@ def run_ranks(
             screen.report(restart_text(files, error, number=number + 1, limit=limit))
         else:
             break
-    if recipe.export.merge:
-        merge_trained(files, recipe, screen=screen, trust_remote_code=TRUST_FLAG in worker)
 
 
 def start_ranks(
@@ -70,11 +91,12 @@ def start_ranks(
     inputs: dict[str, Any],
     screen: Screen,
     worker: Sequence[str],
+    tracker: Tracker,
 ) -> None:
-    """Starts the ranks once; see `run_ranks`."""
+    """Starts the ranks once; see `run_ranks`. The tracker is looked at with every row."""
     num_ranks, limit_s = int(recipe.launch.nproc_per_node), recipe.launch.hang_timeout_s
     keeper = RunKeeper(files, HangWatch(files, num_ranks, limit_s), screen.report)
-    progress = _Progress(screen, keeper)
+    progress = _Progress(screen, keeper, tracker)
     oom_kills = count_oom_kills()
     try:
         code, stopped_by = run_torchrun(
@@ -104,9 +126,10 @@ def start_ranks(
 class _Progress:
     """Passes rows on to the screen and remembers how far the run came."""
 
-    def __init__(self, screen: Screen, keeper: RunKeeper) -> None:
+    def __init__(self, screen: Screen, keeper: RunKeeper, tracker: Tracker) -> None:
         self._screen = screen
         self._keeper = keeper
+        self._tracker = tracker
         self._step = 0
         self.total_steps: int | None = None
         self.done = False
@@ -120,6 +143,7 @@ class _Progress:
         self.done = self.done or row.get("event") == "done"
         self._keeper.take(row)
         self._screen.show_row(row)
+        self._tracker.look()
 
     def stopped(self, signal_name: str, files: RunFiles) -> RunStoppedError:
         """Returns the one line for a run that was stopped."""

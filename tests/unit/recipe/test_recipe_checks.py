@@ -487,6 +487,7 @@ FINE: list[tuple[str, dict[str, Any]]] = [
     ("check_keep_last_used", {"checkpoint__keep_last": 3, "checkpoint__interval": 5}),
     ("check_tasks_are_named", {"evaluation__tasks": ["arc_easy"], "evaluation__num_fewshot": 2}),
     ("check_wandb_used", {**WANDB, "metrics__wandb": {"project": "p"}}),
+    ("check_wandb_has_project", {**WANDB, "metrics__wandb": {"mode": "disabled"}}),
     ("check_profile_ends", {"metrics__profile": {"start_step": 8}, "training__steps": 9}),
     ("check_machines_meet", {"launch__nnodes": 2, "launch__rdzv_endpoint": "10.0.0.1:29500"}),
     ("check_machines_meet", {"launch__nnodes": 2, "launch__scheduler": "slurm"}),
