@@ -13,7 +13,6 @@ from fsdpq.errors import Problem
 from fsdpq.recipe.options import Options
 
 IMPLEMENTED: dict[str, tuple[Any, ...]] = {
-    "launch.nnodes": (1,),
     "launch.scheduler": ("local",),
 }
 """Keys of which some values do not work yet -> the values that do."""
