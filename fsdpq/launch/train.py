@@ -11,6 +11,7 @@ from fsdpq.launch.inputs.base_cache import held_inputs
 from fsdpq.launch.nodes.first import First
 from fsdpq.launch.nodes.join import joined
 from fsdpq.launch.nodes.member import Part, take_part
+from fsdpq.launch.parent import end_with_parent
 from fsdpq.launch.ranks.processes import TRUST_FLAG
 from fsdpq.launch.ranks.torchrun import WORKER
 from fsdpq.launch.ready import Settled, gather_inputs, settle
@@ -90,6 +91,7 @@ def train_loaded(
     Raises:
         FsdpqError: one message for whatever went wrong, with its exit code.
     """
+    end_with_parent()
     for notice in loaded.notices:
         screen.report(f"note: {notice}")
     # What is reproduced begins anew, also where the recipe would find the run itself.

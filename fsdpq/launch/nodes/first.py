@@ -229,11 +229,14 @@ class First:
             end |= {"code": int(code), "message": f"the first machine ended: {words}"}
         with contextlib.suppress(OSError):
             self._listener.close()
-        for node in self._nodes:
-            node.line.send(end)
-        self._wait_for(lambda: all(node.line.lost for node in self._nodes), 2.0)
-        for node in self._nodes:
-            node.line.close()
+        lines = [node.line for node in self._nodes]
+        for line in lines:
+            line.send(end)
+        deadline = time.monotonic() + 2.0
+        while not all(line.lost for line in lines) and time.monotonic() < deadline:
+            time.sleep(_POLL_S)  # they leave first, so that nothing that was sent is lost
+        for line in lines:
+            line.close()
         if self._files is not None:
             self._files.meeting(self._token).unlink(missing_ok=True)
 
