@@ -24,7 +24,13 @@ from fsdpq.cli.generate import generate_command
 from fsdpq.cli.importing import import_command
 from fsdpq.cli.merge import merge_command
 from fsdpq.cli.migrate import migrate_command
-from fsdpq.cli.options import recipe_arguments, say, trust_option, warn_of_code
+from fsdpq.cli.options import (
+    node_rank_option,
+    recipe_arguments,
+    say,
+    trust_option,
+    warn_of_code,
+)
 from fsdpq.cli.plan import plan_command
 from fsdpq.cli.prepare import prepare_command
 from fsdpq.cli.push import push_command
@@ -63,6 +69,7 @@ def cli() -> None:
     "--smoke", is_flag=True,
     help="Try the recipe in a minute: tiny random model, made-up rows, a few steps on the CPU.",
 )  # fmt: skip
+@node_rank_option
 @trust_option
 @slurm_options
 def train(
@@ -72,6 +79,7 @@ def train(
     run_dir: Path | None,
     base_dir: Path | None,
     smoke: bool,
+    node_rank: int | None,
     trust_remote_code: bool,
     slurm: SlurmChoice,
 ) -> None:
@@ -94,6 +102,7 @@ def train(
         run_dir=run_dir,
         screen=screen,
         smoke=smoke,
+        node_rank=node_rank,
         trust_remote_code=trust_remote_code,
     )
     screen.show_summary()
