@@ -163,6 +163,8 @@ def test_what_does_not_go_together_is_told_at_its_line(read: Read) -> None:
         ("parameters: {a: 'shuffle(1,2)', b: [1, 2]}\nzip: [[a, b]]\n", (),
          "`shuffle` would pair the values of `a` at random"),
         ("", ("adapter.rank=range(1,",), "`adapter.rank=range(1,` cannot be read as an override"),
+        ("", ("x",), "`x` is no override: it has no `=`"),
+        ("", ("seed=1,2", "~seed"), "`seed` is set by the override `~seed` too"),
         ("", ("recipe=x.yaml",), "there is no recipe `x.yaml`"),
     ],
 )  # fmt: skip
@@ -232,6 +234,17 @@ def test_recipe_on_the_command_line_starts_from_this_directory(
 def test_kinds_are_found_by_pattern(read: Read) -> None:
     loaded = read(SWEEP, "quantization=glob(*,exclude=n*)", "adapter.rank=4")
     assert [entry["quantization"] for entry in settings(loaded)] == ["bnb", "hqq"]
+
+
+def test_a_section_with_one_kind_is_an_override(read: Read) -> None:
+    text = SWEEP + "parameters: {quantization: [bnb, none]}\n"
+    for word in ("quantization=hqq", "quantization.kind=hqq"):
+        loaded = read(text, word)
+        assert [override.text for override in loaded.fixed] == ["quantization.kind=hqq"]
+        assert settings(loaded) == [{}]
+    assert settings(read(text, "quantization.kind=hqq,none")) == [
+        {"quantization.kind": "hqq"}, {"quantization.kind": "none"},
+    ]  # fmt: skip
 
 
 def test_wide_intervals_that_are_drawn_evenly_are_noted(read: Read) -> None:
