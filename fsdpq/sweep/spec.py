@@ -265,7 +265,8 @@ def _merge_changes(document: _Document, changes: Mapping[str, Any]) -> None:
         target = document.data
         for part in path[:-1]:
             entry = target.get(part)
-            target = target[part] = cast("dict[str, Any]", entry if isinstance(entry, dict) else {})
+            target[part] = cast("dict[str, Any]", entry if isinstance(entry, dict) else {})
+            target = target[part]
         if path[-1] == "kind":
             drop_other_kind(target, value, sections.get(path[0]))
         target[path[-1]] = value
