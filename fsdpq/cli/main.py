@@ -41,6 +41,7 @@ from fsdpq.cli.report import report_command
 from fsdpq.cli.reproduce import reproduce_command
 from fsdpq.cli.resume import resume_command
 from fsdpq.cli.submitting import SlurmChoice, slurm_options
+from fsdpq.cli.sweep import sweep_command
 from fsdpq.errors import ExitCode, FsdpqError, RunStoppedError, UsageError
 
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
@@ -201,6 +202,7 @@ cli.add_command(recipes_group)
 cli.add_command(report_command)
 cli.add_command(reproduce_command)
 cli.add_command(resume_command)
+cli.add_command(sweep_command)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

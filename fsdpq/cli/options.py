@@ -31,6 +31,20 @@ def recipe_arguments(function: Function) -> Function:
     return click.argument("recipe", type=click.Path(path_type=Path))(function)
 
 
+def screen_options(function: Function) -> Function:
+    """Adds ``--quiet`` and ``--json`` to a verb that runs something for long.
+
+    The verb gets ``quiet`` and ``as_json``; `fsdpq.cli.screen.open_screen` takes the first.
+    """
+    function = click.option(
+        "--json", "as_json", is_flag=True,
+        help="Print one JSON document on stdout at the end, also where the run ends early.",
+    )(function)  # fmt: skip
+    return click.option(
+        "--quiet", "-q", is_flag=True, help="Show nothing but errors, and the result on stdout."
+    )(function)
+
+
 def warn_of_code(trust_remote_code: bool) -> None:
     """Says on stderr what ``--trust-remote-code`` means, where it was given."""
     if trust_remote_code:
