@@ -102,7 +102,7 @@ def conclude_sweep(
     """Writes the results, shows them, and exits with the code of the sweep or of its verdict."""
     from fsdpq.cli.leaderboard import render_leaderboard
     from fsdpq.cli.sweep_conclusion import conclude
-    from fsdpq.sweep.results import collect_results, write_results
+    from fsdpq.sweep.collected import collect_results, write_results
 
     results = collect_results(end.files)
     write_results(end.files, results)

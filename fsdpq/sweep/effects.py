@@ -16,8 +16,10 @@ from fsdpq.sweep.leaderboard import setting_text
 from fsdpq.sweep.results import Results, TrialResult
 
 MOST_VALUES = 12
-NUM_RANGES = 3
-"""Numbers with more than `MOST_VALUES` values are told in so many ranges of equally many trials."""
+"""A setting of words with more values is left out: a value has too few trials to say anything."""
+
+MOST_NUMBERS, NUM_RANGES = 6, 3
+"""Numbers with more values are told in so many ranges of equally many trials."""
 
 
 @dataclass(frozen=True)
@@ -66,10 +68,10 @@ def _group(trials: Sequence[TrialResult], key: str) -> dict[str, list[TrialResul
     groups: dict[str, list[TrialResult]] = {}
     for trial in ordered:
         groups.setdefault(setting_text(trial.settings.get(key)) or "none", []).append(trial)
-    if len(groups) <= MOST_VALUES:
-        return groups
     if not numeric:
-        return {}
+        return groups if len(groups) <= MOST_VALUES else {}
+    if len(groups) <= MOST_NUMBERS:
+        return groups
     ends = [round(part * len(ordered) / NUM_RANGES) for part in range(NUM_RANGES + 1)]
     ranges: dict[str, list[TrialResult]] = {}
     for start, end in itertools.pairwise(ends):

@@ -9,9 +9,11 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from fsdpq.launch.runs.lock_file import as_list, as_mapping
 from fsdpq.pages.environment import page_environment
 from fsdpq.run_files.amounts import format_duration
 from fsdpq.run_files.sweep_paths import SweepFiles
@@ -25,7 +27,7 @@ from fsdpq.sweep.results import Results
 from fsdpq.sweep.written import render_best, train_command
 
 TEMPLATE = "page.html.jinja"
-SHOWN_ROWS = 50
+SHOWN_ROWS = 25
 """Rows of the table before one has to ask for the others."""
 
 MANY = 24
@@ -82,7 +84,7 @@ def render_page(files: SweepFiles, results: Results) -> str:
         many=len(results.trials) > MANY,
         curves=draw_curves(files, results),
         parallel=build_parallel(results),
-        describe=lambda trial: describe_line(results, trial),  # pyright: ignore[reportUnknownLambdaType, reportUnknownArgumentType]
+        describe=partial(describe_line, results),
         effects=list_effects(results),
         troubles=list_troubles(results),
         environment=_environment_rows(results.environment),
@@ -98,7 +100,9 @@ def _tiles(results: Results) -> list[Tile]:
         best, worst, middle = values[0], values[-1], statistics.median(values)
         shown = [format_measure(goal.measure, value) for value in (best, middle, worst)]
         tiles.insert(0, Tile(f"best {goal.measure}", shown[0], f"{goal.better} is better"))
-        tiles.insert(1, Tile(f"median {goal.measure}", shown[1], f"the worst has {shown[2]}"))
+        if len(values) > 1:
+            note = f"the worst has {shown[2]}"
+            tiles.insert(1, Tile(f"median {goal.measure}", shown[1], note))
     if seconds:
         mean = format_duration(sum(seconds) / len(seconds))
         tiles.append(Tile("time of all trials", format_duration(sum(seconds)), f"{mean} a trial"))
@@ -119,9 +123,8 @@ def _environment_rows(environment: Mapping[str, Any]) -> list[tuple[str, str]]:
     rows: list[tuple[str, str]] = []
     for name, value in environment.items():
         if isinstance(value, Mapping):
-            rows += _environment_rows(value)  # pyright: ignore[reportUnknownArgumentType]
+            rows += _environment_rows(as_mapping(value))
         elif value not in (None, [], ""):
-            rows.append(
-                (name, ", ".join(map(str, value)) if isinstance(value, list) else str(value))
-            )
+            shown = ", ".join(map(str, as_list(value))) if isinstance(value, list) else str(value)
+            rows.append((name, shown))
     return rows
