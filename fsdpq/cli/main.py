@@ -24,7 +24,7 @@ from fsdpq.cli.generate import generate_command
 from fsdpq.cli.importing import import_command
 from fsdpq.cli.merge import merge_command
 from fsdpq.cli.migrate import migrate_command
-from fsdpq.cli.options import recipe_arguments, say, trust_option, warn_of_code
+from fsdpq.cli.options import recipe_arguments, say, screen_options, trust_option, warn_of_code
 from fsdpq.cli.plan import plan_command
 from fsdpq.cli.prepare import prepare_command
 from fsdpq.cli.push import push_command
@@ -34,6 +34,8 @@ from fsdpq.cli.render import render_error, render_notice
 from fsdpq.cli.report import report_command
 from fsdpq.cli.reproduce import reproduce_command
 from fsdpq.cli.resume import resume_command
+from fsdpq.cli.runs import runs_group
+from fsdpq.cli.tail import tail_command
 from fsdpq.errors import ExitCode, FsdpqError, RunStoppedError, UsageError
 
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
@@ -63,6 +65,7 @@ def cli() -> None:
     help="Try the recipe in a minute: tiny random model, made-up rows, a few steps on the CPU.",
 )  # fmt: skip
 @trust_option
+@screen_options
 def train(
     recipe: Path,
     *,
@@ -71,26 +74,30 @@ def train(
     base_dir: Path | None,
     smoke: bool,
     trust_remote_code: bool,
+    quiet: bool,
+    as_json: bool,
 ) -> None:
     """Train RECIPE, one process per GPU, and export what was trained.
 
     The run directory is printed on stdout when the run is finished.
     """
+    from fsdpq.cli.run_result import echo_result, summed_up
     from fsdpq.cli.screen import open_screen
     from fsdpq.launch.train import train_loaded
     from fsdpq.recipe.load import load_recipe
 
-    screen = open_screen(sys.stderr)
+    screen = open_screen(sys.stderr, quiet=quiet)
     warn_of_code(trust_remote_code)
-    files = train_loaded(
-        load_recipe(recipe, overrides, base_dir=base_dir),
-        run_dir=run_dir,
-        screen=screen,
-        smoke=smoke,
-        trust_remote_code=trust_remote_code,
-    )
+    with summed_up(screen, as_json=as_json):
+        files = train_loaded(
+            load_recipe(recipe, overrides, base_dir=base_dir),
+            run_dir=run_dir,
+            screen=screen,
+            smoke=smoke,
+            trust_remote_code=trust_remote_code,
+        )
     screen.show_summary()
-    click.echo(files.root)
+    echo_result(files, as_json=as_json)
 
 
 @cli.command()
@@ -185,6 +192,8 @@ cli.add_command(recipes_group)
 cli.add_command(report_command)
 cli.add_command(reproduce_command)
 cli.add_command(resume_command)
+cli.add_command(runs_group)
+cli.add_command(tail_command)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import shutil
@@ -13,6 +14,7 @@ from typing import Any
 
 from fsdpq.errors import RunSavedError, RunStoppedError
 from fsdpq.launch.ranks.failure import FULL_DISK_BYTES
+from fsdpq.launch.ranks.logs import bound_logs
 from fsdpq.launch.ranks.watch import HangWatch
 from fsdpq.run_files.paths import RunFiles
 from fsdpq.tensor_files.checkpoint_manifest import list_checkpoints, step_of
@@ -21,7 +23,7 @@ SAVING = "saving after this step; press Ctrl-C again to end at once"
 FINISHING = "what is trained is written already or being written; press Ctrl-C again to end at once"
 
 LOOK_S = 2.0
-"""Time between two looks at the disk."""
+"""Time between two looks at the disk and the logs."""
 
 
 class RunKeeper:
@@ -58,7 +60,7 @@ class RunKeeper:
             self._stopped = row
 
     def check(self) -> None:
-        """Says that the disk is full or gone; raises LaunchError where the ranks hang.
+        """Says that the disk is full or gone, and bounds logs; raises LaunchError where ranks hang.
 
         The ranks cannot say it: what they tell is a file there.
         """
@@ -68,6 +70,8 @@ class RunKeeper:
             if problem and problem != self._disk_problem:
                 self._report(f"{problem}: training goes on, and writes when it can again")
             self._disk_problem = problem
+            with contextlib.suppress(OSError):  # a disk that is gone was told of just now
+                bound_logs(self._files)
         self._watch.check()
 
     def stopped(self, total_steps: int | None) -> RunStoppedError | None:
