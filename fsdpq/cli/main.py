@@ -55,6 +55,10 @@ def cli() -> None:
     "--run-dir", type=_PATH, help="Where the run goes; default: a new directory in runs/."
 )
 @click.option(
+    "--base-dir", type=click.Path(path_type=Path, file_okay=False, exists=True),
+    help="What relative paths of RECIPE start from; default: the directory that it is in.",
+)  # fmt: skip
+@click.option(
     "--smoke", is_flag=True,
     help="Try the recipe in a minute: tiny random model, made-up rows, a few steps on the CPU.",
 )  # fmt: skip
@@ -64,6 +68,7 @@ def train(
     *,
     overrides: tuple[str, ...],
     run_dir: Path | None,
+    base_dir: Path | None,
     smoke: bool,
     trust_remote_code: bool,
 ) -> None:
@@ -72,13 +77,13 @@ def train(
     The run directory is printed on stdout when the run is finished.
     """
     from fsdpq.cli.screen import open_screen
-    from fsdpq.launch.train import train as run_training
+    from fsdpq.launch.train import train_loaded
+    from fsdpq.recipe.load import load_recipe
 
     screen = open_screen(sys.stderr)
     warn_of_code(trust_remote_code)
-    files = run_training(
-        recipe,
-        overrides,
+    files = train_loaded(
+        load_recipe(recipe, overrides, base_dir=base_dir),
         run_dir=run_dir,
         screen=screen,
         smoke=smoke,
@@ -148,11 +153,17 @@ def kinds(section: str | None, *, as_json: bool) -> None:
 
 
 @cli.command()
-def schema() -> None:
+@click.option("--sweep", "of_sweep", is_flag=True, help="Of a sweep.yaml instead.")
+def schema(*, of_sweep: bool) -> None:
     """Print the JSON Schema of a recipe, for editors."""
     from fsdpq.recipe.root import recipe_schema_text
 
-    click.echo(recipe_schema_text(), nl=False)
+    if of_sweep:
+        from fsdpq.sweep.document import sweep_schema_text
+
+        click.echo(sweep_schema_text(), nl=False)
+    else:
+        click.echo(recipe_schema_text(), nl=False)
 
 
 cli.add_command(bench_command)

@@ -9,16 +9,23 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from safetensors.torch import load_file
 from support import bases
+from support.alone import run_alone
 from support.page_cache import anonymous_bytes
 from support.ranks import RankPool
 from support.sharded import train
 from support.tiny import random_rows, save_tiny_llama
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor, Shard
+from torch.testing._internal.distributed import fake_pg
 
 from fsdpq.dist import own_shard
 from fsdpq.errors import CheckpointError, DamagedBaseError
 from fsdpq.fsdp import group_read_ahead
+from fsdpq.model.loading.mapped_base import replace_own_rows
 from fsdpq.tensor_files import base_layout
 from fsdpq.tensor_files.base_manifest import WEIGHTS_NAME, read_manifest
 from fsdpq.tensor_files.header import read_header
@@ -230,3 +237,34 @@ def test_damage_is_found_before_rows_are_mapped(ranks: RankPool, tmp_path: Path)
     (base / WEIGHTS_NAME).write_bytes(content)
     [told] = ranks.run(1, refusal, base, directory)
     assert "do not fit their checksum" in told
+
+
+def replace_rows_under_a_gpu_mesh() -> dict[str, Any]:
+    """Replaces the shard of a parameter whose mesh is of a GPU that does not exist."""
+    from fsdpq.worker.plan_trace.unreal_gpu import register_unreal_gpu
+
+    device = register_unreal_gpu()
+    store = fake_pg.FakeStore()
+    dist.init_process_group("fake", store=store, rank=0, world_size=2)
+    mesh = DeviceMesh(device.type, [0, 1], _init_backend=False)
+    empty = torch.empty(3, 4, dtype=torch.uint8, device="meta")
+    shape, stride = torch.Size((6, 4)), (4, 1)
+    sharded = DTensor.from_local(
+        empty, mesh, [Shard(0)], run_check=False, shape=shape, stride=stride
+    )
+    parameter, rows = (
+        nn.Parameter(sharded, requires_grad=False),
+        torch.zeros(3, 4, dtype=torch.uint8),
+    )
+    replace_own_rows(parameter, rows)
+    local = parameter.to_local()
+    return {
+        "device": local.device.type,
+        "same": local.untyped_storage().data_ptr() == rows.untyped_storage().data_ptr(),
+        "shape": list(parameter.shape),
+    }
+
+
+def test_mapped_rows_stay_in_host_memory_where_the_mesh_is_of_gpus() -> None:
+    found = run_alone(replace_rows_under_a_gpu_mesh)
+    assert found == {"device": "cpu", "same": True, "shape": [6, 4]}

@@ -179,14 +179,9 @@ def replace_own_rows(parameter: nn.Parameter, rows: Tensor) -> None:
     """
     whole: Tensor = rows
     if isinstance(parameter, DTensor):
-        whole = DTensor.from_local(
-            rows,
-            parameter.device_mesh,
-            parameter.placements,
-            run_check=False,
-            shape=parameter.shape,
-            stride=parameter.stride(),
-        )
+        # `DTensor.from_local` would copy rows of the host to the mesh's GPU (torch 2.13); FSDP2
+        # makes its offloaded shards by the constructor too.
+        whole = DTensor(rows, parameter._spec, requires_grad=False)
     # The parameter stays the same object: tied modules and FSDP know it by its identity.
     torch.utils.swap_tensors(parameter, nn.Parameter(whole, requires_grad=False))
 
