@@ -55,12 +55,23 @@ def run_ranks(
         except FsdpqError as error:
             if number == limit or not may_pass(files, error):
                 name_way_back(files, error)
+                _leave_report(files, screen)
                 raise
             screen.report(restart_text(files, error, number=number + 1, limit=limit))
         else:
             break
     if recipe.export.merge:
         merge_trained(files, recipe, screen=screen, trust_remote_code=TRUST_FLAG in worker)
+
+
+def _leave_report(files: RunFiles, screen: Screen) -> None:
+    """Writes the report of ranks that did not come to its phase; what ended them counts more."""
+    from fsdpq.reports.report import write_report
+
+    try:
+        write_report(files)
+    except (OSError, ValueError, TypeError, LookupError) as error:
+        screen.report(f"note: no report: {error}")
 
 
 def start_ranks(

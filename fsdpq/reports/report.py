@@ -37,7 +37,7 @@ FAR = 50
 """A small chart whose highest value is so many times its median has a logarithmic axis."""
 
 
-def write_report(files: RunFiles) -> None:
+def write_report(files: RunFiles, *, state: str | None = None) -> None:
     """Writes ``report.html`` and ``report.json`` into the run directory, each at once or not.
 
     An unfinished run gets a report too; what is missing is shown as missing.
@@ -46,12 +46,13 @@ def write_report(files: RunFiles) -> None:
 
     Args:
         files: the run directory.
+        state: see `report_content`.
 
     Raises:
         OSError: the directory cannot be written.
     """
     record = read_record(files)
-    content = report_content(record, name=files.root.absolute().name)
+    content = report_content(record, name=files.root.absolute().name, state=state)
     text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False, default=str)
     write_whole(files.report_json, (text + "\n").encode())
     write_whole(files.report_html, render_html(content).encode())
@@ -64,12 +65,13 @@ def find_drift(files: RunFiles) -> str | None:
     return None if compared is None else compared["drift"]
 
 
-def report_content(record: RunRecord, *, name: str) -> dict[str, Any]:
+def report_content(record: RunRecord, *, name: str, state: str | None = None) -> dict[str, Any]:
     """Returns the content of ``report.json``; the page shows the same numbers.
 
     Args:
         record: what the run directory says.
         name: name of the run directory, for a run without a recipe.
+        state: how a run that has not finished stands now, where somebody looked: ``running``.
     """
     return {
         "format": REPORT_FORMAT,
@@ -78,6 +80,7 @@ def report_content(record: RunRecord, *, name: str) -> dict[str, Any]:
         "description": record.settings.get("description", ""),
         "model": record.setup.get("model") or _recipe_model(record.settings),
         "status": record.status,
+        "state": state if record.status == "unfinished" else None,
         "error": record.error,
         "headline": _headline(record),
         "data": _data(record.environment),
