@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fsdpq.pages.environment import page_environment
-from fsdpq.reports.charts import Chart, build_chart
+from fsdpq.reports.charts import Chart, Series, build_chart, smooth
 from fsdpq.reports.plan_against_actual import Actual, compare_with_plan
 from fsdpq.reports.run_record import Row, RunRecord, read_record
 from fsdpq.reports.settings_rows import (
@@ -32,6 +32,9 @@ from fsdpq.run_files.writing import write_whole
 
 REPORT_FORMAT = 1
 TEMPLATE = "report.html.jinja"
+
+MANY = 150
+"""From so many logged steps on, single losses stand back behind their moving mean."""
 
 FAR = 50
 """A small chart whose highest value is so many times its median has a logarithmic axis."""
@@ -275,11 +278,16 @@ def _points(rows: list[Row], key: str) -> list[tuple[float, float]]:
 
 
 def _loss_chart(content: dict[str, Any]) -> Chart:
-    series = {
-        "training": _points(content["steps"], "loss"),
-        "held out": _points(content["evals"], "loss"),
-    }
-    return build_chart("Loss", series, num_y_ticks=6, marks=_resume_marks(content["resumes"]))
+    losses, marks = _points(content["steps"], "loss"), _resume_marks(content["resumes"])
+    series = [Series("training", losses)]
+    if len(losses) >= MANY:
+        window = len(losses) // 50 // 2 * 2 + 1
+        series = [
+            Series("training", losses, "s-training raw"),
+            Series(f"mean of {window} around", smooth(losses, window), "s-training", "strong"),
+        ]
+    series.append(Series("held out", _points(content["evals"], "loss"), emphasis="strong"))
+    return build_chart("Loss", series, num_y_ticks=6, marks=marks)
 
 
 def _resume_marks(resumes: list[Row]) -> dict[float, str]:
