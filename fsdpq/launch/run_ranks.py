@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from fsdpq.errors import FsdpqError, LaunchError, RunStoppedError
 from fsdpq.launch.inputs.base_cache import remove_damaged_base
 from fsdpq.launch.merge import merge_trained
-from fsdpq.launch.ranks.failure import count_oom_kills, explain_failure
+from fsdpq.launch.nodes.first import First, RanksEndedElsewhereError
+from fsdpq.launch.ranks.failure import (
+    RanksEnd,
+    count_oom_kills,
+    explain_end,
+    read_end,
+    read_rank_errors,
+)
 from fsdpq.launch.ranks.keeper import RunKeeper, resume_hint
 from fsdpq.launch.ranks.processes import RESUME_FLAG, TRUST_FLAG
 from fsdpq.launch.ranks.restarts import clear_for_start, may_pass, name_way_back, restart_text
@@ -19,6 +27,7 @@ from fsdpq.launch.screen import Screen
 from fsdpq.launch.tracking.tracker import Tracker, tracked
 from fsdpq.recipe.root import Recipe
 from fsdpq.run_files.paths import RunFiles
+from fsdpq.run_files.rows import RankError
 
 
 def run_ranks(
@@ -29,6 +38,7 @@ def run_ranks(
     screen: Screen,
     worker: Sequence[str],
     resumes: bool = False,
+    nodes: First | None = None,
 ) -> None:
     """Runs the ranks of a training run to their end.
 
@@ -41,86 +51,121 @@ def run_ranks(
         screen: shows what happens.
         worker: arguments of torchrun that name the worker.
         resumes: whether they go on from the newest checkpoint.
+        nodes: the other machines of the run, if any.
 
     Raises:
         RunStoppedError: a signal stopped them.
         FsdpqError: what the first of them to fail reports.
     """
     screen.open_run(files)
+    if nodes is not None:
+        nodes.share(files)
     with tracked(files, recipe, report=screen.report) as tracker:
-        _run_with_restarts(
-            files, recipe, inputs=inputs, screen=screen, worker=worker, resumes=resumes,
-            tracker=tracker,
-        )  # fmt: skip
+        start = RanksStart(files, recipe, inputs, screen, worker, resumes, tracker)
+        _run_with_restarts(start, nodes)
     if recipe.export.merge:
         merge_trained(files, recipe, screen=screen, trust_remote_code=TRUST_FLAG in worker)
 
 
-def _run_with_restarts(
-    files: RunFiles,
-    recipe: Recipe,
-    *,
-    inputs: dict[str, Any],
-    screen: Screen,
-    worker: Sequence[str],
-    resumes: bool,
-    tracker: Tracker,
-) -> None:
-    limit = recipe.launch.max_restarts
+def _run_with_restarts(start: RanksStart, nodes: First | None) -> None:
+    files, limit = start.files, start.recipe.launch.max_restarts
     for number in range(limit + 1):
         clear_for_start(files)
-        flags = [RESUME_FLAG] if resumes or number else []
+        start = replace(start, resumes=start.resumes or number > 0)
         try:
-            start_ranks(
-                files, recipe, inputs=inputs, screen=screen, worker=[*worker, *flags],
-                tracker=tracker,
-            )  # fmt: skip
+            start.run(nodes)
         except FsdpqError as error:
-            if number == limit or not may_pass(files, error):
+            if number == limit or not may_pass(error, start.records(nodes)):
                 name_way_back(files, error)
+                _leave_report(files, start.screen)
                 raise
-            screen.report(restart_text(files, error, number=number + 1, limit=limit))
+            start.screen.report(restart_text(files, error, number=number + 1, limit=limit))
         else:
             break
 
 
-def start_ranks(
-    files: RunFiles,
-    recipe: Recipe,
-    *,
-    inputs: dict[str, Any],
-    screen: Screen,
-    worker: Sequence[str],
-    tracker: Tracker,
-) -> None:
-    """Starts the ranks once; see `run_ranks`. The tracker is looked at with every row."""
-    num_ranks, limit_s = int(recipe.launch.nproc_per_node), recipe.launch.hang_timeout_s
-    keeper = RunKeeper(files, HangWatch(files, num_ranks, limit_s), screen.report)
-    progress = _Progress(screen, keeper, tracker)
-    oom_kills = count_oom_kills()
+def _leave_report(files: RunFiles, screen: Screen) -> None:
+    """Writes the report of ranks that did not come to its phase; what ended them counts more."""
+    from fsdpq.reports.report import write_report
+
     try:
-        code, stopped_by = run_torchrun(
-            files, recipe.launch, on_row=progress.take, worker=worker, keeper=keeper
-        )
-    finally:
-        screen.close()
-    if stopped_by:
-        raise progress.stopped(stopped_by, files)
-    if code == 0 and (stopped := keeper.stopped(progress.total_steps)) is not None:
-        raise stopped
-    if code != 0:
-        is_mapped = recipe.fsdp.offload == "disk" and "base" in inputs
-        error = explain_failure(
-            files,
-            exit_code=code,
-            oom_kills_before=oom_kills,
-            mapped_base=Path(inputs["base"]["directory"]) if is_mapped else None,
-        )
-        remove_damaged_base(files, inputs, error)
-        raise error
-    if not progress.done:
-        message = "the ranks ended without a result"
-        raise LaunchError(message, hint=f"the logs are in `{files.logs}`")
+        write_report(files)
+    except (OSError, ValueError, TypeError, LookupError) as error:
+        screen.report(f"note: no report: {error}")
+
+
+@dataclass(frozen=True)
+class RanksStart:
+    """One start of the ranks.
+
+    Attributes:
+        files: the run directory.
+        recipe: resolved.
+        inputs: those of the lock.
+        screen: shows what happens.
+        worker: arguments of torchrun that name the worker.
+        resumes: whether they go on from the newest checkpoint.
+        tracker: looks at what they write.
+    """
+
+    files: RunFiles
+    recipe: Recipe
+    inputs: dict[str, Any]
+    screen: Screen
+    worker: Sequence[str]
+    resumes: bool
+    tracker: Tracker
+
+    def run(self, nodes: First | None) -> None:
+        """Runs the ranks to their end, those of other machines too.
+
+        Raises:
+            RunStoppedError: a signal stopped them.
+            FsdpqError: what the first of them to fail reports.
+        """
+        files, launch = self.files, self.recipe.launch
+        place = None if nodes is None else nodes.start(resumes=self.resumes)
+        watch = HangWatch(files, int(launch.nproc_per_node), launch.hang_timeout_s)
+        keeper = RunKeeper(files, watch, self.screen.report, others=nodes)
+        progress = _Progress(self.screen, keeper, self.tracker)
+        oom_kills = count_oom_kills()
+        flags = [RESUME_FLAG] if self.resumes else []
+        code: int | None = None
+        stopped_by = ""
+        at_once = True
+        try:
+            code, stopped_by = run_torchrun(
+                files, launch, on_row=progress.take, worker=[*self.worker, *flags], keeper=keeper,
+                place=place,
+            )  # fmt: skip
+            at_once = bool(stopped_by)
+        except RanksEndedElsewhereError:
+            code = None
+        finally:
+            self.screen.close()
+            ends = [] if nodes is None else nodes.finish(at_once=at_once)
+        if stopped_by:
+            raise progress.stopped(stopped_by, files)
+        if code == 0 and (stopped := keeper.stopped(progress.total_steps)) is not None:
+            raise stopped
+        if code != 0:
+            own = read_end(files, exit_code=code, oom_kills_before=oom_kills)
+            raise self._explain(own if nodes is None else nodes.own_end(own), ends)
+        if not progress.done:
+            message = "the ranks ended without a result"
+            raise LaunchError(message, hint=f"the logs are in `{files.logs}`")
+
+    def records(self, nodes: First | None) -> list[RankError]:
+        """Returns the errors that ranks of all machines wrote."""
+        elsewhere = [] if nodes is None else nodes.ends
+        return [*read_rank_errors(self.files), *(r for end in elsewhere for r in end.records)]
+
+    def _explain(self, own: RanksEnd, ends: Sequence[RanksEnd]) -> FsdpqError:
+        is_mapped = self.recipe.fsdp.offload == "disk" and "base" in self.inputs
+        mapped_base = Path(self.inputs["base"]["directory"]) if is_mapped else None
+        error = explain_end(self.files, [own, *ends], mapped_base=mapped_base)
+        remove_damaged_base(self.inputs, error, own.records)
+        return error
 
 
 class _Progress:

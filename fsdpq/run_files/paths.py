@@ -55,6 +55,18 @@ class RunFiles:
         """What torchrun itself printed."""
         return self.logs / "torchrun.log"
 
+    def node_torchrun_log(self, node: int) -> Path:
+        """What torchrun printed on machine ``node`` of several, counted from 0."""
+        return self.torchrun_log if node == 0 else self.logs / f"node-{node}.torchrun.log"
+
+    def node_inputs(self, node: int) -> Path:
+        """Where model, rows and base lie on machine ``node``, as ``inputs`` of the lock says it."""
+        return self.logs / f"node-{node}.inputs.json"
+
+    def meeting(self, token: str) -> Path:
+        """Shows other machines that they see this directory: a file that has ``token`` in it."""
+        return self.logs / f"meeting-{token}"
+
     @property
     def launcher(self) -> Path:
         """Process and machine of the launcher that has, or had, this run, as JSON."""

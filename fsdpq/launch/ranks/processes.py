@@ -70,10 +70,13 @@ class StopSignals:
         """Whether somebody asked again: Ctrl-C, or the first signal once more.
 
         What comes at the same moment is the same wish, on another way; and Slurm sends SIGTERM some
-        time after SIGUSR1, to a job that may be saving still.
+        time after SIGUSR1 or after a first SIGTERM, to a job that may be saving still.
         """
+        again = {int(signal.SIGINT)}
+        if "SLURM_JOB_ID" not in os.environ:
+            again |= set(self.received[:1])
         return any(
-            time_s - self.times[0] > REPEAT_S and number in (signal.SIGINT, self.received[0])
+            time_s - self.times[0] > REPEAT_S and number in again
             for number, time_s in zip(self.received, self.times, strict=True)
         )
 

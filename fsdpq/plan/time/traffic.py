@@ -178,7 +178,7 @@ def _over_network(
     Copies of a base that several machines share are summed in as many rings as ranks of one of them
     hold shards: each machine sees the rings of its own shards only.
     """
-    if recipe.launch.nnodes == 1:
+    if recipe.launch.max_nodes == 1:
         return 0
     num_copies = workload.num_ranks // num_shards
     sums = 2 * gradients * (num_copies - 1) // num_copies
