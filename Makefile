@@ -55,6 +55,7 @@ imports: $(VENV)/.installed-dev  ## Check that the layers and the doors to heavy
 
 schema: $(VENV)/.installed-dev  ## Write the JSON Schema and the generated reference pages
 	$(BIN)/fsdpq schema > schemas/recipe.schema.json
+	$(BIN)/fsdpq schema --sweep > schemas/sweep.schema.json
 	$(BIN)/python scripts/make_reference.py
 
 plans: $(VENV)/.installed-dev  ## Write what shipped recipes take by plan, and the outputs in its guide
@@ -62,6 +63,7 @@ plans: $(VENV)/.installed-dev  ## Write what shipped recipes take by plan, and t
 
 schema-check: $(VENV)/.installed-dev  ## Check that the committed schema is what the models say
 	$(BIN)/fsdpq schema | diff - schemas/recipe.schema.json
+	$(BIN)/fsdpq schema --sweep | diff - schemas/sweep.schema.json
 
 format: $(VENV)/.installed-dev  ## Format the code
 	$(BIN)/ruff check --fix-only --quiet .

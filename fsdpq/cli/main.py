@@ -31,6 +31,7 @@ from fsdpq.cli.push import push_command
 from fsdpq.cli.quantize import quantize_command
 from fsdpq.cli.recipes import recipes_group
 from fsdpq.cli.render import render_error, render_notice
+from fsdpq.cli.report import report_command
 from fsdpq.cli.reproduce import reproduce_command
 from fsdpq.cli.resume import resume_command
 from fsdpq.cli.submitting import SlurmChoice, slurm_options
@@ -159,11 +160,17 @@ def kinds(section: str | None, *, as_json: bool) -> None:
 
 
 @cli.command()
-def schema() -> None:
+@click.option("--sweep", "of_sweep", is_flag=True, help="Of a sweep.yaml instead.")
+def schema(*, of_sweep: bool) -> None:
     """Print the JSON Schema of a recipe, for editors."""
     from fsdpq.recipe.root import recipe_schema_text
 
-    click.echo(recipe_schema_text(), nl=False)
+    if of_sweep:
+        from fsdpq.sweep.document import sweep_schema_text
+
+        click.echo(sweep_schema_text(), nl=False)
+    else:
+        click.echo(recipe_schema_text(), nl=False)
 
 
 cli.add_command(bench_command)
@@ -182,6 +189,7 @@ cli.add_command(prepare_command)
 cli.add_command(push_command)
 cli.add_command(quantize_command)
 cli.add_command(recipes_group)
+cli.add_command(report_command)
 cli.add_command(reproduce_command)
 cli.add_command(resume_command)
 

@@ -41,6 +41,15 @@ def is_held(directory: Path) -> bool:
         return directory.is_dir() and not free
 
 
+def is_claimed(directory: Path) -> bool:
+    """Whether some process has ``directory`` alone (`claim`); those that only hold it do not count.
+
+    May be asked at any time: it keeps nobody but a `claim` of the same moment from succeeding.
+    """
+    with _open(directory) as descriptor:
+        return descriptor is not None and not _lock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+
+
 @contextlib.contextmanager
 def _open(directory: Path) -> Generator[int | None, None, None]:
     try:

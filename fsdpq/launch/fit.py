@@ -22,7 +22,7 @@ from fsdpq.run_files.writing import write_whole
 
 if TYPE_CHECKING:
     from fsdpq.launch.ready import Settled
-    from fsdpq.plan.result import Edit, Plan
+    from fsdpq.plan.result import Edit, Plan, RankMemory
     from fsdpq.plan.shape import ModelShape
 
 GO_ON = "`launch.plan_check=false` goes on all the same"
@@ -100,6 +100,17 @@ def describe_plan(plan: Plan) -> str:
     return f"{_of(plan.device.peak.total, machine.gpu_bytes)} a GPU, {host}"
 
 
+def describe_shortage(device: RankMemory, has: int) -> str:
+    """Returns what a GPU lacks in words.
+
+    Args:
+        device: what a rank takes.
+        has: bytes of its GPU.
+    """
+    peak = device.peak
+    return f"a GPU needs {format_bytes(peak.total)} and has {format_bytes(has)} ({peak.name})"
+
+
 def _of(needed: int, there: int | None) -> str:
     has = "" if there is None else f" of {format_bytes(there)}"
     return f"{format_bytes(needed)}{has}"
@@ -156,8 +167,7 @@ def _refuse(settled: Settled, plan: Plan) -> None:
     has, needed = plan.machine.gpu_bytes, plan.device.peak.total
     if not _may_refuse(settled) or UNSURE in plan.notes or has is None or needed <= has:
         return
-    message = f"by plan the run does not fit: a GPU needs {format_bytes(needed)} "
-    message += f"and has {format_bytes(has)} ({plan.device.peak.name})"
+    message = f"by plan the run does not fit: {describe_shortage(plan.device, has)}"
     hint = f"more GPUs, or a smaller model; {GO_ON}"
     if plan.edits:
         hint = f"add `{' '.join(plan.edits[0].settings)}`; {GO_ON}"

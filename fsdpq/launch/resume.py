@@ -227,7 +227,7 @@ def _write(
             "forced": [change.as_json() for change in changes],
             "versions": list_versions(run.lock, fresh),
         }
-        now = {name: fresh[name] for name in ("inputs", "resolved", "auto")}
+        now = {name: fresh[name] for name in ("inputs", "resolved", "provenance", "auto")}
         lock = {**run.lock, **now, "resumes": [*as_list(run.lock.get("resumes")), entry]}
     write_whole(run.files.lock, (json.dumps(lock, indent=2) + "\n").encode())
     write_whole(run.files.resolved, dump_recipe(settled.recipe).encode())

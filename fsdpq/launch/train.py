@@ -8,6 +8,7 @@ from typing import Any
 
 from fsdpq.launch.fit import keep_plan
 from fsdpq.launch.inputs.base_cache import held_inputs
+from fsdpq.launch.parent import end_with_parent
 from fsdpq.launch.quantize import QUANTIZER
 from fsdpq.launch.ranks.processes import TRUST_FLAG
 from fsdpq.launch.ranks.torchrun import WORKER
@@ -88,6 +89,7 @@ def train_loaded(
     Raises:
         FsdpqError: one message for whatever went wrong, with its exit code.
     """
+    end_with_parent()
     for notice in loaded.notices:
         screen.report(f"note: {notice}")
     # What is reproduced begins anew, also where the recipe would find the run itself.

@@ -27,12 +27,16 @@ _QUOTE_HINT = "quote what is not a plain word: `'name=\"two words, (or more)\"'`
 
 @dataclass(frozen=True)
 class Override:
-    """One parsed override: where it goes, what it does there, its value, and its text."""
+    """One parsed override: where it goes, what it does there, its value, and its text.
+
+    ``written`` is where it stands, None on the command line.
+    """
 
     path: tuple[str, ...]
     action: Literal["set", "add", "delete"]
     value: Any
     text: str
+    written: Location | None = None
 
     @property
     def key(self) -> str:
@@ -41,8 +45,8 @@ class Override:
 
     @property
     def location(self) -> Location:
-        """The command line, with the override's text."""
-        return Location(COMMAND_LINE, text=self.text, length=len(self.text))
+        """Where it stands; the command line with the override's text, if nothing else is said."""
+        return self.written or Location(COMMAND_LINE, text=self.text, length=len(self.text))
 
     def problem(self, message: str, hint: str) -> Problem:
         """Returns a Problem with this override."""

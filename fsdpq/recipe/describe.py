@@ -65,10 +65,10 @@ class Section:
         return self.kinds.get(kind) if isinstance(kind, str) else None
 
 
-def list_sections() -> dict[str, Section]:
-    """Returns every section of the recipe, in the order of the model."""
+def list_sections(root: type[Options] = Recipe) -> dict[str, Section]:
+    """Returns every section of a document, the recipe or ``root``, in the order of the model."""
     sections: dict[str, Section] = {}
-    for name, info in Recipe.model_fields.items():
+    for name, info in root.model_fields.items():
         members = [m for m in _union_members(info.annotation) if _is_options(m)]
         if members:
             kinds = {_kind_of(member): member for member in members}
@@ -196,18 +196,25 @@ def _describe(annotation: Any, metadata: list[Any]) -> str:
     if origin is Literal:
         return list_words(str(arg) for arg in args)
     if origin is tuple:
-        if args[-1] is Ellipsis and _is_options(args[0]):
-            return describe_options(args[0]).replace("a mapping", "a list of mappings", 1)
-        if args[-1] is Ellipsis:
-            return _describe(args[0], []).replace("a string", "a list of strings")
-        return f"a list of {len(args)} values, each {_describe(args[0], [])}"
+        return _describe_list(args)
     if annotation is type(None):
         return "null"
     if origin is dict:
-        return "a mapping of names to names"
+        return f"a mapping of {'names to names' if args[1] is str else 'keys to values'}"
     if _is_options(annotation):
         return describe_options(annotation)
     return _PLAIN.get(annotation, str(annotation)) + _describe_bounds(annotation, metadata)
+
+
+def _describe_list(args: tuple[Any, ...]) -> str:
+    """Returns what a tuple of these types accepts."""
+    if args[-1] is Ellipsis and _is_options(args[0]):
+        return describe_options(args[0]).replace("a mapping", "a list of mappings", 1)
+    if args[-1] is Ellipsis and get_origin(args[0]) is tuple:
+        return _describe(args[0], []).replace("a list of", "a list of lists of", 1)
+    if args[-1] is Ellipsis:
+        return _describe(args[0], []).replace("a string", "a list of strings")
+    return f"a list of {len(args)} values, each {_describe(args[0], [])}"
 
 
 def _describe_bounds(annotation: Any, metadata: list[Any]) -> str:

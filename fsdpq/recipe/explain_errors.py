@@ -33,8 +33,15 @@ class Translator:
     """Turns pydantic's errors into Problems: in our words, at the user's line."""
 
     def __init__(
-        self, data: dict[str, Any], marks: Marks, source: str, sections: dict[str, Section]
+        self,
+        data: dict[str, Any],
+        marks: Marks,
+        source: str,
+        sections: dict[str, Section],
+        root: type[Options] = Recipe,
     ) -> None:
+        self.root = root
+        self.noun = "recipe" if root is Recipe else "sweep"
         self.data = data
         self.marks = marks
         self.source = source
@@ -70,7 +77,7 @@ class Translator:
     def _guess(self, path: KeyPath) -> str | None:
         """Returns the key that the unknown key at ``path`` most likely means."""
         if len(path) == 1:
-            return suggest(str(path[0]), Recipe.model_fields)
+            return suggest(str(path[0]), self.root.model_fields)
         options = self._owner(path)
         return suggest(str(path[-1]), options.model_fields) if options else None
 
@@ -82,7 +89,7 @@ class Translator:
     def _field_end(self, path: KeyPath) -> int:
         """Returns the length of ``path`` up to its field, without the place inside of a value."""
         if len(path) < 2 or str(path[0]) not in self.sections:
-            return len(path)
+            return min(len(path), 1)
         return self._walk(path)[1]
 
     def _walk(self, path: KeyPath) -> tuple[type[Options] | None, int]:
@@ -110,17 +117,21 @@ class Translator:
         section = self.sections.get(str(loc[0])) if loc else None
         if section is not None and section.tagged and len(loc) > 1 and loc[1] in section.kinds:
             loc = (loc[0], *loc[2:])
-        if section is None or len(loc) < 3:
+        kept = 1 if section is None else 2  # what is no section has members of unions behind it
+        if len(loc) <= kept:
             return loc
-        path, value = loc[:2], _child(self.data[section.name], loc[1])
-        for index, part in enumerate(loc[2:], 3):
+        path: KeyPath = loc[:kept]
+        value: Any = self.data
+        for part in path:
+            value = _child(value, part)
+        for index, part in enumerate(loc[kept:], kept + 1):
             if _child(value, part) is not _NOTHING or (is_missing and index == len(loc)):
                 path, value = (*path, part), _child(value, part)
         return path
 
     def _explain(self, error_type: str, path: KeyPath) -> Problem:
         if len(path) == 0:
-            return Problem("a recipe is a mapping of sections", hint="write `section:` lines")
+            return Problem(f"a {self.noun} is a mapping of sections", hint="write `section:` lines")
         name = str(path[0])
         section = self.sections.get(name)
         if error_type == "extra_forbidden":
@@ -144,8 +155,9 @@ class Translator:
         word = str(path[0])
         guess = self._guess(path)
         hint = f"did you mean `{guess}`?" if guess else ""
-        hint = hint or f"a recipe has {list_words(Recipe.model_fields, 'and')}"
-        return self._problem(f"unknown section `{word}`", path, self.marks.key(path), hint)
+        hint = hint or f"a {self.noun} has {list_words(self.root.model_fields, 'and')}"
+        noun = "section" if self.root is Recipe else "key"
+        return self._problem(f"unknown {noun} `{word}`", path, self.marks.key(path), hint)
 
     def _unknown_key(self, path: KeyPath) -> Problem:
         section, word = self.sections[str(path[0])], str(path[-1])
@@ -180,7 +192,8 @@ class Translator:
         what = str(path[-1])
         if len(path) == 1:
             noun = "section" if what in self.sections else "key"
-            hint = f"add `{what}:`; `recipes/quickstart.yaml` shows every section"
+            hint = f"add `{what}:`"
+            hint += "; `recipes/quickstart.yaml` shows every section" * (self.root is Recipe)
             return self._problem(f"missing {noun} `{what}`", path, None, hint)
         options = self._owner(path)
         info = options.model_fields.get(what) if options else None
@@ -218,14 +231,14 @@ class Translator:
         hint = f"write the keys of `{name}` on indented lines below it"
         if value is None:
             message = f"`{name}` is empty"
-            required = Recipe.model_fields[name].is_required()
+            required = self.root.model_fields[name].is_required()
             hint += "" if required else ", or delete it to take its defaults"
         return self._problem(message, (name,), self.marks.key((name,)), hint)
 
     def _bad_value(self, path: KeyPath) -> Problem:
         value, field_path = _value_at(self.data, path), path[: self._field_end(path)]
         in_section = str(path[0]) in self.sections
-        options = self._owner(field_path) if in_section else Recipe
+        options = self._owner(field_path) if in_section else self.root
         info = options.model_fields.get(str(field_path[-1])) if options else None
         expected = describe_field(info) if info else "something else"
         found = f", not `{show_value(value)}`"

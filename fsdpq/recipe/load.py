@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,11 @@ from pydantic import ValidationError
 
 from fsdpq.errors import Problem, RecipeError
 from fsdpq.recipe.checks import CHECKS, NOTICES, Check
-from fsdpq.recipe.compose import apply_overrides, parse_overrides
-from fsdpq.recipe.describe import list_sections
+from fsdpq.recipe.compose import Override, apply_overrides, parse_overrides
+from fsdpq.recipe.describe import Section, list_sections
 from fsdpq.recipe.explain_errors import Translator
 from fsdpq.recipe.interpolate import escape, interpolate
-from fsdpq.recipe.layers import Composition, compose_layers
+from fsdpq.recipe.layers import Composition, compose_layers, copy_composition
 from fsdpq.recipe.marks import Marks
 from fsdpq.recipe.migrate import check_version
 from fsdpq.recipe.root import Recipe
@@ -48,6 +48,8 @@ class LoadedRecipe:
         notices: what the user should know and is no mistake, one sentence each.
         fragments: the files that ``defaults`` named.
         paths_from: what relative paths start from, where that is not the file's own directory.
+        recorded_sources: of a recipe that comes from a lock, what that says about where values were
+            written (`fsdpq.recipe.provenance`); None for all others, and for older locks.
     """
 
     recipe: Recipe
@@ -58,6 +60,7 @@ class LoadedRecipe:
     notices: tuple[str, ...] = ()
     fragments: tuple[Path, ...] = ()
     paths_from: Path | None = None
+    recorded_sources: Mapping[str, str] | None = None
 
     @property
     def base_dir(self) -> Path:
@@ -100,36 +103,95 @@ def load_source(
     Raises:
         RecipeError: with all Problems of the files and the overrides.
     """
-    path = source.path
-    start = path.parent if base_dir is None else base_dir
+    composed = compose_source(source, base_dir=base_dir)
+    parsed, mistakes = parse_overrides(overrides)
+    return load_composed(composed, parsed, mistakes=mistakes, texts=overrides, without=without)
+
+
+@dataclass(frozen=True)
+class ComposedRecipe:
+    """A recipe file over its fragments, read once for any number of `load_composed`.
+
+    Attributes:
+        source: the file.
+        composition: the plain data of all layers; never changed.
+        sections: of recipes.
+        secrets: Problems of lines that hold a token.
+        base_dir: what the recipe's relative paths start from; None is the file's directory.
+    """
+
+    source: Source
+    composition: Composition
+    sections: dict[str, Section]
+    secrets: tuple[Problem, ...]
+    base_dir: Path | None = None
+
+
+def compose_source(source: Source, *, base_dir: Path | None = None) -> ComposedRecipe:
+    """Returns the recipe that was read as ``source`` over its fragments, nothing validated.
+
+    Args:
+        source: the file.
+        base_dir: what its relative paths start from; None is the file's directory.
+
+    Raises:
+        RecipeError: it is of another format version.
+    """
     check_version(source)
     sections = list_sections()
-    parsed, mistakes = parse_overrides(overrides)
-    composed = compose_layers(source, sections)
-    told = {problem.key for problem in composed.problems}
-    composed.problems += mistakes
-    apply_overrides(composed, parsed, sections)
-    if secrets := list(islice(check_secrets(composed, overrides), MAX_PROBLEMS)):
+    composition = compose_layers(source, sections)
+    secrets = tuple(islice(check_secrets(composition, ()), MAX_PROBLEMS))
+    return ComposedRecipe(source, composition, sections, secrets, base_dir)
+
+
+def load_composed(
+    composed: ComposedRecipe,
+    parsed: Sequence[Override],
+    *,
+    mistakes: Sequence[Problem] = (),
+    texts: Sequence[str] = (),
+    without: Sequence[Check] = (),
+) -> LoadedRecipe:
+    """Returns a composed recipe with overrides; see `load_recipe`.
+
+    Args:
+        composed: the files.
+        parsed: the overrides.
+        mistakes: Problems of overrides that could not be parsed.
+        texts: all overrides as they were given.
+        without: rules that are not asked.
+
+    Raises:
+        RecipeError: with all Problems of the files and the overrides.
+    """
+    path, sections = composed.source.path, composed.sections
+    start = path.parent if composed.base_dir is None else composed.base_dir
+    composition = copy_composition(composed.composition)
+    told = {problem.key for problem in composition.problems}
+    composition.problems += mistakes
+    apply_overrides(composition, parsed, sections)
+    nothing_read = replace(composition, sources=[])
+    if secrets := [*composed.secrets, *check_secrets(nothing_read, texts)][:MAX_PROBLEMS]:
         raise RecipeError(secrets)  # alone: no other message may show them
-    told |= interpolate(composed, sections)
-    contents = list(check_contents(composed))
-    composed.problems += contents
+    told |= interpolate(composition, sections)
+    contents = list(check_contents(composition))
+    composition.problems += contents
     told |= {problem.key for problem in contents}
-    translator = Translator(composed.data, composed.marks, str(path), sections)
-    recipe, mistakes = _validate(composed.data, translator)
-    problems = composed.problems + [mistake for mistake in mistakes if mistake.key not in told]
+    translator = Translator(composition.data, composition.marks, str(path), sections)
+    recipe, invalid = _validate(composition.data, translator)
+    problems = composition.problems + [mistake for mistake in invalid if mistake.key not in told]
     if recipe is not None:
         checks = [check for check in CHECKS if check not in without]
         found = (problem for check in checks for problem in check(recipe, start))
         problems += [translator.locate(problem) for problem in found if problem.key not in told]
     if problems or recipe is None:
         raise RecipeError(problems[:MAX_PROBLEMS])
-    notices = [*composed.notices, *note_outside_paths(recipe, composed, start)]
+    notices = [*composition.notices, *note_outside_paths(recipe, composition, start)]
     notices += [notice for note in NOTICES for notice in note(recipe, start)]
-    fragments = tuple(layer.path for layer in composed.sources[:-1])
+    fragments = tuple(layer.path for layer in composition.sources[:-1])
     return LoadedRecipe(
-        recipe, path, source.raw, tuple(overrides), composed.marks, tuple(notices), fragments,
-        base_dir,
+        recipe, path, composed.source.raw, tuple(texts), composition.marks, tuple(notices),
+        fragments, composed.base_dir,
     )  # fmt: skip
 
 

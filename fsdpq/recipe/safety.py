@@ -119,6 +119,15 @@ def note_outside_paths(recipe: Recipe, composed: Composition, base_dir: Path) ->
             yield f"`{key}`{place} leaves the recipe's directory: {path}"
 
 
+def relative_paths(recipe: Recipe, base_dir: Path) -> Iterator[str]:
+    """Yields every value that names a file or directory by a path from the recipe's directory."""
+    for key, text in _list_paths(recipe):
+        if key == "model.name_or_path" and not _is_model_path(text, base_dir):
+            continue
+        if not Path(text).expanduser().is_absolute():
+            yield text
+
+
 def _list_paths(recipe: Recipe) -> Iterator[tuple[str, str]]:
     """Yields every value that may be a path on this machine, with its key."""
     data = recipe.data

@@ -14,9 +14,17 @@ from pathlib import Path
 from typing import Any
 
 from fsdpq.pages.environment import page_environment
-from fsdpq.reports.charts import Chart, build_chart, format_number
+from fsdpq.reports.charts import Chart, build_chart
 from fsdpq.reports.plan_against_actual import Actual, compare_with_plan
 from fsdpq.reports.run_record import Row, RunRecord, read_record
+from fsdpq.reports.settings_rows import (
+    NOTHING,
+    list_environment,
+    list_sections,
+    list_written,
+    summarize_environment,
+)
+from fsdpq.reports.ticks import format_number
 from fsdpq.rows.report import DataReport
 from fsdpq.run_files import amounts
 from fsdpq.run_files.paths import RunFiles
@@ -24,8 +32,9 @@ from fsdpq.run_files.writing import write_whole
 
 REPORT_FORMAT = 1
 TEMPLATE = "report.html.jinja"
-NOTHING = "\N{EN DASH}"
-"""Shown where there is no value."""
+
+FAR = 50
+"""A small chart whose highest value is so many times its median has a logarithmic axis."""
 
 
 def write_report(files: RunFiles) -> None:
@@ -42,7 +51,7 @@ def write_report(files: RunFiles) -> None:
         OSError: the directory cannot be written.
     """
     record = read_record(files)
-    content = report_content(record, name=files.root.name)
+    content = report_content(record, name=files.root.absolute().name)
     text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False, default=str)
     write_whole(files.report_json, (text + "\n").encode())
     write_whole(files.report_html, render_html(content).encode())
@@ -85,6 +94,7 @@ def report_content(record: RunRecord, *, name: str) -> dict[str, Any]:
         "evals": record.evals,
         "evaluations": [_evaluation(row) for row in record.evaluations],
         "settings": record.settings,
+        "provenance": _provenance(record.environment),
         "environment": record.environment,
         "missing": record.missing,
     }
@@ -96,18 +106,19 @@ def render_html(content: dict[str, Any]) -> str:
         "bytes": format_bytes,
         "duration": format_duration,
         "number": format_number,
-        "count": _format_count,
+        "count": format_count,
     }
-    environment = page_environment(Path(__file__).parent, filters=filters)
-    sections, plain = _split_settings(content["settings"])
-    return environment.get_template(TEMPLATE).render(
+    pages = page_environment(Path(__file__).parent, filters=filters)
+    settings, environment = content["settings"], content["environment"]
+    return pages.get_template(TEMPLATE).render(
         **content,
         setup_words=_setup_words(content["setup"]),
         loss_chart=_loss_chart(content),
         small_charts=_small_charts(content["steps"]),
-        settings_sections=sections,
-        settings_plain=plain,
-        environment_rows=_flatten(_without_prepared(content["environment"])),
+        settings_sections=list_sections(settings),
+        written=list_written(settings, content["provenance"] or {}),
+        environment_words=summarize_environment(environment),
+        environment_rows=list_environment(environment),
         memory_scale=max((_rank_total(row) for row in content["memory"]), default=0) or 1,
     )
 
@@ -136,20 +147,40 @@ def _headline(record: RunRecord) -> dict[str, Any]:
     return {
         "eval_loss_before": before,
         "eval_loss_after": after,
+        **_best(evals),
         "perplexity_before": _perplexity(before),
         "perplexity_after": _perplexity(after),
         "last_train_loss": last.get("loss"),
+        "train_loss": _mean_of_last(record.steps),
         "steps": summary.get("steps", last.get("step")),
         "total_steps": setup.get("total_steps", last.get("total_steps")),
         "train_s": summary.get("train_s"),
-        "tokens": summary.get("tokens"),
-        "trained_tokens": summary.get("trained_tokens"),
+        "tokens": summary.get("tokens", _sum(record.steps, "tokens")),
+        "trained_tokens": summary.get("trained_tokens", _sum(record.steps, "trained_tokens")),
         "median_tokens_per_s": statistics.median(speeds) if speeds else None,
         "num_parameters": setup.get("num_parameters"),
         "num_trainable": setup.get("num_trainable"),
         "world_size": setup.get("world_size"),
         "peak_memory_bytes": max(peaks) if peaks else None,
     }
+
+
+def _best(evals: list[Row]) -> Row:
+    """The lowest held-out loss and its step, the first one where several are equal."""
+    known = [row for row in evals if row.get("loss") is not None]
+    best = min(known, key=lambda row: row["loss"], default={})
+    return {"best_eval_loss": best.get("loss"), "best_eval_step": best.get("step")}
+
+
+def _sum(steps: list[Row], key: str) -> int | None:
+    """What a run that has not finished logged so far; None where it logged nothing."""
+    found = [row[key] for row in steps if isinstance(row.get(key), int)]
+    return sum(found) if found else None
+
+
+def _mean_of_last(steps: list[Row], count: int = 10) -> float | None:
+    losses = [row["loss"] for row in steps[-count:] if row.get("loss") is not None]
+    return statistics.fmean(losses) if losses else None
 
 
 def _evaluation(row: Row) -> Row:
@@ -178,14 +209,10 @@ def _data(environment: Row) -> Row | None:
         return None
 
 
-def _without_prepared(environment: Row) -> Row:
-    """Returns the lock without what the page shows by itself, and without the cache's key."""
-    environment = {name: value for name, value in environment.items() if name != "resolved"}
-    inputs = environment.get("inputs")
-    if not isinstance(inputs, dict) or not isinstance(inputs.get("prepared"), dict):
-        return environment
-    kept = {n: v for n, v in inputs["prepared"].items() if n not in ("key", "report")}
-    return {**environment, "inputs": {**inputs, "prepared": kept}}
+def _provenance(environment: Row) -> dict[str, str] | None:
+    """Where the recipe's values were written, None where the lock does not say."""
+    found = environment.get("provenance")
+    return {key: str(place) for key, place in found.items()} if isinstance(found, dict) else None
 
 
 def _recipe_model(settings: Row) -> str | None:
@@ -270,44 +297,19 @@ def _small_charts(steps: list[Row]) -> list[Chart]:
     }
     if any("aux_loss" in row for row in steps):
         titles["aux_loss"] = "Load-balancing loss"
-    return [
-        build_chart(title, {title: _points(steps, key)}, y_from_zero=True, num_y_ticks=3)
-        for key, title in titles.items()
-    ]
+    if any("loss_scale" in row for row in steps):
+        titles["loss_scale"] = "Loss scale"
+    return [_small_chart(title, _points(steps, key)) for key, title in titles.items()]
 
 
-def _split_settings(
-    settings: Row,
-) -> tuple[dict[str, list[tuple[str, str]]], list[tuple[str, str]]]:
-    """Returns the recipe's sections, each as flat rows, and the values outside of sections."""
-    sections = {key: _flatten(value) for key, value in settings.items() if isinstance(value, dict)}
-    plain = [(key, _plain_text(value)) for key, value in settings.items() if key not in sections]
-    return sections, plain
+def _small_chart(title: str, points: list[tuple[float, float]]) -> Chart:
+    """From zero up; logarithmic where one value would press all others flat."""
+    above = sorted(value for _, value in points if value > 0)
+    far = bool(above) and title != "Learning rate" and above[-1] > FAR * above[len(above) // 2]
+    return build_chart(title, {title: points}, y_from_zero=not far, num_y_ticks=3, log_y=far)
 
 
-def _flatten(value: Any, prefix: str = "") -> list[tuple[str, str]]:
-    """Returns nested mappings as rows of dotted key and text."""
-    if isinstance(value, dict) and value:
-        rows: list[tuple[str, str]] = []
-        for key, item in value.items():
-            rows += _flatten(item, f"{prefix}.{key}" if prefix else str(key))
-        return rows
-    return [(prefix, _plain_text(value))] if prefix else []
-
-
-def _plain_text(value: Any) -> str:
-    if value is None:
-        return NOTHING
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, list):
-        return ", ".join(_plain_text(item) for item in value) or NOTHING
-    if isinstance(value, dict):
-        return ", ".join(f"{key}: {_plain_text(item)}" for key, item in value.items()) or NOTHING
-    return str(value)
-
-
-def _format_count(value: float | None) -> str:
+def format_count(value: float | None) -> str:
     """Returns a count: exact with separators below a million, ``134.5M`` above, a dash for None."""
     if value is None:
         return NOTHING

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fsdpq.run_files.paths import RunFiles
+from fsdpq.run_files.rows import PHASES
 from fsdpq.run_files.writing import read_json_lines
 
 Row = dict[str, Any]
@@ -38,6 +39,7 @@ class RunRecord:
         resumes: ``step``, ``world_size`` and ``time`` of every start but the first, in order.
         settings: the resolved recipe.
         environment: the lock file.
+        wall_s: seconds that ranks were running, over all starts; None where nothing says.
         error: ``rank``, ``kind``, ``message``, ``hint`` of what ended the run, else None.
         missing: what could not be read, one sentence each.
     """
@@ -56,6 +58,7 @@ class RunRecord:
     resumes: list[Row] = field(default_factory=list)
     settings: Row = field(default_factory=dict)
     environment: Row = field(default_factory=dict)
+    wall_s: float | None = None
     error: Row | None = None
     missing: list[str] = field(default_factory=list)
 
@@ -72,17 +75,30 @@ def read_record(files: RunFiles) -> RunRecord:
     record = RunRecord()
     record.settings = _read_mapping(files.resolved, record)
     record.environment = _read_mapping(files.lock, record)
+    _read_measured(files, record)
+    if files.plan.exists():  # runs of earlier versions have none
+        record.plan = _read_mapping(files.plan, record)
+    return record
+
+
+def read_measured(files: RunFiles) -> RunRecord:
+    """Returns what the ranks wrote: no recipe, lock and plan, which take longer to read."""
+    record = RunRecord()
+    _read_measured(files, record)
+    return record
+
+
+def _read_measured(files: RunFiles, record: RunRecord) -> None:
     metrics = _read_rows(files.metrics, record)
     events = _read_rows(files.events, record)
     record.resumes = _list_resumes(events)
+    record.wall_s = _time_of_starts(events)
     metrics = _without_void(metrics, record.resumes)
     record.steps = _last_of_each_step(metrics, "step")
     record.evals = _last_of_each_step(metrics, "eval")
     since = _since_start(metrics)
     record.memory = [row for row in since if row["event"] == "memory" and row.get("bytes")]
     record.held = [row for row in since if row["event"] == "held"]
-    if files.plan.exists():  # runs of earlier versions have none
-        record.plan = _read_mapping(files.plan, record)
     record.setup = _last_event(events, "setup")
     record.summary = _last_event(events, "done")
     record.export = _last_event(events, "export")
@@ -91,7 +107,6 @@ def read_record(files: RunFiles) -> RunRecord:
     record.evaluations = _read_evaluations(files.evals, record)
     if not record.summary:  # a finished run may hold the errors of an earlier attempt
         record.error = _root_cause(files.logs)
-    return record
 
 
 def _read_evaluations(folder: Path, record: RunRecord) -> list[Row]:
@@ -147,6 +162,19 @@ def _finite(value: Any) -> Any:
 def _list_resumes(events: list[Row]) -> list[Row]:
     found = [row for row in events if row["event"] == "resume" and row.get("step") is not None]
     return [{key: row.get(key) for key in ("step", "world_size", "time")} for row in found]
+
+
+def _time_of_starts(events: list[Row]) -> float | None:
+    """Returns the seconds from the first event of every start to its last, added up."""
+    spans: list[tuple[float, float]] = []
+    for row in events:
+        time = row.get("time")
+        if not isinstance(time, int | float):
+            continue
+        if not spans or (row["event"], row.get("name")) == ("phase", PHASES[0]):
+            spans.append((time, time))
+        spans[-1] = (spans[-1][0], max(time, spans[-1][1]))
+    return math.fsum(end - start for start, end in spans) if spans else None
 
 
 def _without_void(rows: list[Row], resumes: list[Row]) -> list[Row]:

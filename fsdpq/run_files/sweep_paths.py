@@ -59,3 +59,13 @@ class SweepFiles:
     def best_recipe(self) -> Path:
         """The recipe of the best trial, ready to copy."""
         return self.root / "best.yaml"
+
+    @property
+    def junit(self) -> Path:
+        """Trials and checks for CI servers, as JUnit's XML (``--ci``)."""
+        return self.root / "junit.xml"
+
+    @property
+    def summary(self) -> Path:
+        """The results as Markdown, for people who read CI (``--ci``)."""
+        return self.root / "summary.md"

@@ -30,6 +30,7 @@ class Outcome:
         ended: the same for its end.
         attempts: how often it was started.
         host: machine that it ran on.
+        step: where it was ended early: what it did after this step does not count; else None.
     """
 
     id: str
@@ -40,6 +41,7 @@ class Outcome:
     ended: float | None = None
     attempts: int = 0
     host: str = ""
+    step: int | None = None
 
 
 def write_outcome(files: SweepFiles, outcome: Outcome) -> None:

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from fsdpq.recipe.root import Recipe
+from fsdpq.recipe.safety import relative_paths
 
-ID_LENGTH = 8
+ID_LENGTH = 10
 NOT_PART_OF_A_TRIAL = ("name", "description")
 """Keys that say nothing about what a trial does."""
 
@@ -40,19 +41,30 @@ class Trial:
     @property
     def label(self) -> str:
         """What differs, in one line: ``adapter.rank=8, optimizer.lr=1e-4``."""
-        return ", ".join(f"{key}={_short(value)}" for key, value in self.settings.items())
+        return label_settings(self.settings)
+
+
+def label_settings(settings: Mapping[str, Any]) -> str:
+    """Returns settings in one line, see `Trial.label`."""
+    return ", ".join(f"{key}={_short(value)}" for key, value in settings.items())
 
 
 def trial_id(recipe: Recipe, *, base_dir: Path, smoke: bool = False) -> str:
     """Returns the id of the trial that trains ``recipe``: equal recipes, equal ids.
+
+    Defaults do not count, so that a key that a later version adds changes no id; and the directory
+    counts only where a path starts from it, so that a recipe of public data has the same id on
+    every machine.
 
     Args:
         recipe: complete, not resolved for a machine.
         base_dir: what its relative paths start from.
         smoke: whether it is only tried (``--smoke``).
     """
-    values = recipe.model_dump(mode="json", exclude=set(NOT_PART_OF_A_TRIAL))
-    content = json.dumps([values, str(base_dir.absolute()), smoke], sort_keys=True)
+    values = recipe.model_dump(mode="json", exclude=set(NOT_PART_OF_A_TRIAL), exclude_defaults=True)
+    has_paths = next(relative_paths(recipe, base_dir), None) is not None
+    place = str(base_dir.absolute()) if has_paths else ""
+    content = json.dumps([values, place, smoke], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()[:ID_LENGTH]
 
 

@@ -25,7 +25,7 @@ def script() -> ModuleType:
     return module
 
 
-PAGES = ["recipe.md", "rules.md", "command-line.md", "importing.md"]
+PAGES = ["recipe.md", "rules.md", "command-line.md", "importing.md", "sweep.md"]
 
 
 @pytest.mark.parametrize("name", PAGES)

@@ -113,6 +113,7 @@ class ProcessTree:
             None makes pipes of its standard input and output.
         stderr: file that its standard error goes to.
         blocked: signals that it and what it starts never receive, unless they wait for them.
+        appends: its output goes to the end of ``stdout``, which is emptied otherwise.
 
     Attributes:
         input: what the process reads, where it has pipes.
@@ -127,11 +128,13 @@ class ProcessTree:
         stdout: Path | None,
         stderr: Path | None = None,
         blocked: frozenset[signal.Signals] = frozenset(),
+        appends: bool = False,
     ) -> None:
         self._seen: dict[tuple[int, float], psutil.Process] = {}
         self._next_note = 0.0
         with ExitStack() as files:
-            out = subprocess.PIPE if stdout is None else files.enter_context(stdout.open("wb"))
+            mode = "ab" if appends else "wb"
+            out = subprocess.PIPE if stdout is None else files.enter_context(stdout.open(mode))
             errors = stderr or stdout
             err = None if errors is None else files.enter_context(errors.open("ab"))
             # A child has the mask of its parent. What arrives here meanwhile is delivered after.
@@ -169,6 +172,11 @@ class ProcessTree:
     def wait_end(self, timeout_s: float) -> int | None:
         """Waits for the end; returns the exit code, None after the timeout."""
         return self.wait(StopSignals(), timeout_s=timeout_s)
+
+    def ask_to_end(self) -> None:
+        """Sends SIGTERM to the process, where it is there."""
+        if self._process.poll() is None:
+            self._process.send_signal(signal.SIGTERM)
 
     def stop(self, stop: StopSignals) -> None:
         """Asks for an end by SIGTERM, and ends everything after `GRACE_S` or a second signal."""

@@ -99,7 +99,7 @@ class DriftReport:
 
 def compare_locks(then: Lock, now: Lock) -> DriftReport:
     """Returns what differs between two locks; what only one of them records is counted."""
-    old, new = dict(_facts(then)), dict(_facts(now))
+    old, new = dict(list_facts(then)), dict(list_facts(now))
     both = [name for name in old if name in new]
     rows = [
         Drift(name, old[name].text, new[name].text, old[name].level)
@@ -119,7 +119,8 @@ def _sorted(rows: list[Drift]) -> tuple[Drift, ...]:
     return tuple(sorted(rows, key=lambda row: LEVELS.index(row.level)))
 
 
-def _facts(lock: Lock) -> Iterator[tuple[str, Fact]]:
+def list_facts(lock: Lock) -> Iterator[tuple[str, Fact]]:
+    """Yields name and fact of everything in a lock that is compared."""
     yield from _input_facts(as_mapping(lock.get("inputs")))
     yield from _version_facts(lock)
     for name, value in (("world size", lock.get("world_size")), ("seed", lock.get("seed"))):

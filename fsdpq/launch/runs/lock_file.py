@@ -20,6 +20,7 @@ from fsdpq.fetch.hashes import hash_file, hash_of_hashes
 from fsdpq.launch.machine.hardware import describe_hardware, numeric_environment
 from fsdpq.launch.ranks.processes import worker_environment
 from fsdpq.recipe.load import LoadedRecipe
+from fsdpq.recipe.provenance import describe_sources
 from fsdpq.recipe.root import Recipe
 
 FORMAT = 1
@@ -73,6 +74,7 @@ def describe_run(
         "fragments": [str(path) for path in loaded.fragments],
         "overrides": list(loaded.overrides),
         "resolved": recipe.model_dump(mode="json"),
+        "provenance": describe_sources(loaded, recipe, smoke=smoke),
         "smoke": smoke,
         "trust_remote_code": trust_remote_code,
         "world_size": num_ranks,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -54,7 +54,7 @@ class RecordedRun:
         Raises:
             RecipeError: it is no recipe of this version.
         """
-        values = _pinned(cast("dict[str, Any]", self.lock["resolved"]), self.inputs)
+        values, pinned = _pinned(cast("dict[str, Any]", self.lock["resolved"]), self.inputs)
         try:
             raw = dump_values(values).encode()
         except RecursionError:
@@ -62,7 +62,13 @@ class RecordedRun:
         # Messages name the file that the new run has it in; it is not there yet.
         name = RunFiles(self.base_dir).resolved
         # Rows that are gone are a change to report, not a mistake in the recipe.
-        return load_source(parse_source(name, raw), overrides, without=(check_data_path_exists,))
+        source = parse_source(name, raw)
+        loaded = load_source(source, overrides, without=(check_data_path_exists,))
+        if "provenance" not in self.lock:
+            return loaded
+        known = as_mapping(self.lock["provenance"])
+        sources = {str(key): str(place) for key, place in known.items()}
+        return replace(loaded, recorded_sources=sources | dict.fromkeys(pinned, self.path.name))
 
 
 def open_recorded(
@@ -123,9 +129,16 @@ def _no_lock(path: Path, why: str) -> UsageError:
     return UsageError(f"`{path}` is no lock of a run: {why}", hint=hint)
 
 
-def _pinned(values: Mapping[str, Any], inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns a recipe's values with the revisions of ``inputs``, where those are commits."""
+def _pinned(
+    values: Mapping[str, Any], inputs: Mapping[str, Any]
+) -> tuple[dict[str, Any], list[str]]:
+    """Returns a recipe's values with the revisions of ``inputs``, where those are commits.
+
+    Returns:
+        The values, and the keys whose revision is another one than the recipe's.
+    """
     pinned: dict[str, Any] = json.loads(json.dumps(values))
+    changed: list[str] = []
     data = as_mapping(inputs.get("data"))
     entries = [as_mapping(entry) for entry in [*as_list(data.get("train")), data.get("eval")]]
     revisions = {str(entry.get("key")): entry.get("revision") for entry in entries}
@@ -136,5 +149,7 @@ def _pinned(values: Mapping[str, Any], inputs: Mapping[str, Any]) -> dict[str, A
     sections |= {f"data.mixture.{index}": part for index, part in enumerate(parts)}
     for key, section in sections.items():
         if isinstance(revisions.get(key), str) and isinstance(section, dict):
+            if as_mapping(section).get("revision") != revisions[key]:
+                changed.append(f"{key}.revision")
             section["revision"] = revisions[key]
-    return pinned
+    return pinned, changed

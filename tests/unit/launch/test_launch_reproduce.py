@@ -87,6 +87,9 @@ def test_the_lock_alone_is_enough_and_equal_losses_are_called_identical(run: Run
     assert done.files.root != run.root
     assert done.files.resolved.read_bytes() == run.resolved.read_bytes()
     assert "seed: 5" in done.files.resolved.read_text()
+    places = [json.loads(files.lock.read_text())["provenance"] for files in (run, done.files)]
+    assert places[0] == places[1]
+    assert places[0]["training.seed"] == "command line: training.seed=5"
     assert done.losses is not None
     assert (done.losses.num_compared, done.losses.identical) == (2, True)
 
@@ -226,7 +229,11 @@ def test_models_and_datasets_are_pinned_to_the_recorded_commits(run: RunFiles) -
         },
     }
     edit_lock(run, resolved=lock["resolved"], inputs=inputs)
-    recipe = open_recorded(run.lock).load().recipe
+    loaded = open_recorded(run.lock).load()
+    recipe, sources = loaded.recipe, loaded.recorded_sources
+    assert sources is not None
+    pinned = [key for key, place in sources.items() if place == "run.lock.json"]
+    assert pinned == ["model.revision", "data.eval.revision", "data.mixture.0.revision"]
     assert recipe.model.revision == "m1"
     assert [part.revision for part in recipe.data.mixture or ()] == ["a1", None]
     assert recipe.data.eval is not None

@@ -126,6 +126,13 @@ def test_a_run_goes_on_in_its_directory(files: RunFiles, started: Started) -> No
     assert entry["versions"] == {}
     assert lock["auto"] == [], "the number of ranks is given now"
     assert lock["resolved"]["fsdp"]["strategy"] == "ddp"
+    assert lock["provenance"].pop("fsdp.strategy") == "command line: fsdp.strategy=ddp"
+    assert (
+        lock["provenance"].pop("launch.nproc_per_node") == "command line: launch.nproc_per_node=4"
+    )
+    assert lock["provenance"].pop("launch.device") == before["provenance"].pop("launch.device")
+    assert before["provenance"].pop("launch.nproc_per_node") == "auto"
+    assert before["provenance"].pop("fsdp.strategy").startswith("my.yaml:")
     same = before.keys() - {"auto", "resolved"}
     assert {key: lock[key] for key in same} == {key: before[key] for key in same}
     go_on(files)

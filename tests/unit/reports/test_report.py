@@ -7,72 +7,21 @@ import math
 import re
 import subprocess
 import sys
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from support.run_dirs import HOSTILE, Tags, write_run
 
-from fsdpq.reports.charts import build_chart, format_number, tick_values
+from fsdpq.reports.charts import build_chart
 from fsdpq.reports.report import find_drift, format_bytes, format_duration, write_report
+from fsdpq.reports.ticks import format_number, tick_values
 from fsdpq.run_files.paths import RunFiles
 from fsdpq.run_files.writing import append_json_line
-
-HOSTILE = "</div><script>alert('x')</script><img src=http://evil.example/x.png>"
-
-
-def write_run(root: Path, *, num_steps=4, num_evals=2, done=True, text="plain") -> RunFiles:
-    files = RunFiles(root)
-    root.mkdir(parents=True, exist_ok=True)
-    files.resolved.write_text(
-        json.dumps({"name": "demo", "description": text, "model": {"name_or_path": text}})
-    )
-    files.lock.write_text(json.dumps({"packages": {"torch": "2.13.0"}, "note": text}))
-    files.metrics.touch()
-    for step in range(1, num_steps + 1):
-        row = {"event": "step", "step": step, "total_steps": 4, "loss": 3.25 / step, "lr": 1e-4}
-        row |= {"grad_norm": 1.5, "tokens": 100 * step, "tokens_per_s": 300.0 + step, "time": 1.0}
-        append_json_line(files.metrics, row)
-    for index in range(num_evals):
-        row = {"event": "eval", "step": 4 * index, "loss": 2.5 - index, "time": 1.0}
-        append_json_line(files.metrics, row)
-    setup = {"event": "setup", "model": text, "num_parameters": 134_515_008, "time": 1.0}
-    setup |= {"num_trainable": 4_884_480, "world_size": 2, "device": text, "dtype": "fp32"}
-    setup |= {"base_bytes_per_rank": [80 * 2**20, 79 * 2**20], "total_steps": 4}
-    setup |= {"adapter_bytes_per_rank": [9 * 2**20, 9 * 2**20]}
-    append_json_line(files.events, setup)
-    append_json_line(files.events, {"event": "notice", "message": text})
-    for when in ("before", "after"):
-        sample = {"event": "sample", "when": when, "prompt": text, "answer": f"{when} {text}"}
-        append_json_line(files.events, sample)
-    if done:
-        exported = {"event": "export", "directory": f"runs/{text}", "num_bytes": 3 * 2**20}
-        append_json_line(files.events, exported | {"verified": True, "max_difference": 3.3e-07})
-        summary = {"event": "done", "steps": 4, "train_s": 125.0, "tokens": 25_000}
-        summary |= {"trained_tokens": 12_345, "eval_loss_before": 2.5, "eval_loss_after": 1.5}
-        summary |= {"peak_memory_bytes": [3 * 2**30, 2 * 2**30], "adapter": "adapter"}
-        append_json_line(files.events, summary)
-    return files
 
 
 def render(files: RunFiles) -> tuple[str, dict]:
     write_report(files)
     return files.report_html.read_text(), json.loads(files.report_json.read_text())
-
-
-class Tags(HTMLParser):
-    """Collects tags, attributes and text of a page, and checks that tags close."""
-
-    def __init__(self, html: str):
-        super().__init__()
-        self.found: list[tuple[str, dict]] = []
-        self.text = ""
-        self.feed(html)
-
-    def handle_starttag(self, tag, attrs):
-        self.found.append((tag, dict(attrs)))
-
-    def handle_data(self, data):
-        self.text += data
 
 
 def words(html: str) -> str:

@@ -1,0 +1,79 @@
+"""One runner at a time in a sweep directory, and no trial that is at work already.
+
+The lock is that of a run directory (`fsdpq.launch.runs.ownership`): it ends with its process. A
+runner that is killed leaves trials that save and end by themselves (`fsdpq.launch.parent`), and
+ranks that do so after them; whoever goes on waits for both.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from fsdpq.errors import UsageError
+from fsdpq.fetch.holds import claim, is_held
+from fsdpq.run_files.paths import RunFiles
+from fsdpq.run_files.sweep_paths import SweepFiles
+from fsdpq.run_files.writing import write_whole
+
+_POLL_S = 0.1
+
+
+@contextmanager
+def owned_sweep(files: SweepFiles) -> Generator[None, None, None]:
+    """Makes this process the only one that runs the sweep in a directory until the block ends.
+
+    Raises:
+        UsageError: another one does.
+    """
+    with claim(files.root) as free:
+        if not free:
+            raise UsageError(
+                f"the sweep `{files.root}` is in use: {_describe_owner(files)}",
+                hint="wait until it is done, or stop it first",
+            )
+        owner = {"pid": os.getpid(), "host": socket.gethostname(), "time": time.time()}
+        write_whole(_owner_file(files), (json.dumps(owner) + "\n").encode())
+        yield
+
+
+def wait_for_trial(
+    files: RunFiles, *, report: Callable[[str], Any], is_over: Callable[[], bool]
+) -> bool:
+    """Waits until nobody is at work in a trial's run directory.
+
+    Args:
+        files: the run directory.
+        report: told in one line what is waited for.
+        is_over: whether to wait no longer.
+
+    Returns:
+        Whether nobody is.
+    """
+    is_told = False
+    while is_held(files.root) or is_held(files.logs):
+        if not is_told:
+            report(f"waiting for trial {files.root.name} of an earlier start to save and end")
+            is_told = True
+        if is_over():
+            return False
+        time.sleep(_POLL_S)
+    return True
+
+
+def _owner_file(files: SweepFiles) -> Path:
+    return files.root / "runner.json"
+
+
+def _describe_owner(files: SweepFiles) -> str:
+    try:
+        owner: dict[str, Any] = json.loads(_owner_file(files).read_text(encoding="utf-8"))
+        return f"process {owner['pid']} on {owner['host']} runs it"
+    except (OSError, ValueError, KeyError, TypeError):
+        return "another process runs it"
