@@ -7,6 +7,7 @@ from pathlib import Path
 
 from fsdpq.errors import UsageError
 from fsdpq.launch.runs.run_dir import RUNS
+from fsdpq.launch.slurm.files import JobFiles
 from fsdpq.run_files.paths import RunFiles
 
 
@@ -28,7 +29,7 @@ def find_runs(folder: Path = RUNS) -> list[RunFiles]:
 
 def is_run(path: Path) -> bool:
     """Whether a directory is that of a run, as far as its names tell."""
-    return RunFiles(path).resolved.is_file()
+    return RunFiles(path).resolved.is_file() or JobFiles.of(path).record.is_file()
 
 
 def _search(folder: Path) -> Iterator[Path]:
