@@ -18,8 +18,8 @@ from fsdpq.errors import ExitCode, UsageError
 
 if TYPE_CHECKING:
     from fsdpq.sweep.flow import SweepEnd, SweepRequest
-    from fsdpq.sweep.screen import SweepScreen
     from fsdpq.sweep.spec import LoadedSpec
+    from fsdpq.sweep.screen import SweepScreen
 
 MAX_WIDTH = 120
 

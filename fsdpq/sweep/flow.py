@@ -19,12 +19,12 @@ from fsdpq.sweep.frozen import freeze, read_frozen
 from fsdpq.sweep.options import MedianStoppingOptions, OptunaOptions
 from fsdpq.sweep.outcome import Outcome, read_outcome
 from fsdpq.sweep.ownership import owned_sweep
+from fsdpq.sweep.spec import LoadedSpec, dump_spec
 from fsdpq.sweep.run import RunOptions, TrialRunner, WhyNot
 from fsdpq.sweep.screen import SweepScreen
 from fsdpq.sweep.search import Search
 from fsdpq.sweep.slots import Slots
 from fsdpq.sweep.space import make_space
-from fsdpq.sweep.spec import LoadedSpec, dump_spec
 from fsdpq.sweep.trial import Trial
 from fsdpq.sweep.trial_process import TRAIN, TrialOptions
 

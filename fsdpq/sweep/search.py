@@ -20,8 +20,8 @@ from fsdpq.run_files.sweep_paths import SweepFiles
 from fsdpq.run_files.writing import write_whole
 from fsdpq.sweep.early_stopping import Curves
 from fsdpq.sweep.measures import direction_of, read_measures
-from fsdpq.sweep.options import GoalOptions, OptunaOptions
 from fsdpq.sweep.optuna_sampler import OptunaSampler, Point, Result
+from fsdpq.sweep.options import GoalOptions, OptunaOptions
 from fsdpq.sweep.outcome import SETTLED, Outcome
 from fsdpq.sweep.space import Space, make_trial
 from fsdpq.sweep.trial import Trial
