@@ -6,6 +6,7 @@ whenever it is asked. Steps that a resumed run did twice count once (`fsdpq.repo
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import statistics
 from collections.abc import Iterator, Mapping
@@ -41,7 +42,7 @@ LOWER_IS_BETTER = ("perplexity", "bits_per_byte", "brier_score", "ter", "wer", "
 """Metrics of tasks; of all others more is better."""
 
 
-def read_measures(files: RunFiles) -> dict[str, float]:
+def read_measures(files: RunFiles, *, until: int | None = None) -> dict[str, float]:
     """Returns the numbers of a run, finished or not; those that it lacks are left out.
 
     ``eval_loss`` is the last held-out loss after a step and ``best_eval_loss`` the lowest, in nats
@@ -53,8 +54,11 @@ def read_measures(files: RunFiles) -> dict[str, float]:
 
     Args:
         files: the run directory.
+        until: the last step that counts: a trial that is ended early makes some more steps, how
+            many is a matter of time. None is all.
     """
-    return measures_of(read_measured(files))
+    record = read_measured(files)
+    return measures_of(record if until is None else _cut(record, until))
 
 
 def measures_of(record: RunRecord) -> dict[str, float]:
@@ -93,6 +97,13 @@ def format_measure(name: str, value: float | None) -> str:
     if name in AMOUNTS:
         return f"{value:,.0f}" if value < 10**6 else format_count(value)
     return f"{value:.4f}" if name.startswith(TASKS) else format_number(value)
+
+
+def _cut(record: RunRecord, until: int) -> RunRecord:
+    """Returns a record without what came after a step, its end above all."""
+    steps = [row for row in record.steps if row["step"] <= until]
+    evals = [row for row in record.evals if row["step"] <= until]
+    return dataclasses.replace(record, steps=steps, evals=evals, summary={}, evaluations=[])
 
 
 def _measures(record: RunRecord) -> Iterator[tuple[str, Any]]:

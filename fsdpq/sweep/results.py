@@ -171,7 +171,8 @@ def collect_trials(
     found: list[TrialResult] = []
     for trial in trials:
         outcome = read_outcome(files, trial.id)
-        measures = {} if outcome.status == "skipped" else read_measures(files.run(trial.id))
+        is_measured = outcome.status != "skipped"
+        measures = read_measures(files.run(trial.id), until=outcome.step) if is_measured else {}
         found.append(
             TrialResult(
                 id=trial.id,

@@ -121,8 +121,8 @@ def build_command(files: SweepFiles, trial: Trial, options: TrialOptions) -> lis
         trial: what is trained.
         options: how.
     """
-    command = [*options.train, str(files.recipe(trial.id)), "--base-dir", str(trial.base_dir)]
-    command += ["--run-dir", str(files.run(trial.id).root)]
+    command = [*options.train, str(files.recipe(trial.id)), "--base-dir"]
+    command += [str(trial.base_dir.absolute()), "--run-dir", str(files.run(trial.id).root)]
     command += ["--smoke"] if options.smoke else []
     command += ["--trust-remote-code"] if options.trust_remote_code else []
     return [*command, *start_overrides(trial.recipe, options)]
