@@ -24,7 +24,13 @@ from fsdpq.cli.generate import generate_command
 from fsdpq.cli.importing import import_command
 from fsdpq.cli.merge import merge_command
 from fsdpq.cli.migrate import migrate_command
-from fsdpq.cli.options import recipe_arguments, say, trust_option, warn_of_code
+from fsdpq.cli.options import (
+    node_rank_option,
+    recipe_arguments,
+    say,
+    trust_option,
+    warn_of_code,
+)
 from fsdpq.cli.plan import plan_command
 from fsdpq.cli.prepare import prepare_command
 from fsdpq.cli.push import push_command
@@ -34,6 +40,7 @@ from fsdpq.cli.render import render_error, render_notice
 from fsdpq.cli.report import report_command
 from fsdpq.cli.reproduce import reproduce_command
 from fsdpq.cli.resume import resume_command
+from fsdpq.cli.submitting import SlurmChoice, slurm_options
 from fsdpq.cli.sweep import sweep_command
 from fsdpq.errors import ExitCode, FsdpqError, RunStoppedError, UsageError
 
@@ -63,7 +70,9 @@ def cli() -> None:
     "--smoke", is_flag=True,
     help="Try the recipe in a minute: tiny random model, made-up rows, a few steps on the CPU.",
 )  # fmt: skip
+@node_rank_option
 @trust_option
+@slurm_options
 def train(
     recipe: Path,
     *,
@@ -71,11 +80,14 @@ def train(
     run_dir: Path | None,
     base_dir: Path | None,
     smoke: bool,
+    node_rank: int | None,
     trust_remote_code: bool,
+    slurm: SlurmChoice,
 ) -> None:
     """Train RECIPE, one process per GPU, and export what was trained.
 
-    The run directory is printed on stdout when the run is finished.
+    The run directory is printed on stdout when the run is finished, or submitted: with
+    `launch.scheduler=slurm` it becomes a job.
     """
     from fsdpq.cli.screen import open_screen
     from fsdpq.launch.train import train_loaded
@@ -83,11 +95,15 @@ def train(
 
     screen = open_screen(sys.stderr)
     warn_of_code(trust_remote_code)
+    loaded = load_recipe(recipe, overrides, base_dir=base_dir)
+    if slurm.submit(loaded, run_dir=run_dir, screen=screen, smoke=smoke, trust=trust_remote_code):
+        return
     files = train_loaded(
-        load_recipe(recipe, overrides, base_dir=base_dir),
+        loaded,
         run_dir=run_dir,
         screen=screen,
         smoke=smoke,
+        node_rank=node_rank,
         trust_remote_code=trust_remote_code,
     )
     screen.show_summary()

@@ -18,6 +18,12 @@ trust_option = click.option(
 )
 """Adds ``--trust-remote-code`` to a verb."""
 
+node_rank_option = click.option(
+    "--node-rank", type=click.IntRange(min=0),
+    help="Place of this machine among the recipe's launch.nnodes; default: any.",
+)  # fmt: skip
+"""Adds ``--node-rank`` to a verb."""
+
 
 def recipe_arguments(function: Function) -> Function:
     """Adds ``RECIPE [section.field=value ...]`` to a verb."""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from fsdpq.cli.options import trust_option, warn_of_code
+from fsdpq.cli.options import node_rank_option, trust_option, warn_of_code
 
 
 @click.command("resume")
@@ -17,9 +17,15 @@ from fsdpq.cli.options import trust_option, warn_of_code
     "--force", is_flag=True,
     help="Go on although settings, rows or the base are others than those of the checkpoint.",
 )  # fmt: skip
+@node_rank_option
 @trust_option
 def resume_command(
-    run: Path, *, overrides: tuple[str, ...], force: bool, trust_remote_code: bool
+    run: Path,
+    *,
+    overrides: tuple[str, ...],
+    force: bool,
+    node_rank: int | None,
+    trust_remote_code: bool,
 ) -> None:
     """Go on with the run in the directory RUN from its newest whole checkpoint.
 
@@ -31,6 +37,13 @@ def resume_command(
 
     screen = open_screen(sys.stderr)
     warn_of_code(trust_remote_code)
-    files = resume(run, overrides, screen=screen, force=force, trust_remote_code=trust_remote_code)
+    files = resume(
+        run,
+        overrides,
+        screen=screen,
+        force=force,
+        node_rank=node_rank,
+        trust_remote_code=trust_remote_code,
+    )
     screen.show_summary()
     click.echo(files.root)

@@ -9,10 +9,11 @@ import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from fsdpq.errors import RunSavedError, RunStoppedError
 from fsdpq.launch.ranks.failure import FULL_DISK_BYTES
+from fsdpq.launch.ranks.processes import StopSignals
 from fsdpq.launch.ranks.watch import HangWatch
 from fsdpq.run_files.paths import RunFiles
 from fsdpq.tensor_files.checkpoint_manifest import list_checkpoints, step_of
@@ -24,6 +25,24 @@ LOOK_S = 2.0
 """Time between two looks at the disk."""
 
 
+class Others(Protocol):
+    """The other machines of a run, as the launcher of the first of them has them."""
+
+    @property
+    def wish(self) -> str:
+        """Name of the signal by which somebody on another machine asked for an end, or empty."""
+        ...
+
+    @property
+    def insists(self) -> bool:
+        """Whether somebody there asked again."""
+        ...
+
+    def check(self, watch: HangWatch) -> None:
+        """Looks once; raises where a machine is lost, its ranks have ended, or ranks hang."""
+        ...
+
+
 class RunKeeper:
     """Keeps one training run: give it the rows of the ranks, and ask it while they run.
 
@@ -31,10 +50,19 @@ class RunKeeper:
         files: the run directory.
         watch: sees when the ranks hang.
         report: told one line when the ranks are asked to end.
+        others: the other machines of the run, if any.
     """
 
-    def __init__(self, files: RunFiles, watch: HangWatch, report: Callable[[str], Any]) -> None:
+    def __init__(
+        self,
+        files: RunFiles,
+        watch: HangWatch,
+        report: Callable[[str], Any],
+        *,
+        others: Others | None = None,
+    ) -> None:
         self._files = files
+        self._others = others
         self._watch = watch
         self._report = report
         self._phase = ""
@@ -68,7 +96,20 @@ class RunKeeper:
             if problem and problem != self._disk_problem:
                 self._report(f"{problem}: training goes on, and writes when it can again")
             self._disk_problem = problem
-        self._watch.check()
+        if self._others is None:
+            self._watch.check()
+        else:
+            self._others.check(self._watch)
+
+    def asked(self, stop: StopSignals) -> tuple[str, bool]:
+        """Returns the signal that asks for an end, here or on another machine, or nothing.
+
+        Returns:
+            Its name, and whether somebody insists.
+        """
+        if self._others is None:
+            return stop.name, stop.insists
+        return stop.name or self._others.wish, stop.insists or self._others.insists
 
     def stopped(self, total_steps: int | None) -> RunStoppedError | None:
         """Returns the one line for a run that its ranks ended as they were asked to, else None.

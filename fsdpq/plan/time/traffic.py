@@ -163,7 +163,7 @@ def _over_network(
     recipe: Recipe, workload: Workload, num_shards: int, in_shards: int, gradients: int
 ) -> int:
     """Returns the bytes that come into one machine: one ring passes through it."""
-    if recipe.launch.nnodes == 1:
+    if recipe.launch.max_nodes == 1:
         return 0
     num_copies = workload.num_ranks // num_shards
     sums = 2 * gradients * (num_copies - 1) // num_copies
