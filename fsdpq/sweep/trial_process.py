@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import socket
 import sys
 import time
@@ -89,11 +90,17 @@ class TrialProcess:
         rows = [row for tail in self._tails for row in tail.read_new()]
         yield from sorted(rows, key=lambda row: row.get("time", 0.0))
 
-    def ask_to_end(self) -> None:
-        """Asks it to save and end, once."""
+    def ask_to_end(self, *, heard: str = "") -> None:
+        """Asks it to save and end, once.
+
+        Args:
+            heard: the signal that this process got, which a trial may have got too: the same one
+                again would end it at once.
+        """
         if not self.asked:
             self.asked = True
-            self._process.ask_to_end()
+            other = signal.SIGTERM if heard == "SIGUSR1" else signal.SIGUSR1
+            self._process.send(other if heard else signal.SIGTERM)
 
     def kill(self) -> None:
         """Ends it and all that it started, at once."""

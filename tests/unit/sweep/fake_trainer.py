@@ -27,7 +27,8 @@ def main() -> None:
     recipe = yaml.safe_load(Path(arguments[0]).read_text(encoding="utf-8"))
     wanted = dict(word.split("=", 1) for word in recipe["description"].split())
     asked: list[int] = []
-    signal.signal(signal.SIGTERM, lambda number, _: asked.append(number))
+    for each in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(each, lambda number, _: asked.append(number))
     run.mkdir(parents=True, exist_ok=True)
     with (run / "starts.jsonl").open("a") as file:
         seen = {name: os.environ.get(name) for name in ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")}

@@ -19,8 +19,9 @@ from fsdpq.errors import ExitCode, RecipeError, UsageError
 from fsdpq.run_files.sweep_paths import SweepFiles
 from fsdpq.run_files.writing import read_json_lines
 from fsdpq.sweep.collect import collect_results
-from fsdpq.sweep.flow import SweepEnd, SweepRequest, list_sweep, run_sweep
+from fsdpq.sweep.flow import list_sweep, run_sweep
 from fsdpq.sweep.measures import is_deterministic
+from fsdpq.sweep.request import SweepEnd, SweepRequest
 from fsdpq.sweep.spec import LoadedSpec, read_spec, recipe_spec
 
 RECIPE = """\
