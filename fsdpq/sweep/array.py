@@ -155,7 +155,7 @@ def _trial_of_task(files: SweepFiles, trials: Sequence[Trial]) -> Trial:
     number = os.environ.get(TASK_VARIABLE, "")
     try:
         ids = json.loads(_tasks_file(files).read_text(encoding="utf-8"))["trials"]
-        wanted = ids[int(number)]
+        wanted = ids[int(number)] if number.isdecimal() else None
         return next(trial for trial in trials if trial.id == wanted)
     except (OSError, ValueError, KeyError, IndexError, TypeError, StopIteration):
         message = f"`{files.root}` has no trial for the task `{number}` of an array"
