@@ -8,10 +8,30 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+from click.shell_completion import CompletionItem
 
 from fsdpq.cli.render import render_warning, wants_color
 
 Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+class RunPath(click.Path):
+    """The directory of a run; the shell completes it to those in ``runs/`` and in sweeps."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        """Returns the runs that begin so; without any, any directory."""
+        del ctx, param
+        from fsdpq.launch.runs.listing import list_run_paths
+
+        found = [str(path) for path in list_run_paths()]
+        items = [CompletionItem(text) for text in found if text.startswith(incomplete)]
+        return items or [CompletionItem(incomplete, type="dir")]
+
 
 trust_option = click.option(
     "--trust-remote-code", is_flag=True, help="Run the Python code that the model brings."

@@ -6,14 +6,13 @@ whenever it is asked. Steps that a resumed run did twice count once (`fsdpq.repo
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import statistics
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal, TypeGuard
 
-from fsdpq.reports.charts import format_number
 from fsdpq.reports.run_record import Row, RunRecord, read_measured
+from fsdpq.reports.ticks import format_number
 from fsdpq.run_files.amounts import format_bytes, format_count, format_duration
 from fsdpq.run_files.evaluation_job import TRAINED
 from fsdpq.run_files.paths import RunFiles
@@ -54,11 +53,15 @@ def read_measures(files: RunFiles, *, until: int | None = None) -> dict[str, flo
 
     Args:
         files: the run directory.
-        until: the last step that counts: a trial that is ended early makes some more steps, how
-            many is a matter of time. None is all.
+        until: the step where the trial was ended early: what it did after that, before it was
+            gone, does not count.
     """
     record = read_measured(files)
-    return measures_of(record if until is None else _cut(record, until))
+    if until is not None:
+        record.steps = [row for row in record.steps if row["step"] <= until]
+        record.evals = [row for row in record.evals if row["step"] <= until]
+        record.summary = {}
+    return measures_of(record)
 
 
 def measures_of(record: RunRecord) -> dict[str, float]:
@@ -97,13 +100,6 @@ def format_measure(name: str, value: float | None) -> str:
     if name in AMOUNTS:
         return f"{value:,.0f}" if value < 10**6 else format_count(value)
     return f"{value:.4f}" if name.startswith(TASKS) else format_number(value)
-
-
-def _cut(record: RunRecord, until: int) -> RunRecord:
-    """Returns a record without what came after a step, its end above all."""
-    steps = [row for row in record.steps if row["step"] <= until]
-    evals = [row for row in record.evals if row["step"] <= until]
-    return dataclasses.replace(record, steps=steps, evals=evals, summary={}, evaluations=[])
 
 
 def _measures(record: RunRecord) -> Iterator[tuple[str, Any]]:

@@ -171,8 +171,9 @@ def collect_trials(
     found: list[TrialResult] = []
     for trial in trials:
         outcome = read_outcome(files, trial.id)
-        is_measured = outcome.status != "skipped"
-        measures = read_measures(files.run(trial.id), until=outcome.step) if is_measured else {}
+        measures = dict[str, float]()
+        if outcome.status != "skipped":
+            measures = read_measures(files.run(trial.id), until=outcome.step)
         found.append(
             TrialResult(
                 id=trial.id,
