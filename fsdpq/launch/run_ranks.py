@@ -77,10 +77,21 @@ def _run_with_restarts(start: RanksStart, nodes: First | None) -> None:
         except FsdpqError as error:
             if number == limit or not may_pass(error, start.records(nodes)):
                 name_way_back(files, error)
+                _leave_report(files, start.screen)
                 raise
             start.screen.report(restart_text(files, error, number=number + 1, limit=limit))
         else:
             break
+
+
+def _leave_report(files: RunFiles, screen: Screen) -> None:
+    """Writes the report of ranks that did not come to its phase; what ended them counts more."""
+    from fsdpq.reports.report import write_report
+
+    try:
+        write_report(files)
+    except (OSError, ValueError, TypeError, LookupError) as error:
+        screen.report(f"note: no report: {error}")
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from fsdpq.launch.runs.lock_file import as_mapping
 from fsdpq.run_files.sweep_paths import SweepFiles
 from fsdpq.sweep.frozen import read_frozen
 from fsdpq.sweep.measures import Direction
+from fsdpq.sweep.options import GoalOptions
 from fsdpq.sweep.page import write_page
 from fsdpq.sweep.results import Goal, Results, collect_trials, read_environment
 from fsdpq.sweep.written import write_best, write_tables
@@ -42,6 +43,11 @@ def collect_results(files: SweepFiles) -> Results:
         smoke=smoke,
         environment=read_environment([files.run(trial.id) for trial in trials]),
     )
+
+
+def goal_of(options: GoalOptions) -> Goal:
+    """Returns the goal that a sweep's spec names."""
+    return Goal(options.measure, DIRECTIONS.get(options.direction))
 
 
 def write_results(files: SweepFiles, results: Results) -> None:
