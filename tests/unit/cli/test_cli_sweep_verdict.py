@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -11,12 +12,19 @@ from xml.etree import ElementTree
 import click
 import pytest
 from click.testing import CliRunner
-from support.sweeps import losses, make_results, make_trial
+from support.sweeps import losses, make_results, make_trial, write_run
 
+from fsdpq.cli.main import main
 from fsdpq.cli.sweep_conclusion import conclude, render_verdict
 from fsdpq.cli.sweep_verdict import ci_options
 from fsdpq.errors import ExitCode, FsdpqError, UsageError
+from fsdpq.recipe.load import load_recipe
 from fsdpq.run_files.sweep_paths import SweepFiles
+from fsdpq.sweep.expand import expand
+from fsdpq.sweep.frozen import freeze
+from fsdpq.sweep.outcome import Outcome, write_outcome
+from fsdpq.sweep.results import TrialResult
+from fsdpq.sweep.spec import dump_spec, recipe_spec
 from fsdpq.sweep.verdict import judge
 
 GOLDEN = """\
@@ -136,6 +144,86 @@ def test_github_gets_annotations_and_a_job_summary(tmp_path, baseline, capsys, m
         "::error title=eval_loss>2.1 failed::00000000 (adapter.rank=8) has eval_loss 2.5000",
     ]
     assert page.read_text().startswith("before\n## Sweep demo: failed\n")
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory) -> SweepFiles:
+    """A sweep of two smoke runs that has nothing left to run."""
+    root = tmp_path_factory.mktemp("sweep")
+    recipe = Path(__file__).parents[3] / "recipes" / "quickstart.yaml"
+    loaded = recipe_spec(recipe, ["adapter.rank=8,16"], {"smoke": True})
+    files = SweepFiles(root / "ranks")
+    frozen = freeze(files, expand(loaded).trials)
+    files.spec.write_text(dump_spec(loaded, files.root))
+    for trial, loss in zip(frozen, (2.0, 2.5), strict=True):
+        write_outcome(files, Outcome(trial.id, "finished"))
+        write_run(files, TrialResult(trial.id, status="finished", measures={"eval_loss": loss}))
+    return files
+
+
+def run_sweep(files: SweepFiles, *arguments: str) -> int:
+    try:
+        main(["sweep", str(files.root), *arguments])
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 0
+
+
+def test_sweep_is_judged_again_without_running_anything(sweep, tmp_path, capsys):
+    assert run_sweep(sweep) == ExitCode.OK
+    kept = tmp_path / "kept.json"
+    kept.write_bytes(sweep.results_json.read_bytes())
+    assert run_sweep(sweep, "--ci", "--baseline", str(kept), "--tolerance", "0") == ExitCode.OK
+    capsys.readouterr()
+    assert run_sweep(sweep, "--ci", "--fail-if", "eval_loss>2.4") == ExitCode.RUN_FAILED
+    out, err = capsys.readouterr()
+    assert out == f"{sweep.root}\n"
+    assert "failed  eval_loss>2.4" in err
+    assert run_sweep(sweep, "--fail-if", "best.eval_loss>2.4") == ExitCode.OK
+    assert run_sweep(sweep, "--fail-if", "evalloss>2.4") == ExitCode.RECIPE
+
+
+def test_regression_against_the_baseline_ends_with_one(sweep, tmp_path, capsys):
+    assert run_sweep(sweep) == ExitCode.OK
+    content = json.loads(sweep.results_json.read_text())
+    assert [row["measures"]["eval_loss"] for row in content["trials"]] == [2.0, 2.5]
+    content["trials"][1]["measures"]["eval_loss"] = 2.4
+    old = tmp_path / "old.json"
+    old.write_text(json.dumps(content))
+    capsys.readouterr()
+    assert run_sweep(sweep, "--ci", "--baseline", str(old)) == ExitCode.RUN_FAILED
+    assert "eval_loss  2.4000  2.5000  +4.17 %" in capsys.readouterr().err
+    assert "baseline" in sweep.junit.read_text()
+    assert run_sweep(sweep, "--baseline", str(old), "--tolerance", "eval_loss=0.05") == 0
+
+
+def test_baseline_may_be_the_file_that_is_written_anew(sweep):
+    """It is read first: a regression cannot hide by overwriting what it is compared with."""
+    assert run_sweep(sweep) == ExitCode.OK
+    content = json.loads(sweep.results_json.read_text())
+    content["trials"][0]["measures"]["eval_loss"] = 1.0
+    sweep.results_json.write_text(json.dumps(content))
+    same = ("--baseline", str(sweep.results_json))
+    assert run_sweep(sweep, *same) == ExitCode.RUN_FAILED
+    assert run_sweep(sweep, *same) == ExitCode.OK
+
+
+def test_json_answer_holds_the_results(sweep, capsys):
+    assert run_sweep(sweep, "--json", "--fail-if", "eval_loss>2.4") == ExitCode.RUN_FAILED
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["exit_code"] == 1
+    assert [row["rank"] for row in answer["trials"]] == [1, 2]
+
+
+def test_best_recipe_is_one_that_fsdpq_reads(sweep, capsys):
+    assert run_sweep(sweep) == ExitCode.OK
+    best = load_recipe(sweep.best_recipe).recipe
+    assert best.adapter.rank == 8
+    command = next(
+        line for line in sweep.best_recipe.read_text().splitlines() if "quickstart.yaml" in line
+    )
+    words = shlex.split(command.removeprefix("# fsdpq train "))
+    assert load_recipe(Path(words[0]), words[1:]).recipe == best
 
 
 def test_options_need_no_imports_of_sweeps():
