@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 from support.browser import Page, find_browser, open_browser
 from support.run_dirs import HOSTILE, fail_run, write_full_run, write_run
+from support.sweeps import make_results, make_trial, write_sweep
 
 from fsdpq.launch.runs.compared import compare_environments, read_runs
 from fsdpq.pages.inspection import render_inspection_page
@@ -22,6 +23,7 @@ from fsdpq.reports.comparison import comparison_content
 from fsdpq.reports.comparison_page import render_comparison
 from fsdpq.reports.report import write_report
 from fsdpq.run_files.writing import append_json_line
+from fsdpq.sweep.page import write_page
 
 BROWSER = find_browser()
 pytestmark = pytest.mark.skipif(
@@ -77,6 +79,22 @@ def comparison(root: Path) -> Path:
     return page
 
 
+def sweep(root: Path) -> Path:
+    trials = [
+        make_trial(
+            index,
+            eval_loss=2 - index / 10,
+            settings={"adapter.rank": 2**index, "k": "abc"[index % 3]},
+        )
+        for index in range(9)
+    ]
+    trials += [make_trial(9, status="failed", reason="the loss is NaN " * 9)]
+    results = make_results(*trials, make_trial(10, status="skipped", reason="it does not fit"))
+    files = write_sweep(root / "sweep", results)
+    write_page(files, results)
+    return files.page
+
+
 def inspection(root: Path) -> Path:
     page = root / "inspection.html"
     page.write_text(render_inspection_page(json.loads(INSPECTION.read_text())))
@@ -90,7 +108,7 @@ def _report(files: Any) -> Path:
 
 PAGES: dict[str, Callable[[Path], Path]] = {
     made.__name__: made
-    for made in (finished, failed, mixture, hostile, empty, comparison, inspection)
+    for made in (finished, failed, mixture, hostile, empty, comparison, sweep, inspection)
 }
 
 HERE = Path(__file__).parent
@@ -141,7 +159,9 @@ def test_page_fits_a_phone(name: str, page: Page, paths: dict[str, Path]) -> Non
     assert min(text["size"] for text in page.evaluate(TEXTS)) >= 11.5
 
 
-@pytest.mark.parametrize(("name", "least"), [("finished", 5), ("mixture", 6), ("comparison", 40)])
+@pytest.mark.parametrize(
+    ("name", "least"), [("finished", 5), ("mixture", 6), ("comparison", 40), ("sweep", 9)]
+)
 def test_every_curve_is_drawn_where_it_belongs(
     name: str, least: int, page: Page, paths: dict[str, Path]
 ) -> None:
