@@ -158,7 +158,7 @@ def fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.setattr(ready, "fetch_inputs", lambda *_args, **_kwargs: inputs)
     monkeypatch.setattr(ready, "prepare_inputs", lambda *_args, **_kwargs: {})
-    monkeypatch.setitem(train.train.__kwdefaults__, "worker", (FAKE_WORKER,))
+    monkeypatch.setitem(train.train_loaded.__kwdefaults__, "worker", (FAKE_WORKER,))
 
 
 @pytest.mark.usefixtures("fetched")
