@@ -39,7 +39,7 @@ def test_a_finished_run_says_how_far_it_came(run: ToldRun) -> None:
     assert json.loads(json.dumps(found.as_json()))["root"] == str(run.files.root)
 
 
-def test_a_launcher_at_work_is_seen_by_its_lock_and_nothing_else(run: ToldRun) -> None:
+def test_a_launcher_at_work_is_seen_by_its_lock(run: ToldRun) -> None:
     with owned(run.files, screen=Lines()):
         assert read_status(run.files).state == "starting"
         run.now = time.time()
@@ -49,6 +49,8 @@ def test_a_launcher_at_work_is_seen_by_its_lock_and_nothing_else(run: ToldRun) -
         found = read_status(run.files)
         assert (found.state, found.phase) == ("running", "train")
         assert f"process {os.getpid()} on " in found.where
+        run.launch(time=run.now - 9)  # a process that is not there: the lock is
+        assert read_status(run.files).state == "running"
     assert read_status(run.files).state == "finished"
 
 
