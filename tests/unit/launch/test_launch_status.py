@@ -17,6 +17,7 @@ from fsdpq.launch.runs import status as module
 from fsdpq.launch.runs.listing import find_runs
 from fsdpq.launch.runs.ownership import owned
 from fsdpq.launch.runs.status import RunJob, read_status
+from fsdpq.launch.slurm.files import JobFiles
 
 
 @pytest.fixture
@@ -150,11 +151,15 @@ def test_runs_are_found_in_directories_of_runs_and_of_sweeps(tmp_path: Path) -> 
         ToldRun(tmp_path / name)
     (tmp_path / "runs" / "notes").mkdir()
     (tmp_path / "sweeps" / "x" / "recipes").mkdir()
+    for place in ("sweeps/x", "runs/waits"):  # an array of a sweep; a run that is in the queue
+        JobFiles.of(tmp_path / place).folder.mkdir(parents=True)
+        JobFiles.of(tmp_path / place).record.write_text("{}")
+    (tmp_path / "sweeps" / "x" / "sweep.yaml").touch()
 
     def names(folder: str) -> list[str]:
         return [files.root.name for files in find_runs(tmp_path / folder)]
 
-    assert names("runs") == ["a", "b"]
+    assert names("runs") == ["a", "b", "waits"]
     assert names("runs/a") == ["a"]
     assert names("sweeps/x") == ["t1", "t2"]
     assert names("sweeps") == ["t1", "t2", "t3"]
