@@ -189,7 +189,8 @@ def test_a_run_that_becomes_a_job_says_so_as_json(
 ) -> None:
     job = (RunFiles(Path("runs/x")), 7)
     monkeypatch.setattr(training_job, "submit_training", lambda *_args, **_kwargs: job)
-    main(["train", QUICKSTART, "launch.scheduler=slurm", "--quiet", "--json"])
+    asked = ("launch.scheduler=slurm", "launch.device=cpu", "--quiet", "--json")
+    main(["train", QUICKSTART, *asked])
     out, err = capsys.readouterr()
     told = {"run_dir": "runs/x", "state": "queued", "job": 7, "exit_code": 0}
     assert json.loads(out) == {"ok": True, "problems": []} | told
