@@ -10,19 +10,18 @@ from pathlib import Path
 import click
 
 from fsdpq.cli.answers import echo_json, json_option
-from fsdpq.cli.options import say
+from fsdpq.cli.options import RunPath, say
 from fsdpq.cli.visible import encodable, visible
 from fsdpq.errors import UsageError
 from fsdpq.run_files.paths import RunFiles
 
-_RUN = click.Path(path_type=Path)
 _POLL_S = 0.5
 _ASK_S = 5.0
 """Time between two questions about how a run stands, while its logs are followed."""
 
 
 @click.command("status")
-@click.argument("runs", nargs=-1, type=_RUN, metavar="[RUN]...")
+@click.argument("runs", nargs=-1, type=RunPath(), metavar="[RUN]...")
 @json_option
 def status_command(runs: tuple[Path, ...], *, as_json: bool) -> None:
     """Say how the runs in the directories RUN stand, and what Slurm says about their jobs.
@@ -49,7 +48,7 @@ def status_command(runs: tuple[Path, ...], *, as_json: bool) -> None:
 
 
 @click.command("logs")
-@click.argument("run", type=_RUN)
+@click.argument("run", type=RunPath())
 @click.option("--rank", type=click.IntRange(min=0), help="Only what this rank printed.")
 @click.option("--follow", is_flag=True, help="Go on with what comes, until the run ends.")
 @click.option(
@@ -88,7 +87,7 @@ def logs_command(run: Path, *, rank: int | None, follow: bool, count: int) -> No
 
 
 @click.command("cancel")
-@click.argument("run", type=_RUN)
+@click.argument("run", type=RunPath())
 def cancel_command(run: Path) -> None:
     """End the run in the directory RUN, here or in Slurm: its ranks save first.
 

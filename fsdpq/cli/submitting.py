@@ -11,6 +11,7 @@ from typing import Any, TypeVar, cast
 
 import click
 
+from fsdpq.cli.answers import echo_json, error_fields
 from fsdpq.errors import UsageError
 from fsdpq.launch.screen import Screen
 from fsdpq.recipe.load import LoadedRecipe
@@ -26,10 +27,12 @@ class SlurmChoice:
     Attributes:
         prints: show the batch script instead of submitting it.
         setup: file of shell lines that come first; None is the user's own, where there is one.
+        as_json: what the run became is printed as JSON.
     """
 
     prints: bool = False
     setup: Path | None = None
+    as_json: bool = False
 
     def submit(
         self,
@@ -65,8 +68,7 @@ class SlurmChoice:
             click.echo(show_training_job(loaded, submission, run_dir=run_dir), nl=False)
             return True
         files, number = submit_training(loaded, submission, screen=screen, run_dir=run_dir)
-        report_job(files, number, screen)
-        click.echo(files.root)
+        self._report(files, number, screen)
         return True
 
     def submit_resume(
@@ -95,9 +97,16 @@ class SlurmChoice:
             click.echo(show_resume_job(run, overrides, submission, force=force), nl=False)
             return True
         number = submit_resume(run, overrides, submission, force=force)
-        report_job(RunFiles(run), number, screen)
-        click.echo(run)
+        self._report(RunFiles(run), number, screen)
         return True
+
+    def _report(self, files: RunFiles, number: int, screen: Screen) -> None:
+        report_job(files, number, screen)
+        if self.as_json:
+            where = {"exit_code": 0, "run_dir": str(files.root), "state": "queued", "job": number}
+            echo_json(error_fields(None) | where)
+        else:
+            click.echo(files.root)
 
     def check_used(self) -> None:
         """Checks that nothing was asked of Slurm.
@@ -125,7 +134,8 @@ def slurm_options(function: Function) -> Function:
     )  # fmt: skip
     @functools.wraps(function)
     def with_choice(*arguments: Any, prints: bool, setup: Path | None, **others: Any) -> Any:
-        return function(*arguments, slurm=SlurmChoice(prints, setup), **others)
+        choice = SlurmChoice(prints, setup, as_json=others.get("as_json", False))
+        return function(*arguments, slurm=choice, **others)
 
     return cast("Function", with_choice)
 
