@@ -7,7 +7,6 @@ A run goes on in its own directory. It is refused where the result would be that
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -28,7 +27,7 @@ from fsdpq.launch.run_ranks import run_ranks
 from fsdpq.launch.runs.lock_file import as_list
 from fsdpq.launch.runs.ownership import owned
 from fsdpq.launch.runs.recorded import RecordedRun, open_recorded
-from fsdpq.launch.runs.run_dir import newest_run_dir
+from fsdpq.launch.runs.run_dir import JOB_FOLDER, newest_run_dir, remove_run
 from fsdpq.launch.runs.saved_run import (
     Change,
     SavedRun,
@@ -38,6 +37,7 @@ from fsdpq.launch.runs.saved_run import (
 )
 from fsdpq.launch.runs.trained_run import NAME_A_RUN
 from fsdpq.launch.screen import Screen
+from fsdpq.launch.slurm.training_job import check_no_job
 from fsdpq.recipe.load import LoadedRecipe, dump_recipe
 from fsdpq.recipe.root import Recipe
 from fsdpq.run_files.paths import RunFiles
@@ -95,6 +95,7 @@ def resume(
     files = RunFiles(run_dir)
     if not files.lock.is_file():
         raise UsageError(f"`{run_dir}` is no run directory", hint=NAME_A_RUN)
+    check_no_job(files)
     recorded = open_recorded(run_dir, trust_remote_code=trust_remote_code)
     loaded = load_for_this_machine(recorded, overrides, screen=screen)
     for notice in loaded.notices:
@@ -248,13 +249,10 @@ def _write(
 
 def _clear_half_made(files: RunFiles) -> None:
     """Empties a run directory that a kill left before it was whole; refuses anything else."""
-    own = {files.logs.name, files.recipe.name, files.resolved.name}
+    own = {files.logs.name, files.recipe.name, files.resolved.name, JOB_FOLDER}
     found = {path.name for path in files.root.iterdir()} if files.root.is_dir() else {""}
     if not found <= own | {f".{name}.tmp" for name in (*own, files.lock.name)}:
         message = f"`{files.root}` exists and holds no run"
         raise UsageError(message, hint="name another directory with `--run-dir`")
-    for path in list(files.root.iterdir()):
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
+    if files.root.is_dir():
+        remove_run(files)

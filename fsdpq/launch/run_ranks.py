@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from fsdpq.launch.ranks.restarts import clear_for_start, may_pass, name_way_back
 from fsdpq.launch.ranks.torchrun import Row, run_torchrun
 from fsdpq.launch.ranks.watch import HangWatch
 from fsdpq.launch.screen import Screen
+from fsdpq.launch.tracking.tracker import Tracker, tracked
 from fsdpq.recipe.root import Recipe
 from fsdpq.run_files.paths import RunFiles
 from fsdpq.run_files.rows import RankError
@@ -59,21 +60,38 @@ def run_ranks(
     screen.open_run(files)
     if nodes is not None:
         nodes.share(files)
-    limit = recipe.launch.max_restarts
+    with tracked(files, recipe, report=screen.report) as tracker:
+        start = RanksStart(files, recipe, inputs, screen, worker, resumes, tracker)
+        _run_with_restarts(start, nodes)
+    if recipe.export.merge:
+        merge_trained(files, recipe, screen=screen, trust_remote_code=TRUST_FLAG in worker)
+
+
+def _run_with_restarts(start: RanksStart, nodes: First | None) -> None:
+    files, limit = start.files, start.recipe.launch.max_restarts
     for number in range(limit + 1):
         clear_for_start(files)
-        start = RanksStart(files, recipe, inputs, screen, worker, resumes or number > 0)
+        start = replace(start, resumes=start.resumes or number > 0)
         try:
             start.run(nodes)
         except FsdpqError as error:
             if number == limit or not may_pass(error, start.records(nodes)):
                 name_way_back(files, error)
+                _leave_report(files, start.screen)
                 raise
-            screen.report(restart_text(files, error, number=number + 1, limit=limit))
+            start.screen.report(restart_text(files, error, number=number + 1, limit=limit))
         else:
             break
-    if recipe.export.merge:
-        merge_trained(files, recipe, screen=screen, trust_remote_code=TRUST_FLAG in worker)
+
+
+def _leave_report(files: RunFiles, screen: Screen) -> None:
+    """Writes the report of ranks that did not come to its phase; what ended them counts more."""
+    from fsdpq.reports.report import write_report
+
+    try:
+        write_report(files)
+    except (OSError, ValueError, TypeError, LookupError) as error:
+        screen.report(f"note: no report: {error}")
 
 
 @dataclass(frozen=True)
@@ -87,6 +105,7 @@ class RanksStart:
         screen: shows what happens.
         worker: arguments of torchrun that name the worker.
         resumes: whether they go on from the newest checkpoint.
+        tracker: looks at what they write.
     """
 
     files: RunFiles
@@ -95,6 +114,7 @@ class RanksStart:
     screen: Screen
     worker: Sequence[str]
     resumes: bool
+    tracker: Tracker
 
     def run(self, nodes: First | None) -> None:
         """Runs the ranks to their end, those of other machines too.
@@ -107,7 +127,7 @@ class RanksStart:
         place = None if nodes is None else nodes.start(resumes=self.resumes)
         watch = HangWatch(files, int(launch.nproc_per_node), launch.hang_timeout_s)
         keeper = RunKeeper(files, watch, self.screen.report, others=nodes)
-        progress = _Progress(self.screen, keeper)
+        progress = _Progress(self.screen, keeper, self.tracker)
         oom_kills = count_oom_kills()
         flags = [RESUME_FLAG] if self.resumes else []
         code: int | None = None
@@ -151,9 +171,10 @@ class RanksStart:
 class _Progress:
     """Passes rows on to the screen and remembers how far the run came."""
 
-    def __init__(self, screen: Screen, keeper: RunKeeper) -> None:
+    def __init__(self, screen: Screen, keeper: RunKeeper, tracker: Tracker) -> None:
         self._screen = screen
         self._keeper = keeper
+        self._tracker = tracker
         self._step = 0
         self.total_steps: int | None = None
         self.done = False
@@ -167,6 +188,7 @@ class _Progress:
         self.done = self.done or row.get("event") == "done"
         self._keeper.take(row)
         self._screen.show_row(row)
+        self._tracker.look()
 
     def stopped(self, signal_name: str, files: RunFiles) -> RunStoppedError:
         """Returns the one line for a run that was stopped."""

@@ -135,6 +135,16 @@ class RunFiles:
         """TensorBoard's event files (`metrics.sinks`)."""
         return self.root / "tensorboard"
 
+    @property
+    def wandb(self) -> Path:
+        """What became of sending the run to Weights & Biases (`fsdpq.run_files.tracking`)."""
+        return self.root / "wandb.json"
+
+    @property
+    def wandb_log(self) -> Path:
+        """What wandb printed, and the process that uses it."""
+        return self.logs / "wandb.log"
+
     def profile(self, rank: int) -> Path:
         """The profiler's trace of rank ``rank`` (`metrics.profile`)."""
         return self.root / "profile" / f"rank-{rank}.json"

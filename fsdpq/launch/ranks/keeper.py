@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import shutil
@@ -13,6 +14,7 @@ from typing import Any, Protocol
 
 from fsdpq.errors import RunSavedError, RunStoppedError
 from fsdpq.launch.ranks.failure import FULL_DISK_BYTES
+from fsdpq.launch.ranks.logs import bound_logs
 from fsdpq.launch.ranks.processes import StopSignals
 from fsdpq.launch.ranks.watch import HangWatch
 from fsdpq.run_files.paths import RunFiles
@@ -22,7 +24,7 @@ SAVING = "saving after this step; press Ctrl-C again to end at once"
 FINISHING = "what is trained is written already or being written; press Ctrl-C again to end at once"
 
 LOOK_S = 2.0
-"""Time between two looks at the disk."""
+"""Time between two looks at the disk and the logs."""
 
 
 class Others(Protocol):
@@ -86,7 +88,7 @@ class RunKeeper:
             self._stopped = row
 
     def check(self) -> None:
-        """Says that the disk is full or gone; raises LaunchError where the ranks hang.
+        """Says that the disk is full or gone, and bounds logs; raises LaunchError where ranks hang.
 
         The ranks cannot say it: what they tell is a file there.
         """
@@ -96,6 +98,8 @@ class RunKeeper:
             if problem and problem != self._disk_problem:
                 self._report(f"{problem}: training goes on, and writes when it can again")
             self._disk_problem = problem
+            with contextlib.suppress(OSError):  # a disk that is gone was told of just now
+                bound_logs(self._files)
         if self._others is None:
             self._watch.check()
         else:

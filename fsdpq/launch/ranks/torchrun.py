@@ -83,11 +83,15 @@ class JsonLinesTail:
     """Reads what is appended to a file of JSON lines; a line counts once its newline is there.
 
     What is in the file already belongs to an earlier start of the ranks, and is left out.
+
+    Args:
+        path: of the file, which may be missing still.
+        from_start: give what is in it, too.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, from_start: bool = False) -> None:
         self._path = path
-        self._position = path.stat().st_size if path.exists() else 0
+        self._position = path.stat().st_size if path.exists() and not from_start else 0
 
     def read_new(self) -> Iterator[Row]:
         """Yields the rows that were completed since the last call."""

@@ -8,24 +8,47 @@ from pydantic import Field
 
 from fsdpq.recipe.options import Options
 
+_NAME = r"^[A-Za-z0-9_][A-Za-z0-9_.+-]*$"
+
 
 class SlurmOptions(Options):
     """What a job asks Slurm for; needs ``launch.scheduler: slurm``."""
 
-    partition: str | None = Field(default=None, min_length=1)
-    """Queue; null is the cluster's default."""
+    partition: str | None = Field(
+        default=None, pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.+,-]*$", examples=["gpu"]
+    )
+    """Queue, or several with commas between them; null is the cluster's default."""
 
-    account: str | None = Field(default=None, min_length=1)
+    account: str | None = Field(default=None, pattern=_NAME)
     """Who pays; null is your default."""
 
+    qos: str | None = Field(default=None, pattern=_NAME)
+    """Quality of service; null is your default."""
+
+    constraint: str | None = Field(
+        default=None, pattern=r"^[A-Za-z0-9_\[(][A-Za-z0-9_.:+&|*()\[\]-]*$", examples=["a100&ib"]
+    )
+    """Features that a machine must have, in Slurm's grammar."""
+
     gpus_per_node: int | None = Field(default=None, ge=1)
-    """GPUs on each machine; null is ``launch.nproc_per_node``."""
+    """GPUs on each machine; null is ``launch.nproc_per_node``, and none with ``device: cpu``."""
+
+    cpus_per_node: int | None = Field(default=None, ge=1)
+    """CPU cores on each machine; null is one for every rank."""
+
+    memory_gib_per_node: int | None = Field(default=None, ge=1)
+    """Host memory of each machine in GiB; null is what the partition gives."""
 
     time_minutes: int | None = Field(default=None, ge=1)
     """Time limit; null is the partition's."""
 
+    signal_lead_s: int = Field(default=120, ge=10, le=65535)
+    """Seconds before the time limit at which the ranks are told to save; Slurm may tell them up to
+    a minute earlier."""
+
     requeue: bool = False
-    """Queue the job again after a preemption, to go on from its last checkpoint."""
+    """Queue the job again after a preemption, the time limit or a lost machine, to go on from its
+    last checkpoint. A run that fails is not queued again."""
 
 
 class LaunchOptions(Options):
@@ -74,7 +97,7 @@ class LaunchOptions(Options):
     before anything is fetched where the model's shape is known. ``false`` goes on all the same."""
 
     scheduler: Literal["local", "slurm"] = "local"
-    """Start the ranks here, or submit a job to Slurm."""
+    """Start the ranks here, or submit a job to Slurm, which starts them on machines of its own."""
 
     slurm: SlurmOptions = SlurmOptions.model_construct()
     """Settings of the scheduler ``slurm``."""
