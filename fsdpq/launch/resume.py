@@ -7,7 +7,6 @@ A run goes on in its own directory. It is refused where the result would be that
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -18,7 +17,9 @@ from fsdpq.errors import UsageError
 from fsdpq.launch.fit import keep_plan
 from fsdpq.launch.inputs.base_cache import held_inputs
 from fsdpq.launch.machine.devices import list_gpus
-from fsdpq.launch.quantize import QUANTIZER
+from fsdpq.launch.nodes.first import First
+from fsdpq.launch.nodes.join import joined
+from fsdpq.launch.nodes.member import Part, take_part
 from fsdpq.launch.ranks.processes import TRUST_FLAG
 from fsdpq.launch.ranks.torchrun import WORKER
 from fsdpq.launch.ready import Settled, gather_inputs, settle
@@ -26,7 +27,7 @@ from fsdpq.launch.run_ranks import run_ranks
 from fsdpq.launch.runs.lock_file import as_list
 from fsdpq.launch.runs.ownership import owned
 from fsdpq.launch.runs.recorded import RecordedRun, open_recorded
-from fsdpq.launch.runs.run_dir import newest_run_dir
+from fsdpq.launch.runs.run_dir import JOB_FOLDER, newest_run_dir, remove_run
 from fsdpq.launch.runs.saved_run import (
     Change,
     SavedRun,
@@ -36,6 +37,7 @@ from fsdpq.launch.runs.saved_run import (
 )
 from fsdpq.launch.runs.trained_run import NAME_A_RUN
 from fsdpq.launch.screen import Screen
+from fsdpq.launch.slurm.training_job import check_no_job
 from fsdpq.recipe.load import LoadedRecipe, dump_recipe
 from fsdpq.recipe.root import Recipe
 from fsdpq.run_files.paths import RunFiles
@@ -71,9 +73,9 @@ def resume(
     *,
     screen: Screen,
     force: bool = False,
+    node_rank: int | None = None,
     trust_remote_code: bool = False,
     worker: Sequence[str] = WORKER,
-    quantizer: Sequence[str] = QUANTIZER,
 ) -> RunFiles:
     """Goes on with the run in ``run_dir`` from its newest whole checkpoint; returns its directory.
 
@@ -82,9 +84,9 @@ def resume(
         overrides: of its recipe.
         screen: shows what happens.
         force: go on although settings, rows or the base are others than before.
+        node_rank: place of this machine among several; None takes any.
         trust_remote_code: let the ranks run Python code that the model brings.
         worker: arguments of torchrun that name the worker.
-        quantizer: the same for the worker that makes the quantized base.
 
     Raises:
         UsageError: there is no such run, it has no checkpoint, or it would become another run.
@@ -93,6 +95,7 @@ def resume(
     files = RunFiles(run_dir)
     if not files.lock.is_file():
         raise UsageError(f"`{run_dir}` is no run directory", hint=NAME_A_RUN)
+    check_no_job(files)
     recorded = open_recorded(run_dir, trust_remote_code=trust_remote_code)
     loaded = load_for_this_machine(recorded, overrides, screen=screen)
     for notice in loaded.notices:
@@ -100,7 +103,12 @@ def resume(
     settled = settle(loaded, screen=screen, trust_remote_code=trust_remote_code)
     wanted = Continuation(tuple(overrides), force=force)
     worker = (*worker, TRUST_FLAG) if trust_remote_code else worker
-    return go_on(files, settled, wanted, screen=screen, worker=worker, quantizer=quantizer)
+    with joined(
+        settled, node_rank=node_rank, run_dir=run_dir, screen=screen, worker=worker
+    ) as nodes:
+        if isinstance(nodes, Part):
+            return take_part(nodes)
+        return go_on(files, settled, wanted, screen=screen, worker=worker, nodes=nodes)
 
 
 def load_for_this_machine(
@@ -153,7 +161,7 @@ def go_on(
     *,
     screen: Screen,
     worker: Sequence[str] = WORKER,
-    quantizer: Sequence[str] = QUANTIZER,
+    nodes: First | None = None,
 ) -> RunFiles:
     """Runs the ranks from the newest checkpoint of a run directory to the end.
 
@@ -163,7 +171,7 @@ def go_on(
         wanted: how.
         screen: shows what happens.
         worker: arguments of torchrun that name the worker.
-        quantizer: the same for the worker that makes the quantized base.
+        nodes: the other machines, if any.
 
     Raises:
         UsageError: it is in use, has no checkpoint, or would become another run.
@@ -179,17 +187,20 @@ def go_on(
             return files
         if run.saved is None and not wanted.from_start:
             raise _no_checkpoint(run)
-        inputs = gather_inputs(settled, screen=screen, quantizer=quantizer)
+        inputs = gather_inputs(settled, screen=screen)
         changes = run.all_changes(settled, inputs) if run.saved is not None else []
         _check(run, changes, wanted)
         for change in changes:
             screen.report(f"note: going on as another run: {change.text}")
         _write(run, settled, inputs, wanted, changes)
         keep_plan(files, settled, inputs)
+        if nodes is not None:
+            nodes.take_inputs(inputs)
         with held_inputs(inputs):
             run_ranks(
-                files, settled.recipe, inputs=inputs, screen=screen, worker=worker, resumes=True
-            )
+                files, settled.recipe, inputs=inputs, screen=screen, worker=worker, resumes=True,
+                nodes=nodes,
+            )  # fmt: skip
     return files
 
 
@@ -223,7 +234,7 @@ def _write(
         entry = {
             "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "step": run.saved.step,
-            "world_size": settled.recipe.launch.nproc_per_node,
+            "world_size": fresh["world_size"],
             "overrides": list(settled.loaded.overrides if given_anew else wanted.overrides),
             "forced": [change.as_json() for change in changes],
             "versions": list_versions(run.lock, fresh),
@@ -238,13 +249,10 @@ def _write(
 
 def _clear_half_made(files: RunFiles) -> None:
     """Empties a run directory that a kill left before it was whole; refuses anything else."""
-    own = {files.logs.name, files.recipe.name, files.resolved.name}
+    own = {files.logs.name, files.recipe.name, files.resolved.name, JOB_FOLDER}
     found = {path.name for path in files.root.iterdir()} if files.root.is_dir() else {""}
     if not found <= own | {f".{name}.tmp" for name in (*own, files.lock.name)}:
         message = f"`{files.root}` exists and holds no run"
         raise UsageError(message, hint="name another directory with `--run-dir`")
-    for path in list(files.root.iterdir()):
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
+    if files.root.is_dir():
+        remove_run(files)

@@ -9,7 +9,6 @@ is told from there, and the first trial without one runs.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,11 +17,11 @@ from fsdpq.errors import RecipeError
 from fsdpq.launch.ranks.processes import StopSignals
 from fsdpq.run_files.sweep_paths import SweepFiles
 from fsdpq.run_files.writing import write_whole
-from fsdpq.sweep.early_stopping import Curves
-from fsdpq.sweep.measures import direction_of, read_measures
+from fsdpq.sweep.measures import read_measures
+from fsdpq.sweep.options import OptunaOptions
 from fsdpq.sweep.optuna_sampler import OptunaSampler, Point, Result
-from fsdpq.sweep.options import GoalOptions, OptunaOptions
 from fsdpq.sweep.outcome import SETTLED, Outcome
+from fsdpq.sweep.results import Goal
 from fsdpq.sweep.space import Space, make_trial
 from fsdpq.sweep.trial import Trial
 
@@ -46,7 +45,7 @@ class Search:
     files: SweepFiles
     space: Space
     strategy: OptunaOptions
-    goal: GoalOptions
+    goal: Goal
     known: Sequence[Trial]
     at_once: int
 
@@ -64,7 +63,7 @@ class Search:
         sampler = OptunaSampler(
             [dimension.size for dimension in self.space.dimensions],
             seed=self.strategy.seed,
-            maximize=self._maximizes(),
+            maximize=self.goal.better == "higher",
         )
         at_once = self._read_at_once()
         found: dict[str, Trial] = {}
@@ -82,11 +81,6 @@ class Search:
                 sampler.tell(number + offset, result)
             number += size
         return list(found.values())
-
-    def _maximizes(self) -> bool:
-        if self.goal.direction == "auto":
-            return direction_of(self.goal.measure) == "higher"
-        return self.goal.direction == "maximize"
 
     def _read_at_once(self) -> int:
         """Returns how many trials a round has: results do not depend on what runs at once later."""
@@ -114,12 +108,7 @@ class Search:
             raise
 
     def _result_of(self, outcome: Outcome) -> Result:
-        measure = self.goal.measure
-        if outcome.status == "finished":
-            return Result(read_measures(self.files.run(outcome.id)).get(measure))
-        if outcome.status == "hopeless" and outcome.step is not None:
-            losses = Curves(self.files).of(outcome.id, until=outcome.step)
-            values = {"eval_loss": losses.get(outcome.step), "best_eval_loss": min(losses.values())}
-            values["perplexity"] = math.exp(losses[outcome.step])
-            return Result(values.get(measure), step=outcome.step)
-        return Result(None)
+        if outcome.status not in ("finished", "hopeless"):
+            return Result(None)
+        measures = read_measures(self.files.run(outcome.id), until=outcome.step)
+        return Result(measures.get(self.goal.measure), step=outcome.step)

@@ -36,6 +36,9 @@ RESUME_FLAG = "--resume"
 HUB_TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_TOKEN_PATH")
 """Environment variables that a rank has no use for: it never asks the hub."""
 
+TRACKER_KEYS = ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE")
+"""Of Weights & Biases, which no rank knows of: `fsdpq.launch.tracking` sends what ranks write."""
+
 _NOTE_INTERVAL_S = 0.5
 
 REPEAT_S = 0.3
@@ -67,10 +70,13 @@ class StopSignals:
         """Whether somebody asked again: Ctrl-C, or the first signal once more.
 
         What comes at the same moment is the same wish, on another way; and Slurm sends SIGTERM some
-        time after SIGUSR1, to a job that may be saving still.
+        time after SIGUSR1 or after a first SIGTERM, to a job that may be saving still.
         """
+        again = {int(signal.SIGINT)}
+        if "SLURM_JOB_ID" not in os.environ:
+            again |= set(self.received[:1])
         return any(
-            time_s - self.times[0] > REPEAT_S and number in (signal.SIGINT, self.received[0])
+            time_s - self.times[0] > REPEAT_S and number in again
             for number, time_s in zip(self.received, self.times, strict=True)
         )
 
@@ -170,10 +176,10 @@ class ProcessTree:
         """Waits for the end; returns the exit code, None after the timeout."""
         return self.wait(StopSignals(), timeout_s=timeout_s)
 
-    def ask_to_end(self) -> None:
-        """Sends SIGTERM to the process, where it is there."""
+    def send(self, number: signal.Signals) -> None:
+        """Sends a signal to the process alone, where it is there."""
         if self._process.poll() is None:
-            self._process.send_signal(signal.SIGTERM)
+            self._process.send_signal(number)
 
     def stop(self, stop: StopSignals) -> None:
         """Asks for an end by SIGTERM, and ends everything after `GRACE_S` or a second signal."""
@@ -213,14 +219,14 @@ took 200 MiB more in 24 steps over rows of many lengths, for no speed."""
 
 
 def worker_environment(*, num_ranks: int, network: bool = False) -> dict[str, str]:
-    """Returns the environment of the workers: no network, no hub tokens, threads shared out.
+    """Returns the environment of the workers: no network, no tokens, threads shared out.
 
     With ``network`` the hub may be asked, with the user's token.
 
     torchrun would give every rank one thread. On a GPU too the host computes: the optimizer's step
     under ``fsdp.offload``, which is bound by how fast memory is read, and casts while loading.
     """
-    kept_away = () if network else HUB_TOKENS
+    kept_away = TRACKER_KEYS if network else (*HUB_TOKENS, *TRACKER_KEYS)
     environment = {name: value for name, value in os.environ.items() if name not in kept_away}
     environment.update(
         {

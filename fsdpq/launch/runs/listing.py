@@ -7,7 +7,10 @@ from pathlib import Path
 
 from fsdpq.errors import UsageError
 from fsdpq.launch.runs.run_dir import RUNS
+from fsdpq.launch.slurm.files import JobFiles
 from fsdpq.run_files.paths import RunFiles
+
+SWEEPS = Path("sweeps")
 
 
 def find_runs(folder: Path = RUNS) -> list[RunFiles]:
@@ -26,9 +29,14 @@ def find_runs(folder: Path = RUNS) -> list[RunFiles]:
     return [RunFiles(path) for path in _search(folder)]
 
 
+def list_run_paths() -> list[Path]:
+    """Returns the runs of this directory, in ``runs`` and in ``sweeps``, as they may be typed."""
+    return [path for folder in (RUNS, SWEEPS) if folder.is_dir() for path in _search(folder)]
+
+
 def is_run(path: Path) -> bool:
     """Whether a directory is that of a run, as far as its names tell."""
-    return RunFiles(path).resolved.is_file()
+    return RunFiles(path).resolved.is_file() or JobFiles.of(path).record.is_file()
 
 
 def _search(folder: Path) -> Iterator[Path]:

@@ -17,6 +17,9 @@ from fsdpq.run_files.paths import RunFiles
 from fsdpq.run_files.writing import write_whole
 
 RUNS = Path("runs")
+JOB_FOLDER = "slurm"
+"""Name of a job's folder inside the directory that it works for; it is there before the run is."""
+
 MIN_FREE_BYTES = 500 * 10**6
 
 
@@ -37,31 +40,61 @@ def create_run_dir(
         EnvironmentProblemError: it cannot be written, or the disk is nearly full.
     """
     resolved = dump_recipe(recipe)
-    if run_dir is not None:
-        check_run_dir(run_dir)
-    parent = run_dir.absolute().parent if run_dir is not None else RUNS.absolute()
+    files = reserve_run_dir(recipe, run_dir)
     with _explain_disk_errors(run_dir or RUNS):
-        parent.mkdir(parents=True, exist_ok=True)
-        _check_free_space(parent)
-        files = RunFiles(_make_directory(recipe, run_dir))
         try:
             files.logs.mkdir()
             write_whole(files.recipe, raw)
             write_whole(files.resolved, resolved.encode())
             write_whole(files.lock, (json.dumps(lock, indent=2) + "\n").encode())
         except BaseException:
-            shutil.rmtree(files.root, ignore_errors=True)
+            remove_run(files)
             raise
     return files
+
+
+def reserve_run_dir(recipe: Recipe, run_dir: Path | None = None) -> RunFiles:
+    """Creates the directory of one run, with nothing in it.
+
+    Args:
+        recipe: gives the name of the directory.
+        run_dir: where; None takes a new directory in ``runs/``.
+
+    Raises:
+        UsageError: ``run_dir`` holds something already.
+        EnvironmentProblemError: it cannot be made, or the disk is nearly full.
+    """
+    if run_dir is not None:
+        check_run_dir(run_dir)
+    parent = run_dir.absolute().parent if run_dir is not None else RUNS.absolute()
+    with _explain_disk_errors(run_dir or RUNS):
+        parent.mkdir(parents=True, exist_ok=True)
+        _check_free_space(parent)
+        return RunFiles(_make_directory(recipe, run_dir))
+
+
+def remove_run(files: RunFiles) -> None:
+    """Removes what a run directory holds, but for the folder of a job that works for it."""
+    for path in list(files.root.iterdir()):
+        if path.name == JOB_FOLDER:
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+    if not any(files.root.iterdir()):
+        files.root.rmdir()
 
 
 def check_run_dir(run_dir: Path) -> None:
     """Checks that a run may be written to ``run_dir``: it is new, or an empty directory.
 
+    The folder of the job that makes the run may be in it.
+
     Raises:
         UsageError: it is not.
     """
-    if run_dir.is_dir() and any(run_dir.iterdir()):
+    if run_dir.is_dir() and any(path.name != JOB_FOLDER for path in run_dir.iterdir()):
         message = f"the run directory `{run_dir}` exists and is not empty"
         raise UsageError(message, hint="name another one, or leave `--run-dir` out for a new one")
     if run_dir.exists() and not run_dir.is_dir():
@@ -78,6 +111,14 @@ def newest_run_dir(recipe: Recipe) -> Path | None:
     while (path := RUNS / _numbered(stem, number)).is_dir():
         newest, number = path, number + 1
     return newest
+
+
+def name_run_dir(recipe: Recipe) -> Path:
+    """Returns the directory that the next run of ``recipe`` gets in ``runs/``; does not make it."""
+    number = 1
+    while (path := RUNS / _numbered(_stem(recipe), number)).exists():
+        number += 1
+    return path
 
 
 def _stem(recipe: Recipe) -> str:

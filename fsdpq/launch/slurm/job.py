@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from fsdpq.launch.slurm.files import JobFiles
 from fsdpq.recipe.sections.launch import SlurmOptions
 
 
@@ -24,6 +25,7 @@ class Job:
         work_dir: what the command's relative paths start from.
         num_tasks: jobs of an array; None is no array.
         most_at_once: tasks of an array that run at the same time; None is all.
+        setup: lines of shell that the user wants before the command, such as ``module load``.
     """
 
     name: str
@@ -36,3 +38,19 @@ class Job:
     work_dir: Path
     num_tasks: int | None = None
     most_at_once: int | None = None
+    setup: str = ""
+
+    @property
+    def files(self) -> JobFiles:
+        """The paths of its folder."""
+        return JobFiles(self.folder)
+
+    @property
+    def gpus_per_node(self) -> int:
+        """GPUs that it asks for on each machine."""
+        return 0 if self.device == "cpu" else self.options.gpus_per_node or self.ranks_per_node
+
+    @property
+    def cpus_per_node(self) -> int:
+        """CPU cores that it asks for on each machine."""
+        return self.options.cpus_per_node or self.ranks_per_node

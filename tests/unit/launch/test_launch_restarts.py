@@ -21,6 +21,7 @@ from fsdpq.errors import (
     RecipeError,
     RunStoppedError,
 )
+from fsdpq.launch.ranks.failure import read_rank_errors
 from fsdpq.launch.ranks.restarts import (
     clear_for_start,
     cut_half_line,
@@ -93,6 +94,9 @@ def test_a_mistake_that_would_come_again_is_not_repeated(
     [line] = screen.lines
     assert line.startswith("the loss is nan at step 3")
     assert not files.attempt(1).exists()
+    report = json.loads(files.report_json.read_text())
+    assert report["status"] == "failed"
+    assert report["error"]["message"].startswith("the loss is nan at step 3")
 
 
 def test_without_a_checkpoint_the_rows_start_anew(files: RunFiles) -> None:
@@ -125,7 +129,7 @@ def test_only_what_may_pass_is_tried_again(
 ) -> None:
     if changes is not None:
         record(files, 0, **changes)
-    assert may_pass(files, error) is expected
+    assert may_pass(error, read_rank_errors(files)) is expected
 
 
 @pytest.mark.parametrize(

@@ -282,7 +282,7 @@ def test_what_is_no_override_is_a_problem(tmp_path: Path, override: str, message
         (("adapter.target_modules=[]",), "nothing would be trained"),
         (("metrics.sample_max_new_tokens=9",), "has no effect without `sample_prompts`"),
         (("launch.rdzv_endpoint=localhost:70000",), "has no port from 1 to 65535"),
-        (("launch.scheduler=slurm",), "`launch.scheduler: slurm` does not work in this version"),
+        (("launch.scheduler=slurm",), "nothing says how many GPUs the Slurm job needs"),
     ],
 )
 def test_sections_are_checked_against_each_other(
