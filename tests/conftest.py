@@ -19,6 +19,7 @@ MAX_WORKERS = 8
 
 # Ranks and workers are processes enough: threads of torch would only wait for one another's cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.pop("FORCE_COLOR", None)  # a CI that wants colours from pytest wants none in our texts
 
 
 @pytest.hookimpl(optionalhook=True)

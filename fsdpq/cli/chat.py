@@ -17,7 +17,7 @@ import click
 from fsdpq.cli.answering import LoadLine, answering_options, shown
 from fsdpq.cli.chat_input import ChatInput
 from fsdpq.cli.generate import split_options
-from fsdpq.cli.options import say, trust_option, warn_of_code
+from fsdpq.cli.options import RunPath, say, trust_option, warn_of_code
 from fsdpq.cli.render import clean, render_notice
 from fsdpq.errors import FsdpqError, UsageError
 
@@ -48,7 +48,7 @@ STOPPED = {
 
 
 @click.command("chat")
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("run", type=RunPath())
 @click.option("--system", help="The system prompt.")
 @click.option("--max-new-tokens", type=click.IntRange(min=1), default=512, show_default=True)
 @click.option(

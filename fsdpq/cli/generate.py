@@ -12,7 +12,7 @@ import click
 
 from fsdpq.cli.answering import LoadLine, answering_options, shown
 from fsdpq.cli.answers import echo_json, json_option
-from fsdpq.cli.options import say, trust_option, warn_of_code
+from fsdpq.cli.options import RunPath, say, trust_option, warn_of_code
 from fsdpq.cli.render import render_notice
 from fsdpq.errors import ExitCode, UsageError
 
@@ -27,7 +27,7 @@ Events = Iterable[tuple["Question", dict[str, Any]]]
 
 
 @click.command("generate")
-@click.argument("run", type=_PATH)
+@click.argument("run", type=RunPath())
 @click.option("--prompt", help="The user's message; - reads it from standard input.")
 @click.option(
     "--file", "file", type=_PATH,

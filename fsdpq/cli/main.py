@@ -25,7 +25,7 @@ from fsdpq.cli.importing import import_command
 from fsdpq.cli.jobs import cancel_command, logs_command, status_command
 from fsdpq.cli.merge import merge_command
 from fsdpq.cli.migrate import migrate_command
-from fsdpq.cli.options import recipe_arguments, say, trust_option, warn_of_code
+from fsdpq.cli.options import recipe_arguments, say
 from fsdpq.cli.plan import plan_command
 from fsdpq.cli.prepare import prepare_command
 from fsdpq.cli.push import push_command
@@ -35,7 +35,10 @@ from fsdpq.cli.render import render_error, render_notice
 from fsdpq.cli.report import report_command
 from fsdpq.cli.reproduce import reproduce_command
 from fsdpq.cli.resume import resume_command
-from fsdpq.cli.submitting import SlurmChoice, slurm_options
+from fsdpq.cli.runs import runs_group
+from fsdpq.cli.sweep import sweep_command
+from fsdpq.cli.tail import tail_command
+from fsdpq.cli.train import train_command
 from fsdpq.errors import ExitCode, FsdpqError, RunStoppedError, UsageError
 
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
@@ -49,56 +52,6 @@ def cli() -> None:
 
     A recipe is one YAML file; `fsdpq train recipes/quickstart.yaml` runs one.
     """
-
-
-@cli.command()
-@recipe_arguments
-@click.option(
-    "--run-dir", type=_PATH, help="Where the run goes; default: a new directory in runs/."
-)
-@click.option(
-    "--base-dir", type=click.Path(path_type=Path, file_okay=False, exists=True),
-    help="What relative paths of RECIPE start from; default: the directory that it is in.",
-)  # fmt: skip
-@click.option(
-    "--smoke", is_flag=True,
-    help="Try the recipe in a minute: tiny random model, made-up rows, a few steps on the CPU.",
-)  # fmt: skip
-@trust_option
-@slurm_options
-def train(
-    recipe: Path,
-    *,
-    overrides: tuple[str, ...],
-    run_dir: Path | None,
-    base_dir: Path | None,
-    smoke: bool,
-    trust_remote_code: bool,
-    slurm: SlurmChoice,
-) -> None:
-    """Train RECIPE, one process per GPU, and export what was trained.
-
-    The run directory is printed on stdout when the run is finished, or submitted: with
-    `launch.scheduler=slurm` it becomes a job.
-    """
-    from fsdpq.cli.screen import open_screen
-    from fsdpq.launch.train import train_loaded
-    from fsdpq.recipe.load import load_recipe
-
-    screen = open_screen(sys.stderr)
-    warn_of_code(trust_remote_code)
-    loaded = load_recipe(recipe, overrides, base_dir=base_dir)
-    if slurm.submit(loaded, run_dir=run_dir, screen=screen, smoke=smoke, trust=trust_remote_code):
-        return
-    files = train_loaded(
-        loaded,
-        run_dir=run_dir,
-        screen=screen,
-        smoke=smoke,
-        trust_remote_code=trust_remote_code,
-    )
-    screen.show_summary()
-    click.echo(files.root)
 
 
 @cli.command()
@@ -196,6 +149,10 @@ cli.add_command(report_command)
 cli.add_command(reproduce_command)
 cli.add_command(resume_command)
 cli.add_command(status_command)
+cli.add_command(sweep_command)
+cli.add_command(runs_group)
+cli.add_command(tail_command)
+cli.add_command(train_command)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

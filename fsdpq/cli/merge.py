@@ -10,12 +10,12 @@ from typing import Any
 import click
 
 from fsdpq.cli.answers import echo_json, json_option
-from fsdpq.cli.options import say, trust_option, warn_of_code
+from fsdpq.cli.options import RunPath, say, trust_option, warn_of_code
 from fsdpq.fetch.cache import format_bytes
 
 
 @click.command("merge")
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("run", type=RunPath())
 @click.option(
     "--out", required=True, metavar="DIR", type=click.Path(path_type=Path),
     help="Where the model goes: a new directory.",

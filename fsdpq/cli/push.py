@@ -7,12 +7,13 @@ from pathlib import Path
 
 import click
 
+from fsdpq.cli.options import RunPath
 from fsdpq.cli.render import clean, render_table
 from fsdpq.errors import UsageError
 
 
 @click.command("push")
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("run", type=RunPath())
 @click.option("--to", "repository", required=True, metavar="USER/NAME", help="The repository.")
 @click.option("--public", is_flag=True, help="Everybody may see it; default: only you.")
 @click.option("--revision", metavar="BRANCH", help="A branch of it; default: the main branch.")

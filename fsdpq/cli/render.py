@@ -20,8 +20,16 @@ _MARGIN = 5
 
 
 def wants_color(stream: TextIO) -> bool:
-    """Returns whether ``stream`` is a terminal whose user has nothing against colour."""
-    return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    """Returns whether ``stream`` is a terminal whose user has nothing against colour.
+
+    ``NO_COLOR`` (https://no-color.org) has the last word; ``FORCE_COLOR`` colours a pipe too, for
+    the logs of a CI that shows colours.
+    """
+    if os.environ.get("NO_COLOR"):
+        return False
+    if os.environ.get("FORCE_COLOR"):
+        return True
+    return stream.isatty() and os.environ.get("TERM") != "dumb"
 
 
 def render_error(error: FsdpqError) -> str:

@@ -37,19 +37,20 @@ def report_command(runs: tuple[Path, ...], *, out: Path | None, as_json: bool) -
 
 
 def _report_one(run: Path, out: Path | None, as_json: bool) -> dict[str, Any]:
-    from fsdpq.launch.runs.compared import check_has_run
+    from fsdpq.launch.runs.compared import check_has_run, find_state
     from fsdpq.reports.report import render_html, report_content, write_report
     from fsdpq.reports.run_record import read_record
     from fsdpq.run_files.paths import RunFiles
 
     files = RunFiles(run)
     check_has_run(files)
-    content = report_content(read_record(files), name=run.absolute().name)
+    state = find_state(files)
+    content = report_content(read_record(files), name=run.absolute().name, state=state)
     if out is not None:
         _write(out, render_html(content), as_json)
     elif not as_json:
         try:
-            write_report(files)
+            write_report(files, state=state)
         except OSError as error:
             raise _cannot_write(files.report_html, error) from None
         click.echo(files.report_html)

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from fsdpq.cli.answers import echo_json, json_option
-from fsdpq.cli.options import say, trust_option, warn_of_code
+from fsdpq.cli.answers import echo_json
+from fsdpq.cli.options import screen_options, trust_option, warn_of_code
 from fsdpq.cli.render import clean, render_table
 from fsdpq.errors import ExitCode
 
@@ -40,7 +40,7 @@ MAX_ROWS = 30
     help="Where relative paths of the recipe start; default: where they started then.",
 )  # fmt: skip
 @trust_option
-@json_option
+@screen_options
 def reproduce_command(
     target: Path,
     *,
@@ -49,6 +49,7 @@ def reproduce_command(
     run_dir: Path | None,
     base_dir: Path | None,
     trust_remote_code: bool,
+    quiet: bool,
     as_json: bool,
 ) -> None:
     """Do the run of a run.lock.json again: report what changed since, train, compare the losses.
@@ -57,23 +58,26 @@ def reproduce_command(
     a change that may change the losses, or where the losses of the new run are not identical to
     those in the metrics.jsonl beside the lock.
     """
+    from fsdpq.cli.run_result import result_fields, summed_up
     from fsdpq.cli.screen import open_screen
     from fsdpq.launch.reproduce import ReproduceOptions, reproduce
 
     def show(drift: DriftReport) -> None:
-        if not as_json:
+        if not as_json and (check or not quiet):
             for line in render_drift(drift):
                 click.echo(line, err=not check)
 
     warn_of_code(trust_remote_code)
-    screen = open_screen(sys.stderr)
+    screen = open_screen(sys.stderr, quiet=quiet)
     options = ReproduceOptions(check, force, run_dir, base_dir, trust_remote_code)
-    done = reproduce(target, options, screen=screen, on_drift=show)
+    with summed_up(screen, as_json=as_json):
+        done = reproduce(target, options, screen=screen, on_drift=show)
     if done.files is not None:
         screen.show_summary()
-        say(render_losses(done.losses))
+        screen.report(render_losses(done.losses))
     if as_json:
-        echo_json(done.as_json())
+        run = {} if done.files is None else {"run": result_fields(done.files)}
+        echo_json(done.as_json() | run)
     elif done.files is not None:
         click.echo(done.files.root)
     drifted = done.files is None and done.drift.matters

@@ -7,26 +7,37 @@ from pathlib import Path
 
 import click
 
-from fsdpq.cli.options import trust_option, warn_of_code
+from fsdpq.cli.options import (
+    RunPath,
+    node_rank_option,
+    screen_options,
+    trust_option,
+    warn_of_code,
+)
 from fsdpq.cli.submitting import SlurmChoice, slurm_options
 
 
 @click.command("resume")
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("run", type=RunPath())
 @click.argument("overrides", nargs=-1, metavar="[SECTION.FIELD=VALUE]...")
 @click.option(
     "--force", is_flag=True,
     help="Go on although settings, rows or the base are others than those of the checkpoint.",
 )  # fmt: skip
+@node_rank_option
 @trust_option
 @slurm_options
+@screen_options
 def resume_command(
     run: Path,
     *,
     overrides: tuple[str, ...],
     force: bool,
+    node_rank: int | None,
     trust_remote_code: bool,
     slurm: SlurmChoice,
+    quiet: bool,
+    as_json: bool,
 ) -> None:
     """Go on with the run in the directory RUN from its newest whole checkpoint.
 
@@ -34,14 +45,29 @@ def resume_command(
     on stdout when the run is finished, or submitted: with `launch.scheduler=slurm` it goes on as a
     job.
     """
+    from fsdpq.cli.run_result import echo_result, summed_up
     from fsdpq.cli.screen import open_screen
     from fsdpq.launch.resume import resume
 
-    screen = open_screen(sys.stderr)
+    screen = open_screen(sys.stderr, quiet=quiet)
     warn_of_code(trust_remote_code)
-    trusts = trust_remote_code
-    if slurm.submit_resume(run, overrides, force=force, trust=trusts, screen=screen):
-        return
-    files = resume(run, overrides, screen=screen, force=force, trust_remote_code=trust_remote_code)
+    with summed_up(screen, as_json=as_json):
+        if slurm.submit_resume(
+            run,
+            overrides,
+            force=force,
+            trust=trust_remote_code,
+            screen=screen,
+            as_json=as_json,
+        ):
+            return
+        files = resume(
+            run,
+            overrides,
+            screen=screen,
+            force=force,
+            node_rank=node_rank,
+            trust_remote_code=trust_remote_code,
+        )
     screen.show_summary()
-    click.echo(files.root)
+    echo_result(files, as_json=as_json)

@@ -1,8 +1,7 @@
-"""The texts of a run on the screen: its set-up, its steps, its end; sizes and times for people."""
+"""The texts of a run on the screen: its set-up, its steps; sizes and times for people."""
 
 from __future__ import annotations
 
-import math
 import os
 import shlex
 import shutil
@@ -13,7 +12,6 @@ from pathlib import Path
 from fsdpq.cli.render import render_table
 from fsdpq.launch.ranks.torchrun import Row
 from fsdpq.run_files.amounts import format_bytes, format_count
-from fsdpq.run_files.paths import RunFiles
 
 MAX_ANSWER = 400
 
@@ -62,9 +60,16 @@ def setup_lines(row: Row) -> list[str]:
 
 def step_text(row: Row) -> str:
     """Returns loss, learning rate, speed and memory of one step."""
+    return "  ".join(step_parts(row))
+
+
+def step_parts(row: Row) -> tuple[str, str, str, str]:
+    """Returns the same as four texts."""
     return (
-        f"loss {row['loss']:.4f}  lr {row['lr']:.2e}  {row['tokens_per_s']:.0f} tokens/s  "
-        f"{format_bytes(row['memory_bytes'])}"
+        f"loss {row['loss']:.4f}",
+        f"lr {row['lr']:.2e}",
+        f"{row['tokens_per_s']:.0f} tokens/s",
+        format_bytes(row["memory_bytes"]),
     )
 
 
@@ -99,34 +104,6 @@ def stopped_text(row: Row) -> str:
     return f"ended after step {row['step']}, saved in {Path(str(row['directory'])).name}"
 
 
-def summary_lines(row: Row, samples: dict[str, dict[str, str]], files: RunFiles) -> list[str]:
-    """Returns the table at the end of a run, which leaves an adapter, a model or a delta."""
-    lines = ["", f"{row['steps']} steps in {format_seconds(row['train_s'])}", ""]
-    before, after = row.get("eval_loss_before"), row.get("eval_loss_after")
-    if before is not None and after is not None:
-        table = [
-            ("", "before", "after"),
-            ("held-out loss", f"{before:.4f}", f"{after:.4f}"),
-            ("perplexity", _perplexity(before), _perplexity(after)),
-        ]
-        lines += [*render_table(table, indent="  "), ""]
-    for prompt, answers in samples.items():
-        lines.append(f"  {one_line(prompt)}")
-        table = [(when, one_line(answers.get(when, ""))) for when in ("before", "after")]
-        lines += [*render_table(table, indent="    "), ""]
-    prompt = next(iter(samples), "What is the capital of France?")
-    peaks = ", ".join(format_bytes(peak) for peak in row["peak_memory_bytes"])
-    generate = f"generate {_shell_word(files.root)} --prompt {_shell_word(prompt)}"
-    places = [
-        (Path(row["adapter"]).name, str(row["adapter"])),
-        ("metrics", str(files.metrics)),
-        *([("report", str(files.report_html))] if files.report_html.exists() else []),
-        ("peak memory", f"{peaks} (one number per rank)"),
-        ("try", f"{program_name()} {generate}"),
-    ]
-    return [*lines, *render_table(places, indent="  "), ""]
-
-
 def format_seconds(seconds: float) -> str:
     """Returns a duration as ``1:23`` or ``1:02:03``."""
     minutes, rest = divmod(round(seconds), 60)
@@ -146,10 +123,6 @@ def program_name() -> str:
     if started.name != "fsdpq" or shutil.which("fsdpq") == str(started.absolute()):
         return "fsdpq"
     return _shell_word(os.path.relpath(started))
-
-
-def _perplexity(loss: float) -> str:
-    return f"{math.exp(loss):.2f}" if loss < 50 else "inf"
 
 
 def _shell_word(value: str | Path) -> str:

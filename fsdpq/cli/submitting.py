@@ -11,10 +11,10 @@ from typing import Any, TypeVar, cast
 
 import click
 
-from fsdpq.errors import UsageError
+from fsdpq.cli.answers import echo_json, error_fields
+from fsdpq.errors import ExitCode, UsageError
 from fsdpq.launch.screen import Screen
 from fsdpq.recipe.load import LoadedRecipe
-from fsdpq.run_files.paths import RunFiles
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -39,6 +39,7 @@ class SlurmChoice:
         screen: Screen,
         smoke: bool = False,
         trust: bool = False,
+        as_json: bool = False,
     ) -> bool:
         """Gives a run to Slurm where its recipe says so; returns whether it does.
 
@@ -50,6 +51,7 @@ class SlurmChoice:
             screen: shows what happens.
             smoke: a smoke run starts here, whatever the recipe says.
             trust: let the ranks run the model's code.
+            as_json: print one JSON document instead.
 
         Raises:
             UsageError: something was asked of Slurm, and the recipe starts its ranks here.
@@ -62,15 +64,21 @@ class SlurmChoice:
 
         submission = Submission(self.setup, trust)
         if self.prints:
-            click.echo(show_training_job(loaded, submission, run_dir=run_dir), nl=False)
+            _echo_script(show_training_job(loaded, submission, run_dir=run_dir), as_json=as_json)
             return True
         files, number = submit_training(loaded, submission, screen=screen, run_dir=run_dir)
-        report_job(files, number, screen)
-        click.echo(files.root)
+        _echo_job(files.root, number, screen, as_json=as_json)
         return True
 
     def submit_resume(
-        self, run: Path, overrides: Sequence[str], *, force: bool, trust: bool, screen: Screen
+        self,
+        run: Path,
+        overrides: Sequence[str],
+        *,
+        force: bool,
+        trust: bool,
+        screen: Screen,
+        as_json: bool = False,
     ) -> bool:
         """Lets Slurm go on with a run where an override says so; returns whether it does.
 
@@ -80,6 +88,7 @@ class SlurmChoice:
             force: go on although it becomes another run.
             trust: let the ranks run the model's code.
             screen: shows what happens.
+            as_json: print one JSON document.
 
         Raises:
             UsageError: something was asked of Slurm, and the run goes on here.
@@ -92,11 +101,11 @@ class SlurmChoice:
 
         submission = Submission(self.setup, trust)
         if self.prints:
-            click.echo(show_resume_job(run, overrides, submission, force=force), nl=False)
+            script = show_resume_job(run, overrides, submission, force=force)
+            _echo_script(script, as_json=as_json)
             return True
         number = submit_resume(run, overrides, submission, force=force)
-        report_job(RunFiles(run), number, screen)
-        click.echo(run)
+        _echo_job(run, number, screen, as_json=as_json)
         return True
 
     def check_used(self) -> None:
@@ -130,8 +139,20 @@ def slurm_options(function: Function) -> Function:
     return cast("Function", with_choice)
 
 
-def report_job(files: RunFiles, number: int, screen: Screen) -> None:
-    """Says which job a run became, and how to look at it."""
-    run = shlex.quote(str(files.root))
+def _echo_script(script: str, *, as_json: bool) -> None:
+    if as_json:
+        echo_json(error_fields(None) | {"exit_code": int(ExitCode.OK), "script": script})
+    else:
+        click.echo(script, nl=False)
+
+
+def _echo_job(run_dir: Path, number: int, screen: Screen, *, as_json: bool) -> None:
+    """Says which job a run became, and how to look at it; the run directory goes to stdout."""
+    run = shlex.quote(str(run_dir))
     screen.report(f"submitted job {number}: `fsdpq status {run}` says how it stands,")
     screen.report(f"`fsdpq logs {run} --follow` shows what it prints, `fsdpq cancel {run}` ends it")
+    if as_json:
+        job = {"exit_code": int(ExitCode.OK), "run_dir": str(run_dir), "job": number}
+        echo_json(error_fields(None) | job)
+    else:
+        click.echo(run_dir)

@@ -18,8 +18,8 @@ from fsdpq.errors import ExitCode, UsageError
 
 if TYPE_CHECKING:
     from fsdpq.sweep.flow import SweepEnd, SweepRequest
-    from fsdpq.sweep.spec import LoadedSpec
     from fsdpq.sweep.screen import SweepScreen
+    from fsdpq.sweep.spec import LoadedSpec
 
 MAX_WIDTH = 120
 
@@ -56,13 +56,14 @@ def sweep_command(
 
     warn_of_code(wanted["trust_remote_code"])
     loaded, out, as_frozen = read_target(target, words, changes, out=wanted["out"])
-    request = SweepRequest(**{**wanted, "out": out}, as_frozen=as_frozen)
+    others = {name: value for name, value in wanted.items() if name != "out"}
+    request = SweepRequest(out=out, as_frozen=as_frozen, **others)
     screen = open_sweep_screen(sys.stderr, quiet=quiet, plain=ci.ci)
     if lists:
         show_trials(loaded, request, screen, as_json=as_json)
         return
     end = run_sweep(loaded, request, screen=screen)
-    conclude_sweep(end, loaded, ci, quiet=quiet, as_json=as_json)
+    conclude_sweep(end, ci, quiet=quiet, as_json=as_json)
 
 
 def read_target(
@@ -96,13 +97,11 @@ def read_target(
     return recipe_spec(target, words, changes), out, False
 
 
-def conclude_sweep(
-    end: SweepEnd, loaded: LoadedSpec, ci: CiRequest, *, quiet: bool, as_json: bool
-) -> None:
+def conclude_sweep(end: SweepEnd, ci: CiRequest, *, quiet: bool, as_json: bool) -> None:
     """Writes the results, shows them, and exits with the code of the sweep or of its verdict."""
     from fsdpq.cli.leaderboard import render_leaderboard
     from fsdpq.cli.sweep_conclusion import conclude
-    from fsdpq.sweep.results import collect_results, write_results
+    from fsdpq.sweep.collect import collect_results, write_results
 
     results = collect_results(end.files)
     write_results(end.files, results)

@@ -28,10 +28,10 @@ _SPEC_KEYS = {
 }
 """Option -> the key of a ``sweep.yaml`` that it sets."""
 
-_REQUEST_KEYS = ("out", "only", "retry_failed", "trust_remote_code")
+_REQUEST_KEYS = ("out", "only", "gpus", "retry_failed", "trust_remote_code")
 
 
-class _Parallel(click.ParamType):
+class _Parallel(click.ParamType):  # pyright: ignore[reportMissingTypeArgument]
     name = "N|auto"
 
     def convert(
@@ -117,6 +117,11 @@ _REQUEST_OPTIONS = [
     click.option(
         "--out", type=click.Path(path_type=Path),
         help="Directory of the sweep; default: one in sweeps/ that the same sweep always has.",
+    ),
+    click.option(
+        "--gpus", metavar="GPUS",
+        help="Skip trials that by plan do not fit on these: 2x24GiB, 1xRTX4090; default: the GPUs "
+        "of this machine.",
     ),
     click.option("--only", multiple=True, metavar="ID", help="Run this trial. Repeatable."),
     click.option("--retry-failed", is_flag=True, help="Run trials again that failed."),

@@ -131,7 +131,8 @@ class LiveSweepScreen(PlainSweepScreen):
         label = clean(trial.label) or "the recipe as it is"
         label = label if len(label) <= MAX_LABEL else label[: MAX_LABEL - 3] + "..."
         name = f"{trial.id}  {label}"
-        self._tasks[trial.id] = bars.add_task(name, total=None, text="starts")
+        text = "starts" if outcome.attempts == 1 else "goes on"
+        self._tasks[trial.id] = bars.add_task(name, total=None, text=text)
         self._count()
 
     def show_end(self, trial: Trial, outcome: Outcome) -> None:

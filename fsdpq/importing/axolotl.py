@@ -161,6 +161,7 @@ RULES: Mapping[str, Rule] = {
     "wandb_entity": Part("metrics.wandb.entity"),
     "wandb_name": Part("metrics.wandb.name"),
     "wandb_mode": Part("metrics.wandb.mode"),
+    "wandb_log_model": Part("metrics.wandb.log_adapter"),
     "wandb_run_id": Lost("a run of fsdpq is a new run there"),
     "use_tensorboard": Part("metrics.sinks"),
     "evals_per_epoch": Lost(STEPS_ONLY.format("training.eval_interval")),
@@ -199,7 +200,7 @@ RULES: Mapping[str, Rule] = {
 
 TABLE = Table(
     RULES, known_keys.AXOLOTL, UNKNOWN,
-    {**REASONS, "wandb_": "weights and code are not logged",
+    {**REASONS, "wandb_": "gradients and code are not logged",
      "sample_packing_": "best fit needs no settings",
      "tokenizer_": "the tokenizer is used as its files say"},
 )  # fmt: skip
@@ -266,6 +267,8 @@ def _assemble_sinks(draft: Draft) -> None:
             value = draft.read(f"wandb_{name}", text) if draft.on(f"wandb_{name}") else None
             if value is not None:
                 draft.put(f"metrics.wandb.{name}", value, key=f"wandb_{name}")
+        if draft.on("wandb_log_model"):
+            draft.put("metrics.wandb.log_adapter", True, key="wandb_log_model")
     if draft.on("use_tensorboard"):
         sinks.append("tensorboard")
     if sinks:

@@ -146,6 +146,9 @@ METRICS = _table({
     "entity": To("metrics.wandb.entity", text),
     "group": To("metrics.wandb.group", text),
     "name": To("metrics.wandb.name", text),
+    "job_type": To("metrics.wandb.job_type", text),
+    "tags": To("metrics.wandb.tags", names),
+    "mode": To("metrics.wandb.mode", text),
     **_no_need("log_dir filename organize_logs", "metrics go to the run directory"),
 })  # fmt: skip
 

@@ -17,7 +17,9 @@ from fsdpq.errors import UsageError
 from fsdpq.launch.fit import keep_plan
 from fsdpq.launch.inputs.base_cache import held_inputs
 from fsdpq.launch.machine.devices import list_gpus
-from fsdpq.launch.quantize import QUANTIZER
+from fsdpq.launch.nodes.first import First
+from fsdpq.launch.nodes.join import joined
+from fsdpq.launch.nodes.member import Part, take_part
 from fsdpq.launch.ranks.processes import TRUST_FLAG
 from fsdpq.launch.ranks.torchrun import WORKER
 from fsdpq.launch.ready import Settled, gather_inputs, settle
@@ -71,9 +73,9 @@ def resume(
     *,
     screen: Screen,
     force: bool = False,
+    node_rank: int | None = None,
     trust_remote_code: bool = False,
     worker: Sequence[str] = WORKER,
-    quantizer: Sequence[str] = QUANTIZER,
 ) -> RunFiles:
     """Goes on with the run in ``run_dir`` from its newest whole checkpoint; returns its directory.
 
@@ -82,9 +84,9 @@ def resume(
         overrides: of its recipe.
         screen: shows what happens.
         force: go on although settings, rows or the base are others than before.
+        node_rank: place of this machine among several; None takes any.
         trust_remote_code: let the ranks run Python code that the model brings.
         worker: arguments of torchrun that name the worker.
-        quantizer: the same for the worker that makes the quantized base.
 
     Raises:
         UsageError: there is no such run, it has no checkpoint, or it would become another run.
@@ -101,7 +103,12 @@ def resume(
     settled = settle(loaded, screen=screen, trust_remote_code=trust_remote_code)
     wanted = Continuation(tuple(overrides), force=force)
     worker = (*worker, TRUST_FLAG) if trust_remote_code else worker
-    return go_on(files, settled, wanted, screen=screen, worker=worker, quantizer=quantizer)
+    with joined(
+        settled, node_rank=node_rank, run_dir=run_dir, screen=screen, worker=worker
+    ) as nodes:
+        if isinstance(nodes, Part):
+            return take_part(nodes)
+        return go_on(files, settled, wanted, screen=screen, worker=worker, nodes=nodes)
 
 
 def load_for_this_machine(
@@ -154,7 +161,7 @@ def go_on(
     *,
     screen: Screen,
     worker: Sequence[str] = WORKER,
-    quantizer: Sequence[str] = QUANTIZER,
+    nodes: First | None = None,
 ) -> RunFiles:
     """Runs the ranks from the newest checkpoint of a run directory to the end.
 
@@ -164,7 +171,7 @@ def go_on(
         wanted: how.
         screen: shows what happens.
         worker: arguments of torchrun that name the worker.
-        quantizer: the same for the worker that makes the quantized base.
+        nodes: the other machines, if any.
 
     Raises:
         UsageError: it is in use, has no checkpoint, or would become another run.
@@ -180,17 +187,20 @@ def go_on(
             return files
         if run.saved is None and not wanted.from_start:
             raise _no_checkpoint(run)
-        inputs = gather_inputs(settled, screen=screen, quantizer=quantizer)
+        inputs = gather_inputs(settled, screen=screen)
         changes = run.all_changes(settled, inputs) if run.saved is not None else []
         _check(run, changes, wanted)
         for change in changes:
             screen.report(f"note: going on as another run: {change.text}")
         _write(run, settled, inputs, wanted, changes)
         keep_plan(files, settled, inputs)
+        if nodes is not None:
+            nodes.take_inputs(inputs)
         with held_inputs(inputs):
             run_ranks(
-                files, settled.recipe, inputs=inputs, screen=screen, worker=worker, resumes=True
-            )
+                files, settled.recipe, inputs=inputs, screen=screen, worker=worker, resumes=True,
+                nodes=nodes,
+            )  # fmt: skip
     return files
 
 
@@ -224,7 +234,7 @@ def _write(
         entry = {
             "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "step": run.saved.step,
-            "world_size": settled.recipe.launch.nproc_per_node,
+            "world_size": fresh["world_size"],
             "overrides": list(settled.loaded.overrides if given_anew else wanted.overrides),
             "forced": [change.as_json() for change in changes],
             "versions": list_versions(run.lock, fresh),

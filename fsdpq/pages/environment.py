@@ -13,16 +13,16 @@ HERE = Path(__file__).parent
 
 
 def page_environment(
-    folder: Path = HERE, *, filters: Mapping[str, Callable[[Any], str]]
+    *folders: Path, filters: Mapping[str, Callable[[Any], str]]
 ) -> jinja2.Environment:
-    """Returns what renders the templates of ``folder``, which may include ``style.css``.
+    """Returns what renders the templates of ``folders``, which may include ``style.css``.
 
     Values are untrusted (rows, samples, recipes) and escaped; one that is missing is an error.
     """
     import jinja2
 
     environment: Any = jinja2.Environment(
-        loader=jinja2.FileSystemLoader([folder, HERE]),
+        loader=jinja2.FileSystemLoader([*folders, HERE]),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,

@@ -31,7 +31,7 @@ def sharding_of(recipe: Recipe) -> Sharding:
         RecipeError: ``fsdp.shard_size`` does not divide the ranks.
     """
     num_local = int(recipe.launch.nproc_per_node)
-    num_ranks = num_local * recipe.launch.nnodes
+    num_ranks = num_local * recipe.launch.max_nodes
     num_shards = shard_size(recipe.fsdp, num_ranks, num_local)
     is_whole = num_shards == 1 and recipe.fsdp.offload == "none"
     return Sharding(num_ranks, num_shards, is_whole)

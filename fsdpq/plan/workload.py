@@ -58,7 +58,7 @@ def workload_of(recipe: Recipe) -> Workload:
     """
     launch, training = recipe.launch, recipe.training
     local_ranks = int(launch.nproc_per_node)
-    num_ranks = local_ranks * launch.nnodes
+    num_ranks = local_ranks * launch.max_nodes
     global_rows = training.global_batch_size or training.micro_batch_size * num_ranks
     own_rows = max(1, -(-global_rows // num_ranks))
     rows = min(training.micro_batch_size, own_rows)

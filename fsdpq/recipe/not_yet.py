@@ -12,9 +12,7 @@ from typing import Any
 from fsdpq.errors import Problem
 from fsdpq.recipe.options import Options
 
-IMPLEMENTED: dict[str, tuple[Any, ...]] = {
-    "launch.nnodes": (1,),
-}
+IMPLEMENTED: dict[str, tuple[Any, ...]] = {}
 """Keys of which some values do not work yet -> the values that do."""
 
 

@@ -38,7 +38,8 @@ def describe_sources(
         recorded = loaded.recorded_sources
         if path not in before or before[path] != value:
             known = None if recorded is None else recorded.get(key)
-            found[key] = known or (SMOKE if smoke else AUTO)
+            shrunk = smoke and before.get(path) != AUTO
+            found[key] = known or (SMOKE if shrunk else AUTO)
         elif recorded is not None and (place is None or place.source != COMMAND_LINE):
             found |= {key: recorded[key]} if key in recorded else {}
         elif place is not None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Literal
 
 from fsdpq.reports.ticks import Scale, Tick, format_number, linear_scale, log_scale
@@ -86,11 +87,12 @@ class Chart:
         curves: one per series that has points, in the order in which they are drawn.
         x_ticks: marks along the bottom.
         y_ticks: marks along the left.
-        group_size: how many measurements one drawn point averages.
+        group_size: how many measurements one drawn point of the longest curve averages.
         marks: places along the bottom that a line stands at.
         x_name: what the horizontal axis counts.
         is_log: the vertical axis is logarithmic.
         legend: its curves in the order in which they were given.
+        all_averaged: a point of every curve averages as many.
     """
 
     title: str
@@ -102,6 +104,7 @@ class Chart:
     x_name: str = "step"
     is_log: bool = False
     legend: tuple[Curve, ...] = ()
+    all_averaged: bool = True
 
 
 def palette(index: int) -> str:
@@ -138,9 +141,8 @@ def build_chart(
     """
     given = _as_series(series)
     clean = {index: _drawable(entry.points, log_y) for index, entry in enumerate(given)}
-    most = max((len(points) for points in clean.values()), default=0)
-    group_size = max(1, math.ceil(most / max_points))
-    kept = {index: _average(points, group_size) for index, points in clean.items() if points}
+    sizes = {index: math.ceil(len(points) / max_points) for index, points in clean.items()}
+    kept = {index: _average(points, sizes[index]) for index, points in clean.items() if points}
     if not kept:
         return Chart(title, (), (), (), 1, x_name=x_name, is_log=log_y)
     xs = [x for points in kept.values() for x, _ in points]
@@ -156,12 +158,30 @@ def build_chart(
         curves=tuple(sorted(curves, key=lambda c: ("faint", "normal", "strong").index(c.emphasis))),
         x_ticks=tuple(x_scale.ticks()),
         y_ticks=tuple(Tick(100 - tick.position, tick.label) for tick in y_scale.ticks()),
-        group_size=group_size,
+        group_size=max(sizes[index] for index in kept),
+        all_averaged=len({sizes[index] for index in kept}) == 1,
         marks=_marks(marks or {}, x_scale),
         x_name=x_name,
         is_log=log_y,
         legend=tuple(curves),
     )
+
+
+def smooth(points: Points, window: int) -> Points:
+    """Returns the mean around every point: of ``window`` points, of fewer at both ends.
+
+    Args:
+        points: in the order of x, finite.
+        window: odd number of points.
+    """
+    sums = list(accumulate((y for _, y in points), initial=0.0))
+    half = window // 2
+    found: list[tuple[float, float]] = []
+    for place, (x, _) in enumerate(points):
+        reach = min(half, place, len(points) - 1 - place)
+        first, end = place - reach, place + reach + 1
+        found.append((x, (sums[end] - sums[first]) / (end - first)))
+    return found
 
 
 def _marks(marks: Mapping[float, str], scale: Scale) -> tuple[Tick, ...]:

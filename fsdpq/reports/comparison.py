@@ -16,7 +16,18 @@ from fsdpq.reports.settings_rows import flatten
 
 COMPARISON_FORMAT = 1
 
-KEPT = ("name", "run", "description", "model", "status", "error", "headline", "setup", "missing")
+KEPT = (
+    "name",
+    "run",
+    "description",
+    "model",
+    "status",
+    "state",
+    "error",
+    "headline",
+    "setup",
+    "missing",
+)
 """Fields of a run's report that a comparison repeats."""
 
 
@@ -28,11 +39,13 @@ class ComparedRun:
         label: what tells it from the others.
         path: its directory as the user named it.
         record: what its files say.
+        state: how it stands, where it has not finished (`fsdpq.reports.report.report_content`).
     """
 
     label: str
     path: str
     record: RunRecord
+    state: str | None = None
 
 
 @dataclass(frozen=True)
@@ -78,7 +91,7 @@ def comparison_content(runs: Sequence[ComparedRun], environment: Sequence[Row]) 
         ``runs``; ``settings``, ``environment`` and ``samples``, where lists are in the order of
         the runs; ``best``, the place of the best run of a measure.
     """
-    reports = [report_content(run.record, name=run.label) for run in runs]
+    reports = [report_content(run.record, name=run.label, state=run.state) for run in runs]
     shown: list[Row] = [
         {"label": run.label, "path": run.path} | {key: report[key] for key in KEPT}
         for run, report in zip(runs, reports, strict=True)

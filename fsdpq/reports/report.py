@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fsdpq.pages.environment import page_environment
-from fsdpq.reports.charts import Chart, build_chart
+from fsdpq.reports.charts import Chart, Series, build_chart, smooth
 from fsdpq.reports.plan_against_actual import Actual, compare_with_plan
 from fsdpq.reports.run_record import Row, RunRecord, read_record
 from fsdpq.reports.settings_rows import (
@@ -33,11 +33,14 @@ from fsdpq.run_files.writing import write_whole
 REPORT_FORMAT = 1
 TEMPLATE = "report.html.jinja"
 
+MANY = 150
+"""From so many logged steps on, single losses stand back behind their moving mean."""
+
 FAR = 50
 """A small chart whose highest value is so many times its median has a logarithmic axis."""
 
 
-def write_report(files: RunFiles) -> None:
+def write_report(files: RunFiles, *, state: str | None = None) -> None:
     """Writes ``report.html`` and ``report.json`` into the run directory, each at once or not.
 
     An unfinished run gets a report too; what is missing is shown as missing.
@@ -46,12 +49,13 @@ def write_report(files: RunFiles) -> None:
 
     Args:
         files: the run directory.
+        state: see `report_content`.
 
     Raises:
         OSError: the directory cannot be written.
     """
     record = read_record(files)
-    content = report_content(record, name=files.root.absolute().name)
+    content = report_content(record, name=files.root.absolute().name, state=state)
     text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False, default=str)
     write_whole(files.report_json, (text + "\n").encode())
     write_whole(files.report_html, render_html(content).encode())
@@ -64,12 +68,13 @@ def find_drift(files: RunFiles) -> str | None:
     return None if compared is None else compared["drift"]
 
 
-def report_content(record: RunRecord, *, name: str) -> dict[str, Any]:
+def report_content(record: RunRecord, *, name: str, state: str | None = None) -> dict[str, Any]:
     """Returns the content of ``report.json``; the page shows the same numbers.
 
     Args:
         record: what the run directory says.
         name: name of the run directory, for a run without a recipe.
+        state: how a run that has not finished stands now, where somebody looked: ``running``.
     """
     return {
         "format": REPORT_FORMAT,
@@ -78,6 +83,7 @@ def report_content(record: RunRecord, *, name: str) -> dict[str, Any]:
         "description": record.settings.get("description", ""),
         "model": record.setup.get("model") or _recipe_model(record.settings),
         "status": record.status,
+        "state": state if record.status == "unfinished" else None,
         "error": record.error,
         "headline": _headline(record),
         "data": _data(record.environment),
@@ -272,11 +278,16 @@ def _points(rows: list[Row], key: str) -> list[tuple[float, float]]:
 
 
 def _loss_chart(content: dict[str, Any]) -> Chart:
-    series = {
-        "training": _points(content["steps"], "loss"),
-        "held out": _points(content["evals"], "loss"),
-    }
-    return build_chart("Loss", series, num_y_ticks=6, marks=_resume_marks(content["resumes"]))
+    losses, marks = _points(content["steps"], "loss"), _resume_marks(content["resumes"])
+    series = [Series("training", losses)]
+    if len(losses) >= MANY:
+        window = len(losses) // 50 // 2 * 2 + 1
+        series = [
+            Series("training", losses, "s-training raw"),
+            Series(f"mean of {window} around", smooth(losses, window), "s-training", "strong"),
+        ]
+    series.append(Series("held out", _points(content["evals"], "loss"), emphasis="strong"))
+    return build_chart("Loss", series, num_y_ticks=6, marks=marks)
 
 
 def _resume_marks(resumes: list[Row]) -> dict[float, str]:

@@ -34,7 +34,7 @@ class RunRecord:
         samples: ``prompt``, ``before``, ``after``; an answer that is not there is None.
         evaluations: what was evaluated apart from training, oldest first
             (`fsdpq.run_files.evaluation_job.Record`).
-        notices: messages of the ranks.
+        notices: messages of the ranks, and of what sends the run to a tracker.
         export: what was exported and how it was checked, the fields of the last ``export`` row.
         resumes: ``step``, ``world_size`` and ``time`` of every start but the first, in order.
         settings: the resolved recipe.
@@ -93,7 +93,7 @@ def _read_measured(files: RunFiles, record: RunRecord) -> None:
     events = _read_rows(files.events, record)
     record.resumes = _list_resumes(events)
     record.wall_s = _time_of_starts(events)
-    metrics = _without_void(metrics, record.resumes)
+    metrics = without_void(metrics, record.resumes)
     record.steps = _last_of_each_step(metrics, "step")
     record.evals = _last_of_each_step(metrics, "eval")
     since = _since_start(metrics)
@@ -102,7 +102,8 @@ def _read_measured(files: RunFiles, record: RunRecord) -> None:
     record.setup = _last_event(events, "setup")
     record.summary = _last_event(events, "done")
     record.export = _last_event(events, "export")
-    record.notices = [str(row.get("message", "")) for row in events if row["event"] == "notice"]
+    said = [row for row in events if row["event"] in ("notice", "tracking")]
+    record.notices = [str(row.get("message", "")) for row in said]
     record.samples = _pair_samples(events)
     record.evaluations = _read_evaluations(files.evals, record)
     if not record.summary:  # a finished run may hold the errors of an earlier attempt
@@ -177,8 +178,13 @@ def _time_of_starts(events: list[Row]) -> float | None:
     return math.fsum(end - start for start, end in spans) if spans else None
 
 
-def _without_void(rows: list[Row], resumes: list[Row]) -> list[Row]:
-    """Leaves out what was measured after a step that the run went back to later."""
+def without_void(rows: list[Row], resumes: list[Row]) -> list[Row]:
+    """Returns the rows that count: not what came after a step that the run went back to later.
+
+    Args:
+        rows: of ``metrics.jsonl``, in order.
+        resumes: ``step`` and ``time`` of every start that went on from a checkpoint.
+    """
 
     def is_void(row: Row) -> bool:
         step, time = row.get("step"), row.get("time")

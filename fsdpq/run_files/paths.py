@@ -55,6 +55,18 @@ class RunFiles:
         """What torchrun itself printed."""
         return self.logs / "torchrun.log"
 
+    def node_torchrun_log(self, node: int) -> Path:
+        """What torchrun printed on machine ``node`` of several, counted from 0."""
+        return self.torchrun_log if node == 0 else self.logs / f"node-{node}.torchrun.log"
+
+    def node_inputs(self, node: int) -> Path:
+        """Where model, rows and base lie on machine ``node``, as ``inputs`` of the lock says it."""
+        return self.logs / f"node-{node}.inputs.json"
+
+    def meeting(self, token: str) -> Path:
+        """Shows other machines that they see this directory: a file that has ``token`` in it."""
+        return self.logs / f"meeting-{token}"
+
     @property
     def launcher(self) -> Path:
         """Process and machine of the launcher that has, or had, this run, as JSON."""
@@ -122,6 +134,16 @@ class RunFiles:
     def tensorboard(self) -> Path:
         """TensorBoard's event files (`metrics.sinks`)."""
         return self.root / "tensorboard"
+
+    @property
+    def wandb(self) -> Path:
+        """What became of sending the run to Weights & Biases (`fsdpq.run_files.tracking`)."""
+        return self.root / "wandb.json"
+
+    @property
+    def wandb_log(self) -> Path:
+        """What wandb printed, and the process that uses it."""
+        return self.logs / "wandb.log"
 
     def profile(self, rank: int) -> Path:
         """The profiler's trace of rank ``rank`` (`metrics.profile`)."""

@@ -22,6 +22,8 @@ events.jsonl, field ``event`` is one of:
     ``setup``   the fields of `SetupSummary`, time
     ``sample``  when (``before`` or ``after``), prompt, answer, time
     ``notice``  message, time
+    ``tracking``    message, url (where there is one), time: what became of sending the run to
+                Weights & Biases; written by the launcher
     ``stream``  epoch, window, rows, bad_rows, cut, too_long, untrained, documents, sequences,
                 tokens, trained_tokens, fill where rows are packed, time (`data.streaming`)
     ``resume``  step, directory (of the checkpoint), world_size (that saved it), time: the ranks go

@@ -188,8 +188,8 @@ class _Collected:
 
     def _tell(self, problem: Problem, choices: list[Mapping[str, Any]]) -> Problem:
         """Returns the Problem with what the combinations that have it have in common."""
-        if len(choices) == len(self._points):
-            return problem
+        if len(choices) == len(self._points) or not problem.key:
+            return problem  # one without a key may be about a secret
         shared = {
             key: value
             for key, value in choices[0].items()

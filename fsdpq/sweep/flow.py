@@ -10,21 +10,26 @@ from pathlib import Path
 
 from fsdpq.errors import ExitCode, Problem, RecipeError, UsageError
 from fsdpq.launch.machine.devices import list_gpus
+from fsdpq.launch.machine.this_machine import describe_this_machine
 from fsdpq.launch.ranks.processes import catch_stop_signals
+from fsdpq.plan.hardware.gpus import parse_gpus
+from fsdpq.plan.hardware.machine import Machine
 from fsdpq.run_files.sweep_paths import SweepFiles
 from fsdpq.run_files.writing import write_whole
+from fsdpq.sweep.collect import goal_of
 from fsdpq.sweep.early_stopping import MedianRule
 from fsdpq.sweep.expand import expand
+from fsdpq.sweep.fit import why_not as explain_shortage
 from fsdpq.sweep.frozen import freeze, read_frozen
 from fsdpq.sweep.options import MedianStoppingOptions, OptunaOptions
 from fsdpq.sweep.outcome import Outcome, read_outcome
 from fsdpq.sweep.ownership import owned_sweep
-from fsdpq.sweep.spec import LoadedSpec, dump_spec
 from fsdpq.sweep.run import RunOptions, TrialRunner, WhyNot
 from fsdpq.sweep.screen import SweepScreen
 from fsdpq.sweep.search import Search
 from fsdpq.sweep.slots import Slots
 from fsdpq.sweep.space import make_space
+from fsdpq.sweep.spec import LoadedSpec, dump_spec
 from fsdpq.sweep.trial import Trial
 from fsdpq.sweep.trial_process import TRAIN, TrialOptions
 
@@ -38,6 +43,7 @@ class SweepRequest:
 
     Attributes:
         out: its directory; None is ``sweeps/<name>-<digest>``.
+        gpus: of the machine that trials are planned for, ``2x24GiB``; None is this one.
         only: ids of the trials to run; none is all.
         retry_failed: run those again that failed.
         as_frozen: run the trials that the directory has, whatever the recipe says now.
@@ -46,6 +52,7 @@ class SweepRequest:
     """
 
     out: Path | None = None
+    gpus: str | None = None
     only: tuple[str, ...] = ()
     retry_failed: bool = False
     as_frozen: bool = False
@@ -104,20 +111,13 @@ def sweep_files(loaded: LoadedSpec, out: Path | None) -> SweepFiles:
     return files
 
 
-def run_sweep(
-    loaded: LoadedSpec,
-    request: SweepRequest,
-    *,
-    screen: SweepScreen,
-    why_not: WhyNot | None = None,
-) -> SweepEnd:
+def run_sweep(loaded: LoadedSpec, request: SweepRequest, *, screen: SweepScreen) -> SweepEnd:
     """Runs a sweep, or goes on with it.
 
     Args:
         loaded: the sweep.
         request: what the user wants of it.
         screen: shows what happens.
-        why_not: says why a trial cannot fit by plan.
 
     Raises:
         UsageError: the directory is in use, or holds something else.
@@ -130,7 +130,7 @@ def run_sweep(
     with owned_sweep(files):
         write_whole(files.spec, dump_spec(_named(loaded), files.root).encode())
         freeze(files, trials)
-        return _run(files, loaded, request, trials, screen=screen, why_not=why_not)
+        return _run(files, loaded, request, trials, screen=screen)
 
 
 def list_trials(loaded: LoadedSpec, screen: SweepScreen) -> list[Trial]:
@@ -162,11 +162,7 @@ class ListedTrial:
 
 
 def list_sweep(
-    loaded: LoadedSpec,
-    request: SweepRequest,
-    *,
-    screen: SweepScreen,
-    why_not: WhyNot | None = None,
+    loaded: LoadedSpec, request: SweepRequest, *, screen: SweepScreen
 ) -> list[ListedTrial]:
     """Returns the trials of a sweep without running any; see `run_sweep`."""
     files = sweep_files(loaded, request.out)
@@ -174,10 +170,13 @@ def list_sweep(
     check_trials(loaded, trials)
     known = read_frozen(files) if files.trials.exists() else []
     found = {trial.id: trial for trial in [*known, *trials]}
+    gpus = [] if loaded.spec.smoke else list_gpus()
+    at_once = count_at_once(loaded, trials, num_gpus=len(gpus))
+    why_not = plan_filter(loaded, request, at_once=at_once)
     listed: list[ListedTrial] = []
     for trial in choose(list(found.values()), request.only):
         outcome = read_outcome(files, trial.id)
-        reason = why_not(trial) if why_not is not None and outcome.status == "waiting" else ""
+        reason = why_not(trial) if outcome.status in ("waiting", "skipped") else ""
         outcome = replace(outcome, status="skipped", reason=reason) if reason else outcome
         listed.append(ListedTrial(trial, outcome))
     return listed
@@ -224,17 +223,11 @@ def _run(
     trials: Sequence[Trial],
     *,
     screen: SweepScreen,
-    why_not: WhyNot | None,
 ) -> SweepEnd:
     spec = loaded.spec
     gpus = [] if spec.smoke else list_gpus()
     at_once = count_at_once(loaded, trials, num_gpus=len(gpus))
-    options = RunOptions(
-        TrialOptions(loaded.name, spec.smoke, request.trust_remote_code, request.train),
-        rule=_rule_of(loaded),
-        why_not=why_not,
-        retry_failed=request.retry_failed,
-    )
+    options = _run_options(loaded, request, at_once=at_once)
     threads_are_set = "OMP_NUM_THREADS" in os.environ
     slots = Slots(at_once, gpus=gpus, threads_are_set=threads_are_set)
     with catch_stop_signals() as stop:
@@ -249,7 +242,7 @@ def _run(
             if isinstance(spec.strategy, OptunaOptions):
                 known = read_frozen(files)
                 space = make_space(loaded)
-                search = Search(files, space, spec.strategy, spec.goal, known, at_once)
+                search = Search(files, space, spec.strategy, goal_of(spec.goal), known, at_once)
                 chosen = search.run(run_round, stop)
             else:
                 chosen = choose(trials, request.only)
@@ -260,6 +253,16 @@ def _run(
     outcomes = tuple(read_outcome(files, trial.id) for trial in everything)
     concerned = frozenset(trial.id for trial in chosen)
     return SweepEnd(files, everything, outcomes, stop.name, concerned)
+
+
+def _run_options(loaded: LoadedSpec, request: SweepRequest, *, at_once: int) -> RunOptions:
+    smoke, trust = loaded.spec.smoke, request.trust_remote_code
+    return RunOptions(
+        TrialOptions(loaded.name, smoke, trust, request.train),
+        rule=_rule_of(loaded),
+        why_not=plan_filter(loaded, request, at_once=at_once),
+        retry_failed=request.retry_failed,
+    )
 
 
 def choose(trials: Sequence[Trial], only: Sequence[str]) -> list[Trial]:
@@ -286,9 +289,31 @@ def count_at_once(loaded: LoadedSpec, trials: Sequence[Trial], *, num_gpus: int)
     """
     if loaded.spec.parallel != "auto":
         return int(loaded.spec.parallel)
-    ranks = [trial.recipe.launch.nproc_per_node for trial in trials]
-    most = max((num_gpus if number == "auto" else number for number in ranks), default=num_gpus)
-    return max(1, num_gpus // max(1, most))
+    asked = [trial.recipe.launch.nproc_per_node for trial in trials]
+    ranks = [num_gpus if number == "auto" else int(number) for number in asked]
+    return max(1, num_gpus // max([1, *ranks] if ranks else [1, num_gpus]))
+
+
+def plan_filter(loaded: LoadedSpec, request: SweepRequest, *, at_once: int) -> WhyNot:
+    """Returns what says why a trial cannot fit by plan: on its share of the GPUs.
+
+    Args:
+        loaded: the sweep.
+        request: may name other GPUs than those of this machine.
+        at_once: trials that run at the same time.
+    """
+    if loaded.spec.smoke:
+        return lambda _: ""
+    own = request.gpus is None
+    machine = describe_this_machine() if own else Machine(parse_gpus(request.gpus or ""))
+    gpus = machine.gpus or ()
+
+    def why_not(trial: Trial) -> str:
+        shares = at_once > 1 and trial.recipe.launch.nproc_per_node == "auto"
+        share = gpus[: max(1, len(gpus) // at_once)] if shares else gpus
+        return explain_shortage(trial, replace(machine, gpus=share))
+
+    return why_not
 
 
 def _named(loaded: LoadedSpec) -> LoadedSpec:

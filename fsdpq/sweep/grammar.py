@@ -162,6 +162,12 @@ def write_override(key: str, value: Any) -> str:
     return f"{key}={_write(value)}"
 
 
+def write_patterns(patterns: Patterns) -> str:
+    """Returns ``glob(...)`` as the grammar reads it."""
+    include, exclude = (_write(list(names)) for names in (patterns.include, patterns.exclude))
+    return f"glob({include},exclude={exclude})" if patterns.exclude else f"glob({include})"
+
+
 def _parser() -> Any:
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
@@ -225,7 +231,10 @@ def _read(key: str, parsed: Any, location: Location | None) -> Parameter:
     if isinstance(value, IntervalSweep):
         return Parameter(key, interval=_interval(key, value, tags), location=location)
     if isinstance(value, Glob):
-        patterns = Patterns(tuple(value.include), tuple(value.exclude))
+        patterns = Patterns(
+            tuple(str(_plain(key, name)) for name in value.include),
+            tuple(str(_plain(key, name)) for name in value.exclude),
+        )
         return Parameter(key, patterns=patterns, location=location)
     if isinstance(value, RangeSweep):
         values, shuffle = _range(key, value), value.shuffle

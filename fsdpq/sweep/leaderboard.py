@@ -74,8 +74,10 @@ def build_columns(results: Results, *, most: int | None = None) -> list[Column]:
     """
     trials = results.trials[:most]
     ranks = ("" if trial.rank is None else str(trial.rank) for trial in trials)
-    columns = [Column("rank", "rank", "rank", tuple(ranks))]
+    columns = [Column("rank", "rank", "#", tuple(ranks))]
     columns.append(Column("id", "trial", "trial", tuple(trial.id for trial in trials)))
+    if any(not trial.finished for trial in results.trials):
+        columns.append(Column("status", "status", "status", tuple(t.status for t in trials)))
     titles = short_titles(results.varied)
     for key in results.varied:
         cells = tuple(setting_text(trial.settings.get(key)) for trial in trials)
@@ -83,8 +85,6 @@ def build_columns(results: Results, *, most: int | None = None) -> list[Column]:
     for name in _shown_measures(results):
         cells = tuple(format_measure(name, trial.measures.get(name)) for trial in trials)
         columns.append(Column("measure", name, name.removeprefix("tasks."), cells))
-    if any(not trial.finished for trial in results.trials):
-        columns.append(Column("status", "status", "status", tuple(t.status for t in trials)))
     return columns
 
 
@@ -106,9 +106,9 @@ def short_titles(keys: Sequence[str]) -> dict[str, str]:
 
 
 def setting_text(value: Any) -> str:
-    """Returns a setting for people: ``2.5e-4``, six digits of a number that has more."""
+    """Returns a setting for people: ``2.5e-4``, four digits of a number that has more."""
     if isinstance(value, float):
-        text = f"{value:.5e}" if 0 < abs(value) < 1e-3 else f"{value:g}"
+        text = f"{value:.3e}" if 0 < abs(value) < 1e-3 else f"{value:.4g}"
         mantissa, letter, exponent = text.partition("e")
         if "." in mantissa and letter:
             mantissa = mantissa.rstrip("0").rstrip(".")

@@ -11,8 +11,8 @@ import statistics
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal, TypeGuard
 
-from fsdpq.reports.charts import format_number
 from fsdpq.reports.run_record import Row, RunRecord, read_measured
+from fsdpq.reports.ticks import format_number
 from fsdpq.run_files.amounts import format_bytes, format_count, format_duration
 from fsdpq.run_files.evaluation_job import TRAINED
 from fsdpq.run_files.paths import RunFiles
@@ -41,7 +41,7 @@ LOWER_IS_BETTER = ("perplexity", "bits_per_byte", "brier_score", "ter", "wer", "
 """Metrics of tasks; of all others more is better."""
 
 
-def read_measures(files: RunFiles) -> dict[str, float]:
+def read_measures(files: RunFiles, *, until: int | None = None) -> dict[str, float]:
     """Returns the numbers of a run, finished or not; those that it lacks are left out.
 
     ``eval_loss`` is the last held-out loss after a step and ``best_eval_loss`` the lowest, in nats
@@ -53,8 +53,15 @@ def read_measures(files: RunFiles) -> dict[str, float]:
 
     Args:
         files: the run directory.
+        until: the step where the trial was ended early: what it did after that, before it was
+            gone, does not count.
     """
-    return measures_of(read_measured(files))
+    record = read_measured(files)
+    if until is not None:
+        record.steps = [row for row in record.steps if row["step"] <= until]
+        record.evals = [row for row in record.evals if row["step"] <= until]
+        record.summary = {}
+    return measures_of(record)
 
 
 def measures_of(record: RunRecord) -> dict[str, float]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from fsdpq.errors import Location, Problem
 from fsdpq.recipe.describe import Section, list_words
-from fsdpq.sweep.grammar import Parameter, Patterns, parse_sweeps
+from fsdpq.sweep.grammar import Parameter, Patterns, parse_sweeps, write_patterns
 
 ENDINGS = (".yaml", ".yml")
 
@@ -115,11 +115,8 @@ def _move(entry: str, base_dir: Path, directory: Path) -> str:
         return _relative(entry, base_dir, directory)
     parsed, _ = parse_sweeps([("recipe", entry, None)])
     patterns = parsed[0].patterns or Patterns(())
-    include = [f"'{_relative(pattern, base_dir, directory)}'" for pattern in patterns.include]
-    exclude = [f"'{pattern}'" for pattern in patterns.exclude]
-    without = f",exclude=[{','.join(exclude)}]" if exclude else ""
-    listed = include[0] if len(include) == 1 else f"[{','.join(include)}]"
-    return f"glob({listed}{without})"
+    include = tuple(_relative(pattern, base_dir, directory) for pattern in patterns.include)
+    return write_patterns(replace(patterns, include=include))
 
 
 def _relative(name: str, base_dir: Path, directory: Path) -> str:

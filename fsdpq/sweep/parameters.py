@@ -142,9 +142,7 @@ def check_strategy(spec: SweepSpec, parameters: Sequence[Parameter]) -> Iterator
             hint = "list values, or draw them: `--strategy random --trials 20`"
             yield parameter.problem(message, hint)
         if kind != "grid" and parameter.shuffle:
-            message = (
-                f"`shuffle` of `{parameter.key}` says nothing: `{kind}` has an order of its own"
-            )
+            message = f"`shuffle` of `{parameter.key}` says nothing: `{kind}` has its own order"
             yield parameter.problem(message, "leave `shuffle` out")
 
 

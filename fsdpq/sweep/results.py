@@ -171,7 +171,9 @@ def collect_trials(
     found: list[TrialResult] = []
     for trial in trials:
         outcome = read_outcome(files, trial.id)
-        measures = {} if outcome.status == "skipped" else read_measures(files.run(trial.id))
+        measures = dict[str, float]()
+        if outcome.status != "skipped":
+            measures = read_measures(files.run(trial.id), until=outcome.step)
         found.append(
             TrialResult(
                 id=trial.id,

@@ -19,10 +19,11 @@ from fsdpq.launch.ranks.processes import StopSignals
 from fsdpq.run_files.sweep_paths import SweepFiles
 from fsdpq.run_files.writing import write_whole
 from fsdpq.sweep.early_stopping import Curves
-from fsdpq.sweep.measures import direction_of, read_measures
+from fsdpq.sweep.measures import read_measures
+from fsdpq.sweep.options import OptunaOptions
 from fsdpq.sweep.optuna_sampler import OptunaSampler, Point, Result
-from fsdpq.sweep.options import GoalOptions, OptunaOptions
 from fsdpq.sweep.outcome import SETTLED, Outcome
+from fsdpq.sweep.results import Goal
 from fsdpq.sweep.space import Space, make_trial
 from fsdpq.sweep.trial import Trial
 
@@ -46,7 +47,7 @@ class Search:
     files: SweepFiles
     space: Space
     strategy: OptunaOptions
-    goal: GoalOptions
+    goal: Goal
     known: Sequence[Trial]
     at_once: int
 
@@ -64,7 +65,7 @@ class Search:
         sampler = OptunaSampler(
             [dimension.size for dimension in self.space.dimensions],
             seed=self.strategy.seed,
-            maximize=self._maximizes(),
+            maximize=self.goal.better == "higher",
         )
         at_once = self._read_at_once()
         found: dict[str, Trial] = {}
@@ -82,11 +83,6 @@ class Search:
                 sampler.tell(number + offset, result)
             number += size
         return list(found.values())
-
-    def _maximizes(self) -> bool:
-        if self.goal.direction == "auto":
-            return direction_of(self.goal.measure) == "higher"
-        return self.goal.direction == "maximize"
 
     def _read_at_once(self) -> int:
         """Returns how many trials a round has: results do not depend on what runs at once later."""

@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,13 +19,14 @@ from pydantic import ValidationError
 
 from fsdpq.errors import Location, Problem, RecipeError
 from fsdpq.recipe.compose import COMMAND_LINE, Override, parse_overrides
-from fsdpq.recipe.describe import list_sections
+from fsdpq.recipe.describe import Section, list_sections
 from fsdpq.recipe.explain_errors import Translator
-from fsdpq.recipe.layers import drop_other_kind
+from fsdpq.recipe.layers import Composition, drop_other_kind
 from fsdpq.recipe.load import MAX_PROBLEMS
 from fsdpq.recipe.marks import Marks
+from fsdpq.recipe.safety import check_secrets
 from fsdpq.recipe.scalars import ResolvedDumper
-from fsdpq.recipe.source import read_source
+from fsdpq.recipe.source import Source, read_source
 from fsdpq.sweep.document import SPEC_VERSION, SweepSpec
 from fsdpq.sweep.grammar import Parameter, on_command_line, parse_sweeps, sort_words
 from fsdpq.sweep.names import find_kinds, find_recipes, move_recipes
@@ -35,6 +37,7 @@ from fsdpq.sweep.parameters import (
     check_values,
     list_parameters,
     note_intervals,
+    override_path,
 )
 
 __all__ = ["LoadedSpec", "SweepSpec", "dump_spec", "is_sweep_file", "read_spec", "recipe_spec"]
@@ -89,7 +92,7 @@ class _Document:
     marks: Marks
     source: str
     base_dir: Path
-    path: Path | None = None
+    file: Source | None = None
     problems: list[Problem] = field(default_factory=list[Problem])
 
 
@@ -111,7 +114,7 @@ def read_spec(
     source = read_source(path, what="sweep")
     _check_version(source.data.get("sweep"), source.marks)
     problems = list(source.problems)
-    document = _Document(source.data, source.marks, str(path), path.parent, path, problems)
+    document = _Document(source.data, source.marks, str(path), path.parent, source, problems)
     return _finish(document, texts, changes or {})
 
 
@@ -163,8 +166,10 @@ def _refuse(problems: list[Problem]) -> RecipeError:
 
 def _finish(document: _Document, texts: Sequence[str], changes: Mapping[str, Any]) -> LoadedSpec:
     """Validates a document with what the command line says over it."""
+    _check_secrets(document, texts)
     _merge_words(document, texts)
     _merge_changes(document, changes)
+    path = document.file.path if document.file else None
     problems, marks = document.problems, document.marks
     wrong_values = list(check_values(document.data, marks))
     if wrong_values:
@@ -177,7 +182,7 @@ def _finish(document: _Document, texts: Sequence[str], changes: Mapping[str, Any
         raise _refuse(problems)
     sections = list_sections()
     recipes, found = find_recipes(
-        spec.recipe, document.base_dir, marks.value(("recipe",)), besides=document.path
+        spec.recipe, document.base_dir, marks.value(("recipe",)), besides=path
     )
     parameters, mistakes = list_parameters(spec, marks)
     parameters, unknown = find_kinds(parameters, sections)
@@ -193,8 +198,20 @@ def _finish(document: _Document, texts: Sequence[str], changes: Mapping[str, Any
     files = tuple(document.base_dir / name for name in recipes)
     notices = tuple(note_intervals(parameters))
     return LoadedSpec(
-        spec, document.path, files, tuple(parameters), tuple(fixed), document.base_dir, notices
+        spec, path, files, tuple(parameters), tuple(fixed), document.base_dir, notices
     )
+
+
+def _check_secrets(document: _Document, texts: Sequence[str]) -> None:
+    """Refuses a file or a command line that holds a token, before any message shows it.
+
+    Raises:
+        RecipeError: with these Problems alone.
+    """
+    sources = [document.file] if document.file else []
+    written = Composition({}, Marks(), [], sources=sources)
+    if secrets := list(islice(check_secrets(written, texts), MAX_PROBLEMS)):
+        raise _refuse(secrets)
 
 
 def _recipe_parameter(names: Sequence[str], marks: Marks) -> Parameter:
@@ -203,11 +220,18 @@ def _recipe_parameter(names: Sequence[str], marks: Marks) -> Parameter:
 
 def _merge_words(document: _Document, texts: Sequence[str]) -> None:
     """Puts overrides and sweeps of the command line over what the document has for their keys."""
-    words = sort_words(texts)
+    words, sections = sort_words(texts), list_sections()
     document.problems += words.problems
     data, marks = document.data, document.marks
     parameters: dict[str, Any] | None = _entry(data, "parameters", {})
     overrides: list[Any] | None = _entry(data, "overrides", [])
+    fixed = [_name_kind(text, sections) for text in words.fixed]
+    named = [*words.sweeps, *(text.partition("=")[0].lstrip("+~") for text in fixed)]
+    paths = {override_path(key, sections) for key in named}
+    replaced = [key for key in parameters or () if override_path(key, sections) in paths]
+    for key in set(replaced) - set(words.sweeps):
+        del data["parameters"][key]
+        _leave_groups(data, key)
     for key, text in words.sweeps.items():
         place = on_command_line(words.typed[key])
         if key == "recipe":
@@ -215,13 +239,16 @@ def _merge_words(document: _Document, texts: Sequence[str]) -> None:
         elif parameters is not None:
             parameters[key] = text
             _mark(marks, ("parameters", key), place)
-    for text in words.fixed:
-        key = text.partition("=")[0].lstrip("+~")
-        if parameters is not None and parameters.pop(key, None) is not None:
-            _leave_groups(data, key)
-        if overrides is not None:
-            _mark(marks, ("overrides", len(overrides)), on_command_line(text))
+    if overrides is not None:
+        for typed, text in zip(words.fixed, fixed, strict=True):
+            _mark(marks, ("overrides", len(overrides)), on_command_line(typed))
             overrides.append(text)
+
+
+def _name_kind(text: str, sections: dict[str, Section]) -> str:
+    """Returns ``quantization.kind=hqq`` for ``quantization=hqq``, other overrides as they are."""
+    key, equals, value = text.partition("=")
+    return f"{'.'.join(override_path(key, sections))}={value}" if equals else text
 
 
 def _entry(data: dict[str, Any], name: str, empty: Any) -> Any:
@@ -265,7 +292,8 @@ def _merge_changes(document: _Document, changes: Mapping[str, Any]) -> None:
         target = document.data
         for part in path[:-1]:
             entry = target.get(part)
-            target = target[part] = cast("dict[str, Any]", entry if isinstance(entry, dict) else {})
+            target[part] = cast("dict[str, Any]", entry if isinstance(entry, dict) else {})
+            target = target[part]
         if path[-1] == "kind":
             drop_other_kind(target, value, sections.get(path[0]))
         target[path[-1]] = value

@@ -7,6 +7,7 @@ be in a group), checkpointing before sharding, loading after it (no rank ever ho
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,7 @@ from fsdpq.model.router_loss import build_router_loss
 from fsdpq.protocols import BASE, DTYPES, AdaptedLayer, Adapter
 from fsdpq.recipe.precision import Precision, precision_of
 from fsdpq.recipe.root import Recipe
+from fsdpq.recipe.sections.fsdp import FsdpOptions
 from fsdpq.registry import resolve_builder
 from fsdpq.rows.source import DataSources
 from fsdpq.run_files.paths import RunFiles
@@ -141,9 +143,12 @@ class Assembled:
         )
 
 
-def read_inputs(files: RunFiles, *, trust_remote_code: bool = False) -> Inputs:
-    """Reads from the lock where model and data lie."""
-    inputs = json.loads(files.lock.read_text(encoding="utf-8"))["inputs"]
+def read_inputs(
+    files: RunFiles, *, trust_remote_code: bool = False, own: Path | None = None
+) -> Inputs:
+    """Reads where model and data lie: from the lock, or from a file of this machine's ``own``."""
+    inputs = json.loads((own or files.lock).read_text(encoding="utf-8"))
+    inputs = inputs if own is not None else inputs["inputs"]
     model = inputs["model"]
     directory, revision = Path(model["directory"]), model["revision"]
     data = DataSources.from_json(inputs["data"]) if inputs.get("data") else None
@@ -339,7 +344,7 @@ def shard_model(
         apply_compile(list(model.decoder_layers))
     return apply_fsdp(
         model,
-        recipe.fsdp,
+        options_of_machine(recipe),
         device=device,
         layers=list(model.decoder_layers),
         embedding_groups=model.embedding_groups,
@@ -347,6 +352,18 @@ def shard_model(
         precision=precision,
         layer_chunks=recipe.training.layer_chunks,
     )
+
+
+def options_of_machine(recipe: Recipe) -> FsdpOptions:
+    """Returns the recipe's ``fsdp``; a hybrid strategy's groups are machines where it has several.
+
+    So they stay where fewer machines than it asks for are left, down to one.
+    """
+    options, local_ranks = recipe.fsdp, os.environ.get("LOCAL_WORLD_SIZE")
+    is_hybrid = options.strategy.startswith("hybrid") and options.shard_size is None
+    if not is_hybrid or recipe.launch.max_nodes == 1 or local_ranks is None:
+        return options
+    return options.model_copy(update={"shard_size": int(local_ranks)})
 
 
 def is_linear(module: nn.Module) -> bool:

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from fsdpq import dist
-from fsdpq.metrics.sinks import JsonlSink, ManySinks, NoSink, TensorboardSink, WandbSink
+from fsdpq.metrics.sinks import JsonlSink, ManySinks, NoSink, TensorboardSink
 from fsdpq.protocols import MetricSink
 from fsdpq.recipe.root import Recipe
 from fsdpq.run_files.paths import RunFiles
-from fsdpq.run_files.writing import write_whole
 from fsdpq.worker.keeping.heartbeat import Heartbeat
-
-WANDB_ID = "wandb-id"
-"""File of the run directory with its id at Weights & Biases: a resumed run goes on there."""
 
 
 def open_rows(path: Path) -> JsonlSink | NoSink:
@@ -25,8 +20,11 @@ def open_rows(path: Path) -> JsonlSink | NoSink:
 
 
 def open_metrics(recipe: Recipe, files: RunFiles, events: MetricSink) -> ManySinks:
-    """Returns the sinks of ``metrics.sinks``; ``metrics.jsonl`` is always one of them."""
-    sinks: list[JsonlSink | NoSink | TensorboardSink | WandbSink] = [open_rows(files.metrics)]
+    """Returns the sinks of ``metrics.sinks``; ``metrics.jsonl`` is always one of them.
+
+    ``wandb`` is the launcher's.
+    """
+    sinks: list[JsonlSink | NoSink | TensorboardSink] = [open_rows(files.metrics)]
     if dist.rank() != 0:
         return ManySinks(sinks)
 
@@ -35,25 +33,7 @@ def open_metrics(recipe: Recipe, files: RunFiles, events: MetricSink) -> ManySin
 
     if "tensorboard" in recipe.metrics.sinks:
         sinks.append(TensorboardSink(files.tensorboard, notify=notify))
-    if "wandb" in recipe.metrics.sinks:
-        sinks.append(
-            WandbSink(
-                recipe.metrics.wandb,
-                files.root,
-                name=files.root.name,
-                run_id=_run_id(files.root / WANDB_ID),
-                settings=recipe.model_dump(mode="json"),
-                notify=notify,
-            )
-        )
     return ManySinks(sinks)
-
-
-def _run_id(path: Path) -> str:
-    """Returns the id in ``path``, a new one where there is none."""
-    if not path.exists():
-        write_whole(path, secrets.token_hex(8).encode())
-    return path.read_text(encoding="utf-8")
 
 
 class WatchedEvents:

@@ -28,6 +28,7 @@ from fsdpq.training.loop import LoopState, Progress, Trainer
 from fsdpq.worker.answering.answerer import Answerer, build_asker
 from fsdpq.worker.assemble import (
     Assembled,
+    Inputs,
     assemble_model,
     read_inputs,
     stop_ids,
@@ -51,7 +52,13 @@ from fsdpq.worker.tokenizer import load_tokenizer
 LOAD_REPORT_S = 0.2
 
 
-def run_rank(files: RunFiles, *, trust_remote_code: bool = False, resume: bool = False) -> None:
+def run_rank(
+    files: RunFiles,
+    *,
+    trust_remote_code: bool = False,
+    resume: bool = False,
+    inputs: Path | None = None,
+) -> None:
     """Trains as one rank of a run that is watched.
 
     Ranks: all (collective).
@@ -60,16 +67,18 @@ def run_rank(files: RunFiles, *, trust_remote_code: bool = False, resume: bool =
         files: the run directory.
         trust_remote_code: run Python code that the model brings.
         resume: go on from the newest whole checkpoint, where there is one.
+        inputs: where this machine has model and data; None is as the lock says.
 
     Raises:
         PlanError: this rank ran out of memory; says what it held.
     """
     watch = RankWatch.open(files)
     with watch.post_mortem.explained():
-        train(files, watch, trust_remote_code=trust_remote_code, resume=resume)
+        found = read_inputs(files, trust_remote_code=trust_remote_code, own=inputs)
+        train(files, watch, found, resume=resume)
 
 
-def train(files: RunFiles, watch: RankWatch, *, trust_remote_code: bool, resume: bool) -> None:
+def train(files: RunFiles, watch: RankWatch, inputs: Inputs, *, resume: bool) -> None:
     """Runs the recipe of a run directory; code that the model brings only where it is trusted.
 
     Ranks: all (collective).
@@ -77,11 +86,10 @@ def train(files: RunFiles, watch: RankWatch, *, trust_remote_code: bool, resume:
     Args:
         files: the run directory.
         watch: of this rank.
-        trust_remote_code: run Python code that the model brings.
+        inputs: where model and data lie, and whether the model's code is trusted.
         resume: go on from the newest whole checkpoint, where there is one.
     """
-    recipe = load_resolved(files.resolved)
-    inputs = read_inputs(files, trust_remote_code=trust_remote_code)
+    recipe, trust_remote_code = load_resolved(files.resolved), inputs.trust_remote_code
     device = dist.start_process_group(recipe.launch.device, timeout=group_timeout(recipe))
     dist.seed_everything(recipe.training.seed)
     events = WatchedEvents(open_rows(files.events), watch.heartbeat)

@@ -96,6 +96,8 @@ PAGES: dict[str, Callable[[Path], Path]] = {
 HERE = Path(__file__).parent
 CURVES = (HERE / "curves.js").read_text()
 TEXTS = (HERE / "texts.js").read_text()
+PALETTE = """[...Array(8).keys()].map(
+  i => getComputedStyle(document.documentElement).getPropertyValue('--c' + i))"""
 STROKES = "[...document.querySelectorAll('.line')].map(line => getComputedStyle(line).stroke)"
 
 
@@ -156,7 +158,8 @@ def test_curves_have_their_colours_on_the_screen(page: Page, paths: dict[str, Pa
     picture = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
     counts = {colour: count for count, colour in picture.getcolors(1 << 24) or ()}
     wanted = {tuple(map(int, line[4:-1].split(", "))) for line in page.evaluate(STROKES)}
-    assert len(wanted) == 8
+    names = {"#" + bytes(colour).hex() for colour in wanted}
+    assert names == set(page.evaluate(PALETTE))
     assert all(counts.get(colour, 0) > 50 for colour in wanted), "legends alone have 56 a chart"
 
 

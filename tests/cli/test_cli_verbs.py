@@ -15,6 +15,8 @@ from fsdpq.cli.main import main
 from fsdpq.launch import ready, run_ranks, train
 from fsdpq.recipe.root import recipe_schema_text
 from fsdpq.rows.formats import FORMATS
+from fsdpq.run_files.paths import RunFiles
+from fsdpq.run_files.writing import append_json_lines
 
 ROOT = Path(__file__).parents[2]
 QUICKSTART = str(ROOT / "recipes" / "quickstart.yaml")
@@ -35,6 +37,7 @@ for arguments in (
 import fsdpq.cli.inspection, fsdpq.launch.inspect, fsdpq.pages.inspection
 import fsdpq.cli.screen, fsdpq.launch.train, fsdpq.launch.resume, fsdpq.launch.generate
 import fsdpq.cli.chat, fsdpq.cli.chat_input, fsdpq.launch.chat, fsdpq.launch.answers
+import fsdpq.cli.run_result, fsdpq.cli.runs, fsdpq.cli.tail, fsdpq.launch.follow
 import fsdpq.fetch.resolve
 print("HEAVY", sorted(set({HEAVY!r}) & set(sys.modules)))
 """
@@ -171,14 +174,27 @@ def test_train_prints_the_run_directory(
     assert "fsdpq generate here --prompt 'How are you?'" in captured.err
     assert "\x1b" not in captured.err
 
+    main(["train", QUICKSTART, "--run-dir", "again", "--quiet"])
+    assert capsys.readouterr() == ("again\n", "")
+    main(["train", QUICKSTART, "--run-dir", "third", "--quiet", "--json"])
+    out, err = capsys.readouterr()
+    found = json.loads(out)
+    assert (found["ok"], found["run_dir"], found["state"]) == (True, "third", "finished")
+    assert (found["measures"]["eval_loss"], err) == (2.0, "")
 
-def fake_run(*_args: object, on_row: Any, **_kwargs: object) -> tuple[int, str]:
-    on_row({"event": "sample", "when": "before", "prompt": "How are you?", "answer": "\x1b[2J"})
-    on_row({
-        "event": "done", "steps": 3, "train_s": 61.0, "tokens": 9, "trained_tokens": 5,
-        "eval_loss_before": 3.0, "eval_loss_after": 2.0, "peak_memory_bytes": [2**30],
-        "adapter": "here/adapter",
-    })  # fmt: skip
+
+def fake_run(files: RunFiles, *_args: object, on_row: Any, **_kwargs: object) -> tuple[int, str]:
+    rows = [
+        {"event": "sample", "when": "before", "prompt": "How are you?", "answer": "\x1b[2J"},
+        {
+            "event": "done", "steps": 3, "train_s": 61.0, "tokens": 9, "trained_tokens": 5,
+            "eval_loss_before": 3.0, "eval_loss_after": 2.0, "peak_memory_bytes": [2**30],
+            "adapter": "here/adapter",
+        },
+    ]  # fmt: skip
+    append_json_lines(files.events, rows)
+    for row in rows:
+        on_row(row)
     return 0, ""
 
 
@@ -211,6 +227,12 @@ def test_stopped_run_exits_130_with_one_line(
     with pytest.raises(SystemExit) as end:
         main(["train", QUICKSTART, "--run-dir", "here"])
     assert end.value.code == 130
-    assert capsys.readouterr().err.splitlines()[-1] == (
-        "stopped by SIGINT after step 4 of 9; its metrics and logs are in `here`"
-    )
+    stopped_line = "stopped by SIGINT after step 4 of 9; its metrics and logs are in `"
+    assert capsys.readouterr().err.splitlines()[-1] == f"{stopped_line}here`"
+    with pytest.raises(SystemExit) as end:
+        main(["train", QUICKSTART, "--run-dir", "again", "--json"])
+    out, err = capsys.readouterr()
+    found = json.loads(out)
+    assert (end.value.code, found["exit_code"], found["run_dir"]) == (130, 130, "again")
+    assert found["state"] == "stopped"
+    assert found["problems"][0]["message"] == err.splitlines()[-1] == f"{stopped_line}again`"

@@ -81,10 +81,22 @@ CASES: dict[str, tuple[str, Sections]] = {
     ),
     "copies": case(fsdp={"strategy": "ddp"}),
 }
+FULL: Sections = {"adapter": NONE, "quantization": NONE}
+
+
+def on_four(model: str = "untied", **sections: dict[str, Any]) -> tuple[str, Sections]:
+    return case(model, **{"launch": {"nproc_per_node": 4}, **sections})
+
+
 FOUR_RANKS: dict[str, tuple[str, Sections]] = {
-    "copies of shards": case(
-        fsdp={"strategy": "hybrid_full_shard", "shard_size": 2}, launch={"nproc_per_node": 4}
+    "copies of shards": on_four(fsdp={"strategy": "hybrid_full_shard", "shard_size": 2}),
+    "copies of shards that are kept": on_four(
+        fsdp={"strategy": "hybrid_shard_grad_op", "shard_size": 2}, **FULL
     ),
+    "shards": on_four(),
+    "shards of all weights": on_four(**FULL),
+    "shards that are kept": on_four(fsdp={"strategy": "shard_grad_op"}),
+    "copies on four": on_four(fsdp={"strategy": "ddp"}),
 }
 
 
@@ -95,10 +107,16 @@ def directories(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="module")
-def counted(ranks: RankPool, directories: dict[str, Path]) -> dict[str, StepCounts]:
+def on_four_ranks(ranks: RankPool, directories: dict[str, Path]) -> list[dict[str, StepCounts]]:
+    return ranks.run(4, count_steps, directories, FOUR_RANKS)
+
+
+@pytest.fixture(scope="module")
+def counted(
+    ranks: RankPool, directories: dict[str, Path], on_four_ranks: list[dict[str, StepCounts]]
+) -> dict[str, StepCounts]:
     two = ranks.run(2, count_steps, directories, CASES)[0]
-    four = ranks.run(4, count_steps, directories, FOUR_RANKS)[0]
-    return two | four
+    return two | on_four_ranks[0]
 
 
 @pytest.mark.parametrize("name", [*CASES, *FOUR_RANKS])
@@ -116,6 +134,35 @@ def test_plan_counts_what_a_step_does(
     assert traffic.gathered == real.gathered
     assert traffic.reduced == real.reduced
     assert traffic.summed == real.summed
+    if name != "muon":
+        assert traffic.calls == len(real.calls)
+
+
+@pytest.mark.parametrize("num_local_ranks", [1, 2])
+@pytest.mark.parametrize("name", FOUR_RANKS)
+def test_plan_counts_what_comes_into_a_machine(
+    name: str,
+    num_local_ranks: int,
+    on_four_ranks: list[dict[str, StepCounts]],
+    directories: dict[str, Path],
+) -> None:
+    """Four ranks as two machines and as four: what rings bring in, over the groups that there were.
+
+    Every collective is noted by all ranks of its group, and counts once.
+    """
+    model, sections = FOUR_RANKS[name]
+    launch = {"nproc_per_node": num_local_ranks, "nnodes": 4 // num_local_ranks}
+    recipe = tiny_recipe(**sections | {"launch": launch})
+    shape = shape_from_directory(directories[model])
+    calls = [
+        call
+        for rank, counts in enumerate(on_four_ranks)
+        for call in counts[name].calls
+        if call.ranks[0] == rank
+    ]
+    come_in = sum(call.bytes_into(0, num_local_ranks) for call in calls)
+    assert step_traffic(recipe, shape, plan_weights(recipe, shape)).network == come_in
+    assert come_in > 0
 
 
 @pytest.mark.parametrize("name", ["lora", "dora in chunks", "layers from the second on", "mixture"])

@@ -17,9 +17,10 @@ import pytest
 from safetensors.torch import load_file
 from support.commands import Run
 
+from fsdpq.launch.runs.status import read_status
 from fsdpq.run_files.paths import RunFiles
 from fsdpq.run_files.writing import read_json_lines
-from fsdpq.tensor_files.checkpoint_manifest import list_checkpoints
+from fsdpq.tensor_files.checkpoint_manifest import list_checkpoints, step_of
 
 pytestmark = pytest.mark.usefixtures("project")
 
@@ -62,6 +63,10 @@ def wait_for(condition: Callable[[], object], process: subprocess.Popen[str]) ->
         assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+def list_steps(files: RunFiles) -> list[int]:
+    return [step_of(directory) for directory in list_checkpoints(files.checkpoints)]
 
 
 def has_saved(files: RunFiles, step: int) -> Callable[[], bool]:
@@ -118,7 +123,11 @@ def test_a_killed_run_goes_on_to_the_same_losses_and_adapter(
     project: Path, undisturbed: RunFiles, killed: tuple[RunFiles, RunFiles]
 ) -> None:
     files, _ = killed
-    process = command(project, "resume", str(files.root))
+    status = read_status(files)
+    assert (status.state, status.saved_step) == ("lost", list_steps(files)[0])
+    assert status.total_steps == STEPS
+    assert 8 <= status.step < STEPS
+    process = command(project, "resume", str(files.root), "--json")
     assert process.stderr is not None
     first = process.stderr.readline()
     assert "waiting for the ranks of an earlier start to end" in first
@@ -126,7 +135,10 @@ def test_a_killed_run_goes_on_to_the_same_losses_and_adapter(
         rank.kill()
     output, errors = process.communicate(timeout=240)
     assert process.returncode == 0, errors
-    assert output.strip() == str(files.root)
+    found = json.loads(output)
+    assert (found["ok"], found["run_dir"], found["state"]) == (True, str(files.root), "finished")
+    assert found["measures"]["eval_loss"] == losses(undisturbed)["eval", STEPS]
+    assert read_status(files).eval_loss == losses(undisturbed)["eval", STEPS]
     assert losses(files) == losses(undisturbed)
     assert same_adapters(files, undisturbed)
 

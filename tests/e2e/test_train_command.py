@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from support.commands import Run
 from transformers import AutoModelForCausalLM
 
+from fsdpq.launch.runs.status import read_status
 from fsdpq.plan.host import CPU_RANK_BYTES
 from fsdpq.run_files.paths import RunFiles
 from fsdpq.run_files.writing import read_json_lines
@@ -84,6 +85,17 @@ def _check_plan(files: RunFiles) -> None:
     assert start["anonymous_bytes"] == pytest.approx(CPU_RANK_BYTES, rel=0.1)
 
 
+def _check_what_others_see(fsdpq: Run, files: RunFiles, told: str) -> None:
+    """Who follows a run sees what its own screen showed, from the set-up on."""
+    tail = fsdpq("tail", str(files.root), "-n", "all")
+    assert (tail.returncode, tail.stderr) == (0, "")
+    begin = told.index("opening the data")
+    assert tail.stdout == f"run directory {files.root}\n{told[begin:]}"
+    (run,) = json.loads(fsdpq("runs", "ls", str(files.root), "--json").stdout)
+    assert (run["state"], run["step"], run["total_steps"]) == ("finished", 24, 24)
+    assert run["num_bytes"] == sum(p.stat().st_size for p in files.root.rglob("*") if p.is_file())
+
+
 def test_a_run_leaves_all_that_it_promises(fsdpq: Run, project: Path, tmp_path: Path) -> None:
     files = RunFiles(tmp_path / "first")
     done = fsdpq("train", "recipe.yaml", "--run-dir", str(files.root))
@@ -119,6 +131,7 @@ def test_a_run_leaves_all_that_it_promises(fsdpq: Run, project: Path, tmp_path: 
         assert torch.equal(loaded[key], weight)
 
     _check_export(files, project)
+    _check_what_others_see(fsdpq, files, done.stderr)
 
     again = RunFiles(tmp_path / "second")
     reproduced = fsdpq("reproduce", str(files.lock), "--run-dir", str(again.root))
@@ -204,6 +217,9 @@ def test_a_stopped_run_leaves_no_process(
     _, errors = process.communicate(timeout=60)
     assert process.returncode == exit_code, errors
     assert message in errors
+    status = read_status(files)
+    assert (status.state, status.exit_code) == ("saved" if victim == "all" else "failed", exit_code)
+    assert f"{status.step} of 100000 steps: " in errors, "what was done is summed up"
     assert not [p for p in _workers() if str(files.root) in p.cmdline()]
     assert not files.adapter.exists()
     if victim == "all":

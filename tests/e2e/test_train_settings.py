@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.commands import Run
+from support.wandb_files import read_run
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoTokenizer
 
+from fsdpq.recipe.load import load_resolved
+from fsdpq.reports.run_record import read_record
 from fsdpq.run_files.paths import RunFiles
 from fsdpq.run_files.writing import read_json_lines
 
@@ -34,11 +38,41 @@ SETTINGS = (
     "data.packing=best_fit",
     "data.eval_fraction=0",
     "data.eval.path=rows.jsonl",
-    "metrics.sinks=[jsonl,tensorboard]",
+    "metrics.sinks=[jsonl,tensorboard,wandb]",
+    "metrics.wandb.project=tiny",
+    "metrics.wandb.mode=offline",
+    "metrics.wandb.log_adapter=true",
     "metrics.log_memory=true",
     "metrics.profile.start_step=2",
     "metrics.profile.num_steps=1",
 )
+
+
+def _check_trackers(files: RunFiles, steps: list[dict[str, Any]]) -> None:
+    """Every number of every step is what ``metrics.jsonl`` has; TensorBoard keeps it in fp32."""
+    events = EventAccumulator(str(files.tensorboard))
+    events.Reload()
+    sent = read_run(files.root / "wandb")
+    names = {f"train/{key}" for key, value in steps[0].items() if isinstance(value, float | int)}
+    names -= {"train/step", "train/total_steps", "train/time"}
+    assert {name for name in events.Tags()["scalars"] if name.startswith("train/")} == names
+    for name in names:
+        wanted = [(row["step"], row[name.removeprefix("train/")]) for row in steps]
+        assert sent.values(name) == wanted
+        written = events.Scalars(name)
+        assert [event.step for event in written] == [step for step, _ in wanted]
+        values = [event.value for event in written]
+        assert values == pytest.approx([value for _, value in wanted], rel=1e-6)
+    assert sent.config == load_resolved(files.resolved).model_dump(mode="json")
+    assert (sent.exit_code, sent.run.display_name) == (0, files.root.name)
+    assert len(sent.values("memory/backward/peak_bytes")) == 8
+    [table] = (files.root / "wandb").rglob("*.table.json")
+    answers = read_record(files).samples
+    assert json.loads(table.read_text())["data"] == [list(answer.values()) for answer in answers]
+    [artifact] = [each for each in sent.artifacts if each.type == "model"]
+    found = {entry.path: entry.size for entry in artifact.manifest.contents}
+    lies = [path for path in files.adapter.rglob("*") if path.is_file()]
+    assert found == {str(path.relative_to(files.adapter)): path.stat().st_size for path in lies}
 
 
 def test_settings_together_train_and_leave_their_files(
@@ -65,10 +99,7 @@ def test_settings_together_train_and_leave_their_files(
     report = json.loads(files.report_json.read_text())["memory_phases"]
     assert [row["phase"] for row in report] == memory[:7]
 
-    events = EventAccumulator(str(files.tensorboard))
-    events.Reload()
-    written = [event.value for event in events.Scalars("train/loss")]
-    assert written == pytest.approx(losses, rel=1e-6)
+    _check_trackers(files, steps)
     for rank in (0, 1):
         names = {e["name"] for e in json.loads(files.profile(rank).read_text())["traceEvents"]}
         assert "step 2" in names

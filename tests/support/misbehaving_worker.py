@@ -6,6 +6,8 @@
 import ctypes
 import os
 import signal
+import time
+from pathlib import Path
 from typing import Any
 
 
@@ -26,7 +28,14 @@ def be_stopped() -> None:
     os.kill(os.getpid(), signal.SIGSTOP)
 
 
-MODES = {"spin": spin, "gil": hold_the_gil, "stopped": be_stopped}
+def wait() -> None:
+    """Says that the step has come, and goes on when it is told to."""
+    Path(os.environ["MISBEHAVE_HERE"]).touch()
+    while not Path(os.environ["MISBEHAVE_GO"]).exists():
+        time.sleep(0.02)
+
+
+MODES = {"spin": spin, "gil": hold_the_gil, "stopped": be_stopped, "wait": wait}
 
 
 def misbehave() -> None:

@@ -114,7 +114,7 @@ def fake_ranks(num_ranks: int) -> Iterator[None]:
 def shard_on_meta(recipe: Recipe, directory: Path) -> ShardBytes:
     """Returns what rank 0 of a recipe stores, from a ``config.json`` alone."""
     device = torch.device("cpu")
-    with fake_ranks(int(recipe.launch.nproc_per_node) * recipe.launch.nnodes):
+    with fake_ranks(int(recipe.launch.nproc_per_node) * recipe.launch.max_nodes):
         adapter = resolve_builder("adapter", recipe.adapter)(recipe.adapter)
         dtype = resolve_dtype(recipe, device)
         model = build_model(recipe, directory, adapter, dtype=dtype, trust_remote_code=False)

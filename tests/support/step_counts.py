@@ -27,6 +27,28 @@ IN_PLACE = {
 
 
 @dataclass(frozen=True)
+class Call:
+    """One collective.
+
+    Attributes:
+        ranks: of its group, in the order of its ring.
+        num_bytes: of the unsharded tensor.
+        passes: how often each link of the ring carries all but one shard of it: a sum is a
+            reduction to shards and a gather.
+    """
+
+    ranks: tuple[int, ...]
+    num_bytes: int
+    passes: int
+
+    def bytes_into(self, machine: int, num_local_ranks: int) -> float:
+        """Returns what a ring brings into a machine, where ranks fill one after another."""
+        of = [rank // num_local_ranks for rank in self.ranks]
+        links = sum(to == machine != come for come, to in zip(of, of[1:] + of[:1], strict=True))
+        return links * self.passes * self.num_bytes * (len(of) - 1) / len(of)
+
+
+@dataclass(frozen=True)
 class StepCounts:
     """What one rank did in one step.
 
@@ -36,6 +58,7 @@ class StepCounts:
         own: bytes that went into gathers: this rank's shards.
         reduced: bytes that went into reductions to shards.
         summed: bytes of gradients that were summed over replicas.
+        calls: every gather, reduction and sum, in order.
     """
 
     flops: int
@@ -43,24 +66,36 @@ class StepCounts:
     own: int
     reduced: int
     summed: int
+    calls: tuple[Call, ...]
 
 
-class CountedReductions(TorchDispatchMode):
-    """Counts the bytes of gradients that FSDP reduces while it is active."""
+class CountedCalls(TorchDispatchMode):
+    """Notes what FSDP gathers and reduces while it is active, and among which ranks."""
 
     def __init__(self) -> None:
         super().__init__()
         self.reduced = self.summed = 0
+        self.calls: list[Call] = []
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        if func is torch.ops.c10d._reduce_scatter_base_.default:
+        if func is torch.ops.c10d._allgather_base_.default:
+            self._note(args[2], args[0].nbytes, passes=1)
+        elif func is torch.ops.c10d._reduce_scatter_base_.default:
             self.reduced += args[1].nbytes
+            self._note(args[2], args[1].nbytes, passes=1)
         elif func is torch.ops.c10d.allreduce_.default:
             # One number is the gradient norm.
-            self.summed += sum(each.nbytes for each in args[0] if each.numel() > 1)
+            num_bytes = sum(each.nbytes for each in args[0] if each.numel() > 1)
+            self.summed += num_bytes
+            if num_bytes:
+                self._note(args[1], num_bytes, passes=2)
         return func(*args, **(kwargs or {}))
+
+    def _note(self, group: Any, num_bytes: int, *, passes: int) -> None:
+        ranks = dist.get_process_group_ranks(dist.ProcessGroup.unbox(group))
+        self.calls.append(Call(tuple(ranks), num_bytes, passes))
 
 
 def count_step(directory: Path, sections: Mapping[str, Mapping[str, Any]]) -> StepCounts:
@@ -85,14 +120,15 @@ def count_step(directory: Path, sections: Mapping[str, Mapping[str, Any]]) -> St
     )
     products = FlopCounterMode(display=False, custom_mapping=IN_PLACE)
     gathers = load_script("bench_chunks").CountedGathers()
-    with CountedReductions() as reductions, gathers, products:
+    with CountedCalls() as calls, gathers, products:
         do_step(assembled, optimizer, step, StepMode(no_sync=recipe.fsdp.no_sync))
     return StepCounts(
         flops=products.get_total_flops(),
         gathered=sum(whole for whole, _ in gathers.sizes),
         own=sum(own for _, own in gathers.sizes),
-        reduced=reductions.reduced,
-        summed=reductions.summed,
+        reduced=calls.reduced,
+        summed=calls.summed,
+        calls=tuple(calls.calls),
     )
 
 

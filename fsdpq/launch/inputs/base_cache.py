@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,13 +21,12 @@ from fsdpq.fetch.cache_entries import BASES, make_room
 from fsdpq.fetch.drafts import remove_whole
 from fsdpq.fetch.holds import hold
 from fsdpq.launch.quantize import QuantizeJob, run_quantizer
-from fsdpq.launch.ranks.failure import read_rank_errors
 from fsdpq.launch.screen import Screen
 from fsdpq.plan.base_file import base_bytes, keeps_base
 from fsdpq.plan.shapes import shape_from_directory
 from fsdpq.recipe.root import Recipe
 from fsdpq.recipe.stored_quantization import read_stored_quantization
-from fsdpq.run_files.paths import RunFiles
+from fsdpq.run_files.rows import RankError
 from fsdpq.tensor_files.base_manifest import (
     WEIGHTS_NAME,
     Key,
@@ -127,16 +126,18 @@ def held_inputs(inputs: Mapping[str, Any]) -> Generator[None, None, None]:
         yield
 
 
-def remove_damaged_base(files: RunFiles, inputs: Mapping[str, Any], error: FsdpqError) -> None:
+def remove_damaged_base(
+    inputs: Mapping[str, Any], error: FsdpqError, records: Sequence[RankError]
+) -> None:
     """Takes a base that a rank found damaged out of the cache; says in ``error`` what to do.
 
     Args:
-        files: of the run that failed.
-        inputs: of its lock.
+        inputs: of the run that failed, on this machine.
         error: what the user will be told; its hint changes.
+        records: the errors of this machine's ranks.
     """
     base = inputs.get("base")
-    damages = [r for r in read_rank_errors(files) if r.kind == DamagedBaseError.__name__]
+    damages = [r for r in records if r.kind == DamagedBaseError.__name__]
     if base is None:
         return
     is_damaged = isinstance(error, DamagedBaseError) and base["directory"] in error.message

@@ -125,12 +125,13 @@ def _shrink_metrics(recipe: Recipe, replaced: list[str]) -> Any:
 
 
 def _shrink_launch(recipe: Recipe, replaced: list[str]) -> Any:
-    launch = recipe.launch
-    if launch.scheduler != "local" or launch.nnodes > 1:
+    launch, fields = recipe.launch, type(recipe.launch).model_fields
+    if launch.scheduler != "local" or launch.max_nodes > 1:
         replaced.append(f"launch: {launch.nnodes} x {launch.scheduler} by this machine")
     changed = {
         "nproc_per_node": NUM_RANKS,
         "nnodes": 1,
+        **{name: fields[name].default for name in ("join_timeout_s", "node_timeout_s")},
         "device": "cpu",
         "rdzv_endpoint": None,
         "scheduler": "local",

@@ -74,7 +74,7 @@ def _resolve_batch(recipe: Recipe, num_ranks: int) -> Any:
     rows = training.global_batch_size or GLOBAL_BATCH_SIZE
     if training.gradient_accumulation_steps is not None:
         rows = training.micro_batch_size * training.gradient_accumulation_steps * num_ranks
-        rows *= recipe.launch.nnodes
+        rows *= recipe.launch.max_nodes
     epochs = training.epochs
     if training.steps is None and epochs is None:
         epochs = 1.0

@@ -12,7 +12,7 @@ import re
 import shutil
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,6 +66,25 @@ class EndedRank:
     by_torchrun: bool
 
 
+@dataclass(frozen=True)
+class RanksEnd:
+    """How the ranks of one machine ended, as it sees that itself.
+
+    Attributes:
+        exit_code: torchrun's, negative for a signal; None where it had not ended.
+        records: the errors that ranks wrote, the earliest first.
+        killed: ranks that a signal ended, other than torchrun's own.
+        oom_kills: processes that the kernel killed for memory meanwhile.
+        on: `` on HOST`` where there are several machines, else empty.
+    """
+
+    exit_code: int | None
+    records: tuple[RankError, ...] = ()
+    killed: tuple[EndedRank, ...] = ()
+    oom_kills: int = 0
+    on: str = ""
+
+
 def count_oom_kills() -> dict[str, int]:
     """Returns how many processes the kernel has killed for memory, by where it is counted."""
     counts: dict[str, int] = {}
@@ -101,27 +120,70 @@ def explain_failure(
         oom_kills_before: `count_oom_kills` from before the run.
         mapped_base: directory of the base that the ranks mapped (``fsdp.offload: disk``).
     """
-    num_oom_kills = count_new_oom_kills(oom_kills_before)
-    if exit_code < 0:
-        return explain_signal("torchrun", -exit_code, num_oom_kills)
+    end = read_end(files, exit_code=exit_code, oom_kills_before=oom_kills_before)
+    return explain_end(files, [end], mapped_base=mapped_base)
+
+
+def read_end(
+    files: RunFiles,
+    *,
+    exit_code: int | None,
+    oom_kills_before: Mapping[str, int],
+    log: Path | None = None,
+) -> RanksEnd:
+    """Returns how the ranks of this machine ended.
+
+    Args:
+        files: the run directory.
+        exit_code: torchrun's.
+        oom_kills_before: `count_oom_kills` from before the run.
+        log: torchrun's; None is that of the only machine, or the first.
+    """
+    failures = read_torchrun_failures(log or files.torchrun_log)
+    return RanksEnd(
+        exit_code,
+        tuple(read_rank_errors(files)),
+        tuple(rank for rank in failures if _was_killed(rank)),
+        count_new_oom_kills(oom_kills_before),
+    )
+
+
+def explain_end(
+    files: RunFiles, ends: Sequence[RanksEnd], *, mapped_base: Path | None = None
+) -> FsdpqError:
+    """Returns the error that tells the user why ranks of one or several machines failed.
+
+    Args:
+        files: the run directory.
+        ends: of every machine that is known of, this one first.
+        mapped_base: directory of the base that the ranks mapped.
+    """
+    for end in ends:
+        if end.exit_code is not None and end.exit_code < 0:
+            return explain_signal(f"torchrun{end.on}", -end.exit_code, end.oom_kills)
     if not files.logs.is_dir():
         message = f"the run directory `{files.root}` is gone, and with it why the ranks ended"
         return EnvironmentProblemError(message, hint="bring it back, or start again elsewhere")
     if shutil.disk_usage(files.root).free < FULL_DISK_BYTES:
         message = f"the disk of `{files.root}` is full"
         return EnvironmentProblemError(message, hint="make room, or choose another --run-dir")
-    records = read_rank_errors(files)
-    killed = [rank for rank in read_torchrun_failures(files.torchrun_log) if _was_killed(rank)]
-    causes = [record for record in records if not _is_lost_peer(record)]
-    first_killed = min(killed, key=lambda rank: rank.time, default=None)
-    if first_killed and not any(record.time < first_killed.time + 1 for record in causes):
-        who = f"rank {first_killed.rank}"
-        if mapped_base is not None and first_killed.exit_code == -signal.SIGBUS:
-            return _lost_page(who, mapped_base)
-        return explain_signal(who, -first_killed.exit_code, num_oom_kills)
+    records = sorted(
+        ((record, end) for end in ends for record in end.records), key=lambda pair: pair[0].time
+    )
+    killed = [(rank, end) for end in ends for rank in end.killed]
+    causes = [(record, end) for record, end in records if not _is_lost_peer(record)]
+    if killed:
+        first, end = min(killed, key=lambda pair: pair[0].time)
+        if not any(record.time < first.time + 1 for record, _ in causes):
+            who = f"rank {first.rank}{end.on}"
+            if mapped_base is not None and first.exit_code == -signal.SIGBUS:
+                return _lost_page(who, mapped_base)
+            return explain_signal(who, -first.exit_code, end.oom_kills)
     if causes or records:
-        return _explain_record((causes or records)[0], files)
-    return _explain_by_logs(files, exit_code)
+        record, end = (causes or records)[0]
+        return explain_rank_error(record, log=files.rank_log(record.rank), on=end.on)
+    codes = [end.exit_code for end in ends if end.exit_code]
+    return _explain_by_logs(files, codes[0] if codes else 1)
 
 
 def read_rank_errors(files: RunFiles) -> list[RankError]:
@@ -153,14 +215,20 @@ def read_torchrun_failures(log: Path) -> list[EndedRank]:
     ]
 
 
-def explain_rank_error(error: RankError, *, log: Path) -> FsdpqError:
-    """Returns the error of one rank as an exception; a traceback goes last."""
+def explain_rank_error(error: RankError, *, log: Path, on: str = "") -> FsdpqError:
+    """Returns the error of one rank as an exception; a traceback goes last.
+
+    Args:
+        error: what the rank wrote.
+        log: what it printed.
+        on: where it ran, as `RanksEnd.on` says it.
+    """
     if error.problems:
         return RecipeError([_read_problem(fields) for fields in error.problems])
     if not error.traceback:
         known = LaunchError(error.message, hint=error.hint, details=error.details)
     else:
-        message = f"rank {error.rank} failed: {error.kind}: {_first_line(error.message)}"
+        message = f"rank {error.rank}{on} failed: {error.kind}: {_first_line(error.message)}"
         details = f"log: {log}\n\n{error.traceback.rstrip()}"
         known = LaunchError(message, hint=error.hint, details=details)
     known.exit_code = _exit_code(error.exit_code)
@@ -171,10 +239,6 @@ def _read_problem(fields: dict[str, Any]) -> Problem:
     location: dict[str, Any] | None = fields["location"]
     place = None if location is None else Location(**location)
     return Problem(fields["message"], fields["key"], place, fields["hint"])
-
-
-def _explain_record(record: RankError, files: RunFiles) -> FsdpqError:
-    return explain_rank_error(record, log=files.rank_log(record.rank))
 
 
 def _exit_code(number: int) -> ExitCode:
@@ -237,7 +301,7 @@ def _lost_page(who: str, base: Path) -> FsdpqError:
 
 def _explain_by_logs(files: RunFiles, exit_code: int) -> LaunchError:
     parts: list[str] = []
-    for path in [files.torchrun_log, *sorted(files.logs.glob("rank-*.log"))]:
+    for path in sorted(files.logs.glob("*.log"), key=lambda path: "torchrun" not in path.name):
         text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
         tail = "\n".join(text.splitlines()[-_TAIL_LINES:])
         if tail.strip():

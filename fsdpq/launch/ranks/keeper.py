@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import shutil
@@ -9,10 +10,12 @@ import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from fsdpq.errors import RunSavedError, RunStoppedError
 from fsdpq.launch.ranks.failure import FULL_DISK_BYTES
+from fsdpq.launch.ranks.logs import bound_logs
+from fsdpq.launch.ranks.processes import StopSignals
 from fsdpq.launch.ranks.watch import HangWatch
 from fsdpq.run_files.paths import RunFiles
 from fsdpq.tensor_files.checkpoint_manifest import list_checkpoints, step_of
@@ -21,7 +24,25 @@ SAVING = "saving after this step; press Ctrl-C again to end at once"
 FINISHING = "what is trained is written already or being written; press Ctrl-C again to end at once"
 
 LOOK_S = 2.0
-"""Time between two looks at the disk."""
+"""Time between two looks at the disk and the logs."""
+
+
+class Others(Protocol):
+    """The other machines of a run, as the launcher of the first of them has them."""
+
+    @property
+    def wish(self) -> str:
+        """Name of the signal by which somebody on another machine asked for an end, or empty."""
+        ...
+
+    @property
+    def insists(self) -> bool:
+        """Whether somebody there asked again."""
+        ...
+
+    def check(self, watch: HangWatch) -> None:
+        """Looks once; raises where a machine is lost, its ranks have ended, or ranks hang."""
+        ...
 
 
 class RunKeeper:
@@ -31,10 +52,19 @@ class RunKeeper:
         files: the run directory.
         watch: sees when the ranks hang.
         report: told one line when the ranks are asked to end.
+        others: the other machines of the run, if any.
     """
 
-    def __init__(self, files: RunFiles, watch: HangWatch, report: Callable[[str], Any]) -> None:
+    def __init__(
+        self,
+        files: RunFiles,
+        watch: HangWatch,
+        report: Callable[[str], Any],
+        *,
+        others: Others | None = None,
+    ) -> None:
         self._files = files
+        self._others = others
         self._watch = watch
         self._report = report
         self._phase = ""
@@ -58,7 +88,7 @@ class RunKeeper:
             self._stopped = row
 
     def check(self) -> None:
-        """Says that the disk is full or gone; raises LaunchError where the ranks hang.
+        """Says that the disk is full or gone, and bounds logs; raises LaunchError where ranks hang.
 
         The ranks cannot say it: what they tell is a file there.
         """
@@ -68,7 +98,22 @@ class RunKeeper:
             if problem and problem != self._disk_problem:
                 self._report(f"{problem}: training goes on, and writes when it can again")
             self._disk_problem = problem
-        self._watch.check()
+            with contextlib.suppress(OSError):  # a disk that is gone was told of just now
+                bound_logs(self._files)
+        if self._others is None:
+            self._watch.check()
+        else:
+            self._others.check(self._watch)
+
+    def asked(self, stop: StopSignals) -> tuple[str, bool]:
+        """Returns the signal that asks for an end, here or on another machine, or nothing.
+
+        Returns:
+            Its name, and whether somebody insists.
+        """
+        if self._others is None:
+            return stop.name, stop.insists
+        return stop.name or self._others.wish, stop.insists or self._others.insists
 
     def stopped(self, total_steps: int | None) -> RunStoppedError | None:
         """Returns the one line for a run that its ranks ended as they were asked to, else None.

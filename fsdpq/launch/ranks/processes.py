@@ -36,6 +36,9 @@ RESUME_FLAG = "--resume"
 HUB_TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_TOKEN_PATH")
 """Environment variables that a rank has no use for: it never asks the hub."""
 
+TRACKER_KEYS = ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE")
+"""Of Weights & Biases, which no rank knows of: `fsdpq.launch.tracking` sends what ranks write."""
+
 _NOTE_INTERVAL_S = 0.5
 
 REPEAT_S = 0.3
@@ -216,14 +219,14 @@ took 200 MiB more in 24 steps over rows of many lengths, for no speed."""
 
 
 def worker_environment(*, num_ranks: int, network: bool = False) -> dict[str, str]:
-    """Returns the environment of the workers: no network, no hub tokens, threads shared out.
+    """Returns the environment of the workers: no network, no tokens, threads shared out.
 
     With ``network`` the hub may be asked, with the user's token.
 
     torchrun would give every rank one thread. On a GPU too the host computes: the optimizer's step
     under ``fsdp.offload``, which is bound by how fast memory is read, and casts while loading.
     """
-    kept_away = () if network else HUB_TOKENS
+    kept_away = TRACKER_KEYS if network else (*HUB_TOKENS, *TRACKER_KEYS)
     environment = {name: value for name, value in os.environ.items() if name not in kept_away}
     environment.update(
         {

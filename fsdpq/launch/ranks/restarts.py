@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 from fsdpq.errors import CheckpointError, ExitCode, FsdpqError, RecipeError, RunStoppedError
-from fsdpq.launch.ranks.failure import read_rank_errors
 from fsdpq.launch.ranks.keeper import resume_hint
 from fsdpq.run_files.paths import RunFiles
+from fsdpq.run_files.rows import RankError
 from fsdpq.tensor_files.checkpoint_manifest import list_checkpoints, read_checkpoint
 
 FINAL_CODES = frozenset(
@@ -24,7 +25,7 @@ FINAL_CODES = frozenset(
 """Exit codes of failures that the same start would meet again."""
 
 
-def may_pass(files: RunFiles, error: FsdpqError) -> bool:
+def may_pass(error: FsdpqError, records: Iterable[RankError]) -> bool:
     """Whether what ended the ranks may not happen again.
 
     A rank that was killed, that hung, or that died of something nobody foresaw (it left a
@@ -32,12 +33,12 @@ def may_pass(files: RunFiles, error: FsdpqError) -> bool:
     package that is missing, it would report again.
 
     Args:
-        files: the run directory; the errors of the ranks are still there.
         error: what `fsdpq.launch.ranks.failure` made of it.
+        records: the errors that ranks wrote.
     """
     if isinstance(error, RecipeError | RunStoppedError) or error.exit_code in FINAL_CODES:
         return False
-    return all(record.traceback for record in read_rank_errors(files))
+    return all(record.traceback for record in records)
 
 
 def clear_for_start(files: RunFiles) -> None:
@@ -48,6 +49,7 @@ def clear_for_start(files: RunFiles) -> None:
     full disk, is cut off: the next row would be written onto it.
     """
     left = [*sorted(files.logs.glob("rank-*.error.json")), files.torchrun_log]
+    left += sorted(files.logs.glob("node-*.torchrun.log"))
     if not list_checkpoints(files.checkpoints):
         left += [files.metrics, files.events]
     left = [path for path in left if path.exists()]

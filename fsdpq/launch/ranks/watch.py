@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import mmap
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -39,19 +40,36 @@ _PARTS = {
 }
 
 
+@dataclass(frozen=True)
+class Hang:
+    """Ranks of one machine that hang, or wait for others that do.
+
+    Attributes:
+        beats: last signs of life by rank.
+        stacks: where the ranks are.
+        idle_s: how long nothing happened.
+    """
+
+    beats: Mapping[int, Beat]
+    stacks: Mapping[int, RankStack]
+    idle_s: float
+
+
 @dataclass
 class HangWatch:
-    """Watches the heartbeats of the ranks of one run.
+    """Watches the heartbeats of the ranks of one run on this machine.
 
     Attributes:
         files: the run directory.
-        num_ranks: of the run.
+        num_ranks: on this machine.
         limit: seconds without progress, ``auto``, or None for no limit.
+        first_rank: the lowest of them.
     """
 
     files: RunFiles
     num_ranks: int
     limit: float | Literal["auto"] | None
+    first_rank: int = 0
     _maps: dict[int, mmap.mmap] = field(default_factory=dict[int, mmap.mmap])
     _beats: dict[int, Beat] = field(default_factory=dict[int, Beat])
     _looked: float = field(default_factory=time.monotonic)
@@ -61,7 +79,7 @@ class HangWatch:
 
     def __post_init__(self) -> None:
         """Removes the heartbeats of an earlier run of the directory."""
-        for rank in range(self.num_ranks):
+        for rank in self._ranks():
             self.files.heartbeat(rank).unlink(missing_ok=True)
 
     def pids(self) -> list[int]:
@@ -74,10 +92,15 @@ class HangWatch:
         Raises:
             LaunchError: the ranks hang; says which one, and where every one of them is.
         """
+        if self.sees_hang():
+            raise explain_hang(self.files, self.describe())
+
+    def sees_hang(self) -> bool:
+        """Looks once; returns whether the ranks hang."""
         now = time.monotonic()
         self._idle_s += min(now - self._looked, MAX_GAP_S)
         self._looked = now
-        beats = {rank: beat for rank in range(self.num_ranks) if (beat := self._read(rank))}
+        beats = {rank: beat for rank in self._ranks() if (beat := self._read(rank))}
         if beats != self._beats:
             if self._is_steady():
                 self._longest_s = max(self._longest_s, self._idle_s)
@@ -88,7 +111,16 @@ class HangWatch:
             if len(self.pids()) < len(beats):
                 self._idle_s = 0.0  # a rank has ended: torchrun's matter
             else:
-                raise self._explain()
+                return True
+        return False
+
+    def describe(self) -> Hang:
+        """Returns where the ranks are."""
+        stacks = ask_stacks(self.files, {rank: beat.pid for rank, beat in self._beats.items()})
+        return Hang(dict(self._beats), stacks, self._idle_s)
+
+    def _ranks(self) -> range:
+        return range(self.first_rank, self.first_rank + self.num_ranks)
 
     def _limit_s(self, limit: float | Literal["auto"]) -> float:
         seconds = max(MIN_LIMIT_S, PAUSES * self._longest_s) if limit == "auto" else limit
@@ -112,22 +144,19 @@ class HangWatch:
         beat = Beat.unpack(self._maps[rank][: BEAT_LAYOUT.size])
         return beat if beat.count else None
 
-    def _explain(self) -> LaunchError:
-        stacks = ask_stacks(self.files, {rank: beat.pid for rank, beat in self._beats.items()})
-        return explain_hang(self.files, self._beats, stacks, idle_s=self._idle_s)
 
-
-def explain_hang(
-    files: RunFiles, beats: dict[int, Beat], stacks: dict[int, RankStack], *, idle_s: float
-) -> LaunchError:
+def explain_hang(files: RunFiles, *hangs: Hang, on: Mapping[int, str] | None = None) -> LaunchError:
     """Returns the error that names the rank that the others wait for, and where each one is.
 
     Args:
         files: the run directory.
-        beats: last signs of life by rank.
-        stacks: where the ranks are.
-        idle_s: how long nothing happened.
+        hangs: of every machine.
+        on: `` on HOST`` of a rank, where there are several machines.
     """
+    beats = {rank: beat for hang in hangs for rank, beat in hang.beats.items()}
+    stacks = {rank: stack for hang in hangs for rank, stack in hang.stacks.items()}
+    names = {rank: f"rank {rank}{(on or {}).get(rank, '')}" for rank in beats}
+    idle_s = max(hang.idle_s for hang in hangs)
 
     def suspicion(rank: int) -> tuple[bool, bool, int]:
         stack = stacks[rank]
@@ -138,9 +167,9 @@ def explain_hang(
     if stacks[culprit].waits:
         message += "; all of them wait for each other, so the connection between them may be lost"
     else:
-        message += f"; rank {culprit} is stuck {_where(beats[culprit])}: {stacks[culprit].place}"
+        message += f"; {names[culprit]} is stuck {_where(beats[culprit])}: {stacks[culprit].place}"
     lines = [
-        f"rank {rank}: {_where(beat)}, {'waits in ' if stacks[rank].waits else ''}"
+        f"{names[rank]}: {_where(beat)}, {'waits in ' if stacks[rank].waits else ''}"
         f"{stacks[rank].place}"
         for rank, beat in sorted(beats.items())
     ]

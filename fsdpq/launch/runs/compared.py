@@ -9,6 +9,7 @@ from typing import Any
 
 from fsdpq.errors import UsageError
 from fsdpq.launch.runs.drift import LEVELS, Fact, list_facts
+from fsdpq.launch.runs.status import read_status
 from fsdpq.launch.runs.trained_run import NAME_A_RUN
 from fsdpq.reports.comparison import ComparedRun
 from fsdpq.reports.run_record import read_record
@@ -27,6 +28,11 @@ def check_has_run(files: RunFiles) -> None:
         raise UsageError(f"`{files.root}` is no run directory", hint=NAME_A_RUN)
 
 
+def find_state(files: RunFiles) -> str:
+    """Returns how a run stands now (`fsdpq.launch.runs.status.State`)."""
+    return read_status(files, with_size=False).state
+
+
 def read_runs(paths: Sequence[Path]) -> list[ComparedRun]:
     """Returns the runs of ``paths``, each with a label of its own: its directory's name, else path.
 
@@ -40,7 +46,7 @@ def read_runs(paths: Sequence[Path]) -> list[ComparedRun]:
         check_has_run(files)
         name = path.absolute().name
         label = name if names[name] == 1 else str(path)
-        found.append(ComparedRun(label, str(path), read_record(files)))
+        found.append(ComparedRun(label, str(path), read_record(files), find_state(files)))
     return found
 
 

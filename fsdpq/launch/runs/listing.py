@@ -10,6 +10,8 @@ from fsdpq.launch.runs.run_dir import RUNS
 from fsdpq.launch.slurm.files import JobFiles
 from fsdpq.run_files.paths import RunFiles
 
+SWEEPS = Path("sweeps")
+
 
 def find_runs(folder: Path = RUNS) -> list[RunFiles]:
     """Returns the runs under a directory, by name.
@@ -25,6 +27,11 @@ def find_runs(folder: Path = RUNS) -> list[RunFiles]:
             return []
         raise UsageError(f"there is no directory `{folder}`", hint="name one that holds runs")
     return [RunFiles(path) for path in _search(folder)]
+
+
+def list_run_paths() -> list[Path]:
+    """Returns the runs of this directory, in ``runs`` and in ``sweeps``, as they may be typed."""
+    return [path for folder in (RUNS, SWEEPS) if folder.is_dir() for path in _search(folder)]
 
 
 def is_run(path: Path) -> bool:

@@ -59,7 +59,8 @@ def describe_run(
         trust_remote_code: whether the ranks may run code of the model; a record, not a permission.
         smoke: whether the model and the rows are made up.
     """
-    num_ranks = int(recipe.launch.nproc_per_node)
+    local_ranks = int(recipe.launch.nproc_per_node)
+    num_ranks = local_ranks * recipe.launch.max_nodes
     return {
         "format": FORMAT,
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -67,7 +68,7 @@ def describe_run(
         "fsdpq_sha256": hash_code(),
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "packages": {name: _version_of(name) for name in PACKAGES} | _cuda_packages(),
+        "packages": package_versions(),
         "git": describe_checkout(loaded.base_dir),
         "recipe": str(loaded.path),
         "base_dir": str(loaded.base_dir.absolute()),
@@ -79,10 +80,15 @@ def describe_run(
         "trust_remote_code": trust_remote_code,
         "world_size": num_ranks,
         "seed": recipe.training.seed,
-        "environment": numeric_environment(worker_environment(num_ranks=num_ranks)),
+        "environment": numeric_environment(worker_environment(num_ranks=local_ranks)),
         "hardware": describe_hardware(gpus),
         "inputs": inputs,
     }
+
+
+def package_versions() -> dict[str, str | None]:
+    """Returns the versions of the packages that compute, None for one that is not there."""
+    return {name: _version_of(name) for name in PACKAGES} | _cuda_packages()
 
 
 def hash_code() -> str:

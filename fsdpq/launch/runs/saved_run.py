@@ -124,7 +124,7 @@ class SavedRun:
     def _rows_change(self, inputs: Mapping[str, Any]) -> Change | None:
         old = as_mapping(self.lock.get("inputs"))
         if "prepared" not in inputs:
-            before, now = (_source_hashes(as_mapping(entry.get("data"))) for entry in (old, inputs))
+            before, now = (source_hashes(as_mapping(entry.get("data"))) for entry in (old, inputs))
             return None if before == now else Change(ROWS, now, "the files of rows are others")
         digest = inputs["prepared"]["digest"]
         known = as_mapping(old.get("prepared"))
@@ -214,7 +214,8 @@ def _change_of(difference: Difference) -> Change:
     return Change(difference.key, difference.new.value, text, shown)
 
 
-def _source_hashes(data: Mapping[str, Any]) -> list[list[Any]]:
+def source_hashes(data: Mapping[str, Any]) -> list[list[Any]]:
+    """Returns the hashes of the files of every source of a lock's ``inputs.data``."""
     sources = [as_mapping(source) for source in [*as_list(data.get("train")), data.get("eval")]]
     return [
         [as_mapping(file).get("sha256") for file in as_list(source.get("files"))]

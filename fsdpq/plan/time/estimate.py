@@ -121,7 +121,7 @@ def time_notes(recipe: Recipe, machine: Machine, time: StepTime) -> tuple[str, .
     if not computes_fast(recipe, gpu):
         return (f"time is not known: no rate of the {gpu.name} in {dtype} is known",)
     found = ["seconds are estimates, within about 30% of what was measured (docs/concepts/time.md)"]
-    if int(recipe.launch.nproc_per_node) * recipe.launch.nnodes > 1:
+    if int(recipe.launch.nproc_per_node) * recipe.launch.max_nodes > 1:
         found.append("how far transfers between ranks hide behind computing was not measured yet")
     unknown = {each.link for each in time.transfers if each.seconds is None}
     found += [f"time is not known: {OPTIONS[link]}" for link in OPTIONS if link in unknown]

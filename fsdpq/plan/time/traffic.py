@@ -42,6 +42,7 @@ class Traffic:
             come back.
         read: of the file under ``fsdp.offload: disk``, by all ranks of one machine.
         network: into one machine, from others.
+        calls: how often ranks meet in a gather or a reduction; without those of Muon.
     """
 
     gathered: int = 0
@@ -54,6 +55,7 @@ class Traffic:
     activations: int = 0
     read: int = 0
     network: int = 0
+    calls: int = 0
 
 
 def step_traffic(recipe: Recipe, shape: ModelShape, weights: Weights) -> Traffic:
@@ -83,6 +85,7 @@ def step_traffic(recipe: Recipe, shape: ModelShape, weights: Weights) -> Traffic
         activations=_activations(recipe, shape, workload, backward) if is_gpu else 0,
         read=workload.num_local_ranks * frozen if offload == "disk" else 0,
         network=_over_network(recipe, workload, num_shards, gathered + reduced, gradients),
+        calls=_calls(recipe, weights, workload, sum(times)),
     )
 
 
@@ -140,6 +143,15 @@ def _times_reduced(recipe: Recipe, workload: Workload) -> int:
     return 1 if recipe.fsdp.no_sync else workload.micro_batches
 
 
+def _calls(recipe: Recipe, weights: Weights, workload: Workload, gathers: int) -> int:
+    """Returns how many collectives a step has, given the gathers of groups."""
+    trained = sum(group.count for group in weights.groups if group.shard.num_trained)
+    reductions = trained * _times_reduced(recipe, workload)
+    is_cut = weights.num_shards > 1
+    is_copied = workload.num_ranks > weights.num_shards
+    return is_cut * (gathers + reductions) + is_copied * reductions
+
+
 def _gradient_bytes(recipe: Recipe, weights: Weights, workload: Workload) -> int:
     """Returns the bytes of gradients of one copy of the base, padded and whole, in a step."""
     item_bytes = DTYPE_BYTES[precision_of(recipe).reduce]
@@ -162,11 +174,16 @@ def _activations(recipe: Recipe, shape: ModelShape, workload: Workload, backward
 def _over_network(
     recipe: Recipe, workload: Workload, num_shards: int, in_shards: int, gradients: int
 ) -> int:
-    """Returns the bytes that come into one machine: one ring passes through it."""
-    if recipe.launch.nnodes == 1:
+    """Returns the bytes that come into one machine: a ring comes in once.
+
+    Copies of a base that several machines share are summed in as many rings as ranks of one of them
+    hold shards: each machine sees the rings of its own shards only.
+    """
+    if recipe.launch.max_nodes == 1:
         return 0
     num_copies = workload.num_ranks // num_shards
     sums = 2 * gradients * (num_copies - 1) // num_copies
     if num_shards <= workload.num_local_ranks:
         return sums
-    return in_shards * (num_shards - 1) // num_shards + sums
+    own_sums = sums * workload.num_local_ranks // num_shards
+    return in_shards * (num_shards - 1) // num_shards + own_sums

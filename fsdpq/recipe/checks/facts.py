@@ -36,7 +36,7 @@ def num_ranks(recipe: Recipe) -> int | None:
     """Returns the ranks of the run, None where the machine decides."""
     if recipe.launch.nproc_per_node == "auto":
         return None
-    return recipe.launch.nproc_per_node * recipe.launch.nnodes
+    return recipe.launch.nproc_per_node * recipe.launch.max_nodes
 
 
 def told_dtype(recipe: Recipe) -> Dtype | None:

@@ -24,7 +24,7 @@ def check_port_exists(recipe: Recipe, _base_dir: Path) -> Iterator[Problem]:
 def check_machines_meet(recipe: Recipe, _base_dir: Path) -> Iterator[Problem]:
     """Several machines without an address where they meet, or with one of this machine only."""
     launch = recipe.launch
-    if launch.nnodes == 1 or launch.scheduler != "local":
+    if launch.max_nodes == 1 or launch.scheduler != "local":
         return
     hint = "give the first machine's address, `rdzv_endpoint: 10.0.0.1:29500`, on all of them"
     if launch.rdzv_endpoint is None:
@@ -33,6 +33,22 @@ def check_machines_meet(recipe: Recipe, _base_dir: Path) -> Iterator[Problem]:
     elif launch.rdzv_endpoint.rpartition(":")[0] in THIS_MACHINE:
         message = f"`{KEY}: {launch.rdzv_endpoint}` is another machine on each of {launch.nnodes}"
         yield Problem(message, KEY, hint=hint)
+
+
+def check_range_of_machines(recipe: Recipe, _base_dir: Path) -> Iterator[Problem]:
+    """A range of ``nnodes`` whose least is more than its most."""
+    launch = recipe.launch
+    if launch.min_nodes > launch.max_nodes:
+        message = f"`launch.nnodes: {launch.nnodes}` starts with {launch.min_nodes} machines at "
+        hint = f"write `nnodes: {launch.max_nodes}:{launch.min_nodes}`"
+        yield Problem(f"{message}least and {launch.max_nodes} at most", "launch.nnodes", hint=hint)
+
+
+def check_waiting_used(recipe: Recipe, _base_dir: Path) -> Iterator[Problem]:
+    """How long machines wait for each other, where there is one."""
+    if recipe.launch.max_nodes == 1:
+        for field in ("join_timeout_s", "node_timeout_s"):
+            yield from has_no_effect(recipe, "launch", field, "with one machine")
 
 
 def check_slurm_chooses_the_endpoint(recipe: Recipe, _base_dir: Path) -> Iterator[Problem]:
@@ -94,6 +110,8 @@ def check_plan_check_used(recipe: Recipe, _base_dir: Path) -> Iterator[Problem]:
 CHECKS = (
     check_port_exists,
     check_machines_meet,
+    check_range_of_machines,
+    check_waiting_used,
     check_slurm_chooses_the_endpoint,
     check_slurm_settings_used,
     check_slurm_gives_gpus,

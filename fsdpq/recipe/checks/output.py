@@ -75,8 +75,9 @@ def check_sinks_differ(recipe: Recipe, _base_dir: Path) -> Iterator[Problem]:
 
 
 def check_wandb_has_project(recipe: Recipe, _base_dir: Path) -> Iterator[Problem]:
-    """The sink ``wandb`` without a project."""
-    if "wandb" in recipe.metrics.sinks and recipe.metrics.wandb.project is None:
+    """The sink ``wandb`` without a project, unless its mode is ``disabled``."""
+    wandb = recipe.metrics.wandb
+    if "wandb" in recipe.metrics.sinks and wandb.project is None and wandb.mode != "disabled":
         message = "the sink `wandb` needs `metrics.wandb.project`"
         hint = "add `wandb: {project: my-project}` to `metrics`"
         yield Problem(message, "metrics.sinks", hint=hint)

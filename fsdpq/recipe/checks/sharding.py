@@ -29,8 +29,13 @@ def check_shard_size_used(recipe: Recipe, _base_dir: Path) -> Iterator[Problem]:
 
 def check_shard_size_divides(recipe: Recipe, _base_dir: Path) -> Iterator[Problem]:
     """Groups of ``shard_size`` ranks that do not fill the ranks of the run."""
-    ranks, size = num_ranks(recipe), recipe.fsdp.shard_size
-    if ranks is not None and size is not None and ranks % size:
+    most, size = num_ranks(recipe), recipe.fsdp.shard_size
+    if most is None or size is None:
+        return
+    nodes = recipe.launch.max_nodes
+    counts = [most // nodes * number for number in range(nodes, recipe.launch.min_nodes - 1, -1)]
+    ranks = next((count for count in counts if count % size), None)
+    if ranks is not None:
         sizes = [n for n in range(2, ranks) if ranks % n == 0]
         message = f"`fsdp.shard_size` is {size}, which does not divide {ranks} ranks"
         hint = f"use one of {', '.join(map(str, sizes))}" if sizes else "use another strategy"
@@ -46,7 +51,7 @@ def check_hybrid_has_groups(recipe: Recipe, _base_dir: Path) -> Iterator[Problem
     if recipe.fsdp.shard_size == ranks:
         message = f"`fsdp.strategy: {strategy}` has one group of {ranks} ranks, which is"
         yield Problem(f"{message} `{plain}`", "fsdp.strategy", hint=f"use `strategy: {plain}`")
-    elif recipe.fsdp.shard_size is None and recipe.launch.nnodes == 1 and ranks < 4:
+    elif recipe.fsdp.shard_size is None and recipe.launch.max_nodes == 1 and ranks < 4:
         message = f"`fsdp.strategy: {strategy}` needs two groups of two ranks, and there are"
         hint = f"use `strategy: {plain}`, or four ranks"
         yield Problem(f"{message} {ranks}", "fsdp.strategy", hint=hint)

@@ -57,8 +57,12 @@ class LaunchOptions(Options):
     nproc_per_node: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
     """Ranks on each machine; ``auto`` is one per GPU, or two where there is no GPU."""
 
-    nnodes: int = Field(default=1, ge=1)
-    """Machines."""
+    nnodes: Annotated[int, Field(ge=1)] | Annotated[str, Field(pattern=r"^[1-9]\d*:[1-9]\d*$")] = (
+        Field(default=1, examples=["2:4"])
+    )
+    """Machines; each runs the same command. ``MIN:MAX`` waits for at most so many and starts with
+    at least so few; a machine that is lost later leaves the others to go on, where
+    ``launch.max_restarts`` lets them."""
 
     device: Literal["auto", "cuda", "cpu"] = "auto"
     """``auto`` is ``cuda`` where there is a GPU."""
@@ -66,7 +70,15 @@ class LaunchOptions(Options):
     rdzv_endpoint: str | None = Field(
         default=None, pattern=r"^[^\s:]+:\d{1,5}$", examples=["127.0.0.1:29500"]
     )
-    """``host:port`` where the ranks meet; null takes a free port of this machine."""
+    """``host:port`` where the ranks meet; null takes a free port of this machine. With several
+    machines it is an address of the first of them, as all of them reach it."""
+
+    join_timeout_s: float = Field(default=600.0, ge=1)
+    """Seconds that machines wait for each other when ranks are to start."""
+
+    node_timeout_s: float = Field(default=30.0, ge=1)
+    """Seconds without a sign of another machine after which it counts as lost: it was switched off,
+    or its network was. A process that was killed is noticed at once."""
 
     max_restarts: int = Field(default=0, ge=0)
     """How often the ranks are started again after a failure that may pass: a rank that was killed,
@@ -89,3 +101,13 @@ class LaunchOptions(Options):
 
     slurm: SlurmOptions = SlurmOptions.model_construct()
     """Settings of the scheduler ``slurm``."""
+
+    @property
+    def min_nodes(self) -> int:
+        """The fewest machines that the ranks start on."""
+        return int(str(self.nnodes).partition(":")[0])
+
+    @property
+    def max_nodes(self) -> int:
+        """The most machines that the ranks start on: what a plan counts with."""
+        return int(str(self.nnodes).rpartition(":")[2])

@@ -40,7 +40,10 @@ class ExportOptions(Options):
 
 
 class WandbOptions(Options):
-    """Weights & Biases; needs ``wandb`` in ``metrics.sinks``."""
+    """Weights & Biases; needs ``wandb`` in ``metrics.sinks``.
+
+    A process of its own sends the run: nothing but the end of the run waits for the service.
+    """
 
     project: str | None = Field(default=None, min_length=1, max_length=128)
     """Project that the run appears in; the sink needs it."""
@@ -49,7 +52,10 @@ class WandbOptions(Options):
     """User or team that owns the project; null is your default."""
 
     group: str | None = Field(default=None, min_length=1)
-    """Runs of one group are shown together."""
+    """Runs of one group are shown together; a sweep is a group."""
+
+    job_type: str | None = Field(default=None, min_length=1, max_length=64)
+    """What kind of run it is, within its group."""
 
     name: str | None = Field(default=None, min_length=1, max_length=128)
     """Name of the run there; null is the name of the run directory."""
@@ -57,8 +63,17 @@ class WandbOptions(Options):
     tags: tuple[Annotated[str, Field(min_length=1, max_length=64)], ...] = ()
     """Labels of the run."""
 
-    mode: Literal["online", "offline"] = "online"
-    """``offline`` writes files that ``wandb sync`` sends later."""
+    mode: Literal["online", "offline", "disabled"] = "online"
+    """``offline`` writes files that ``wandb sync`` sends later; ``disabled`` does nothing. The
+    variable ``WANDB_MODE`` can ask for less than the recipe, never for more."""
+
+    log_adapter: bool = False
+    """Upload what the run exported, an adapter or a whole model, as an artifact, once it is
+    verified. ``finish_timeout_s`` has to leave time for that."""
+
+    finish_timeout_s: float = Field(default=60.0, gt=0, le=86400)
+    """How long the end of the run waits for what is left to be sent, in seconds; ``wandb sync``
+    sends the rest."""
 
 
 class ProfileOptions(Options):

@@ -18,6 +18,7 @@ def add_rank_verbs(verbs: Any) -> None:
     train.add_argument("run_dir", type=Path)
     train.add_argument("--trust-remote-code", action="store_true")
     train.add_argument("--resume", action="store_true")
+    train.add_argument("--inputs", type=Path)
     train.set_defaults(run=_train)
     quantize = verbs.add_parser("quantize")
     quantize.add_argument("run_dir", type=Path)
@@ -44,7 +45,12 @@ def _train(parsed: argparse.Namespace, rank: int) -> None:
         tell_stack_on_request(files.rank_stack(rank))
         from fsdpq.worker.train import run_rank
 
-        run_rank(files, trust_remote_code=parsed.trust_remote_code, resume=parsed.resume)
+        run_rank(
+            files,
+            trust_remote_code=parsed.trust_remote_code,
+            resume=parsed.resume,
+            inputs=parsed.inputs,
+        )
 
 
 def _quantize(parsed: argparse.Namespace, rank: int) -> None:

@@ -1,14 +1,21 @@
 """The screen: plain in a pipe, a bar on a terminal, and nothing that a model wrote gets through."""
 
 import io
+import threading
+import time
 from pathlib import Path
 
 import pytest
+from support.terminals import shown
 
-from fsdpq.cli import screen as module
 from fsdpq.cli.render import clean, wants_color
 from fsdpq.cli.run_texts import format_seconds
-from fsdpq.cli.screen import LiveScreen, PlainScreen, open_screen
+from fsdpq.cli.screen import open_screen
+from fsdpq.cli.screens import bar
+from fsdpq.cli.screens.bar import BottomLine, Part, bar_text, fit
+from fsdpq.cli.screens.live import LiveScreen
+from fsdpq.cli.screens.plain import PlainScreen
+from fsdpq.cli.screens.quiet import QuietScreen
 from fsdpq.launch.ranks.torchrun import Row
 from fsdpq.run_files.amounts import format_bytes
 from fsdpq.run_files.paths import RunFiles
@@ -69,25 +76,19 @@ def test_each_method_has_its_own_words(
     screen.open_run(RunFiles(tmp_path))
     screen.show_row(SETUP | {"adapter_kind": kind})
     screen.show_row({"event": "phase", "name": "export"})
-    done = {"event": "done", "steps": 1, "train_s": 1.0, "adapter": f"runs/{exported}"}
-    screen.show_row(done | {"peak_memory_bytes": [1]})
-    screen.show_summary()
     text = stream.getvalue()
     assert f"4.9 M {weights} (3.63 %)" in text
     assert f"exporting the {exported}\n" in text
-    assert f"  {exported:<12} runs/{exported}\n" in text
 
 
-def test_pipe_gets_few_plain_step_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pipe_gets_few_plain_step_lines() -> None:
     stream = io.StringIO()
     screen = PlainScreen(stream)
-    clock = iter([100.0, 101.0, 106.0, 106.1])
-    monkeypatch.setattr(module.time, "monotonic", lambda: next(clock))
-    for number, at in ((1, 0.0), (2, 1.0), (3, 2.0), (10, 9.0)):
+    for number, at in ((1, 0.0), (2, 1.0), (3, 6.0), (10, 6.1)):
         screen.show_row(step(number, at))
     assert stream.getvalue().splitlines() == [
         "step  1/10  loss 2.5000  lr 5.00e-04  812 tokens/s  1.00 GiB  eta --:--",
-        "step  3/10  loss 2.5000  lr 5.00e-04  812 tokens/s  1.00 GiB  eta 0:07",
+        "step  3/10  loss 2.5000  lr 5.00e-04  812 tokens/s  1.00 GiB  eta 0:21",
         "step 10/10  loss 2.5000  lr 5.00e-04  812 tokens/s  1.00 GiB  eta 0:00",
     ]
 
@@ -96,20 +97,18 @@ def load(done: int, at: float) -> Row:
     return {"event": "load", "done_bytes": done * 2**28, "total_bytes": 2**32, "time": at}
 
 
-def test_pipe_gets_few_plain_load_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pipe_gets_few_plain_load_lines() -> None:
     stream = io.StringIO()
     screen = PlainScreen(stream)
-    clock = iter([100.0, 101.0, 106.0, 107.0, 120.0])
-    monkeypatch.setattr(module.time, "monotonic", lambda: next(clock))
-    for done, at in ((0, 50.0), (2, 51.0), (4, 54.0), (8, 55.0), (16, 58.0)):
+    for done, at in ((0, 50.0), (2, 51.0), (5, 55.0), (8, 56.0), (16, 58.0)):
         screen.show_row(load(done, at))
     assert stream.getvalue().splitlines() == [
-        "loaded 1.00 GiB of 4.00 GiB  256.00 MiB/s  eta 0:12",
+        "loaded 1.25 GiB of 4.00 GiB  256.00 MiB/s  eta 0:11",
         "loaded 4.00 GiB of 4.00 GiB  512.00 MiB/s  eta 0:00",
     ]
 
 
-def test_a_short_load_needs_no_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_short_load_needs_no_line() -> None:
     stream = io.StringIO()
     screen = PlainScreen(stream)
     for done, at in ((0, 50.0), (2, 51.0), (16, 54.0)):
@@ -127,10 +126,14 @@ def test_terminal_shows_speed_and_time_left_of_a_load(monkeypatch: pytest.Monkey
     assert "1.00 GiB of 4.00 GiB  256.00 MiB/s  eta 0:12" in stream.getvalue()
 
 
-def test_terminal_gets_a_bar_and_is_left_clean(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_terminal_gets_a_line_that_moves_by_carriage_returns_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "100")
     monkeypatch.delenv("CI", raising=False)
+    monkeypatch.setattr(bar, "DRAW_INTERVAL_S", 0.0)
     stream = Terminal()
     screen = open_screen(stream)
     assert isinstance(screen, LiveScreen)
@@ -138,12 +141,102 @@ def test_terminal_gets_a_bar_and_is_left_clean(monkeypatch: pytest.MonkeyPatch) 
     screen.show_row({"event": "load", "done_bytes": 2**29, "total_bytes": 2**30, "time": 0.0})
     screen.show_row({"event": "notice", "message": "[bold]as it is[/bold]"})
     screen.show_row(step(1, 0.0))
+    screen.show_row(step(10, 9.0))
     screen.close()
     text = stream.getvalue()
-    assert "512.00 MiB of 1.00 GiB" in text
-    assert "[bold]as it is[/bold]" in text
-    assert "1/10" in text
-    assert text.rstrip("\n").endswith("\x1b[?25h"), "the cursor is back"
+    assert "\x1b" not in text, "no cursor is hidden or moved: a killed run leaves a usable terminal"
+    assert shown(text) == [
+        "loading the base",
+        "note: [bold]as it is[/bold]",
+        "load  ━━━━━━━━━━━━────────────  512.00 MiB of 1.00 GiB",
+        f"step 10/10  {'━' * 24}  loss 2.5000  lr 5.00e-04  812 tokens/s  1.00 GiB  eta 0:00",
+        "",
+    ]
+
+
+def test_a_short_line_leaves_nothing_of_a_long_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_COLOR", "1")
+    stream = Terminal()
+    line = BottomLine(stream)
+    for width, text in (("60", "a" * 80), ("60", "b" * 10), ("20", "c" * 80)):
+        monkeypatch.setenv("COLUMNS", width)
+        line.draw([Part(text, 0)], is_last=True)
+    line.end()
+    assert shown(stream.getvalue()) == ["c" * 19, ""]
+    assert f"\r{'b' * 10}{' ' * 49}" in stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("width", "text"),
+    [
+        (200, "step 4/10  ━━  loss 2.5000  lr 5e-4  812 tokens/s  1.00 GiB  eta 0:07  saved 3"),
+        (60, "step 4/10  ━━  loss 2.5000  812 tokens/s  eta 0:07  saved 3"),
+        (35, "step 4/10  loss 2.5000  eta 0:07"),
+        (5, "step 4/10"),
+    ],
+)
+def test_a_narrow_terminal_gets_what_matters_most(width: int, text: str) -> None:
+    parts = [
+        Part("step 4/10", 0), Part("━━", 4, True), Part("loss 2.5000", 1), Part("lr 5e-4", 6),
+        Part("812 tokens/s", 3), Part("1.00 GiB", 7), Part("eta 0:07", 2), Part("saved 3", 5),
+    ]  # fmt: skip
+    assert "  ".join(part.text for part in fit(parts, width)) == text
+
+
+@pytest.mark.parametrize(("variable", "wait"), [("", 0.05), ("COLAB_RELEASE_TAG", 0.95)])
+def test_a_line_is_drawn_a_few_times_a_second_and_less_often_in_a_notebook(
+    monkeypatch: pytest.MonkeyPatch, variable: str, wait: float
+) -> None:
+    waits: list[float] = []
+
+    class Timer(threading.Timer):
+        def start(self) -> None:
+            waits.append(self.interval)
+
+    monkeypatch.setattr(bar.threading, "Timer", Timer)
+    monkeypatch.setattr(bar.time, "monotonic", lambda: now)
+    if variable:
+        monkeypatch.setenv(variable, "release")
+    stream, now = Terminal(), 100.0
+    line = BottomLine(stream)
+    line.draw([Part("first", 0)])
+    now += 0.05
+    line.draw([Part("second", 0)])
+    line.draw([Part("third", 0)])
+    assert (stream.getvalue(), waits) == ("\rfirst", [pytest.approx(wait)])
+    now += wait + 0.001
+    line.draw([Part("fourth", 0)])
+    assert stream.getvalue() == "\rfirst\rfourth"
+
+
+def test_the_last_of_many_draws_is_seen_a_moment_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bar, "DRAW_INTERVAL_S", 0.01)
+    stream = Terminal()
+    line = BottomLine(stream)
+    for number in range(3):
+        line.draw([Part(f"number {number}", 0)])
+    deadline = time.monotonic() + 10
+    while "number 2" not in stream.getvalue():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+def test_bars_are_of_characters_that_the_terminal_has() -> None:
+    latin = io.TextIOWrapper(io.BytesIO(), encoding="latin-1")
+    assert bar_text(1, 2, latin) == "#" * 12 + "." * 12
+    assert bar_text(0, 0, latin) == "." * 24
+
+
+def test_quiet_shows_nothing() -> None:
+    stream = Terminal()
+    screen = open_screen(stream, quiet=True)
+    assert isinstance(screen, QuietScreen)
+    screen.report("a line")
+    for row in (SETUP, step(1, 0.0), {"event": "notice", "message": "x"}):
+        screen.show_row(row)
+    screen.close()
+    screen.show_summary()
+    assert stream.getvalue() == ""
 
 
 def test_ci_and_dumb_terminals_get_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -176,6 +269,8 @@ def test_color_is_for_terminals_without_no_color(monkeypatch: pytest.MonkeyPatch
     monkeypatch.delenv("NO_COLOR", raising=False)
     assert wants_color(Terminal())
     assert not wants_color(io.StringIO())
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    assert wants_color(io.StringIO())
     monkeypatch.setenv("NO_COLOR", "1")
     assert not wants_color(Terminal())
 
@@ -218,15 +313,14 @@ def test_checkpoints_and_resumes_are_lines_and_not_many() -> None:
     ]
 
 
-def test_time_between_two_starts_is_no_time_of_training(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "STEP_INTERVAL_S", 0.0)
+def test_time_between_two_starts_is_no_time_of_training() -> None:
     stream = io.StringIO()
     screen = PlainScreen(stream)
     screen.show_row(step(1, at=0.0))
     screen.show_row(RESUMED)
     screen.show_row(step(8, at=1000.0))
-    screen.show_row(step(9, at=1001.0))
-    assert stream.getvalue().splitlines()[-1].endswith("eta 0:01")
+    screen.show_row(step(9, at=1006.0))
+    assert stream.getvalue().splitlines()[-1].endswith("eta 0:06")
 
 
 def test_bar_shows_the_newest_checkpoint_beside_the_step(monkeypatch: pytest.MonkeyPatch) -> None:

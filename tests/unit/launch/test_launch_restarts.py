@@ -93,6 +93,9 @@ def test_a_mistake_that_would_come_again_is_not_repeated(
     [line] = screen.lines
     assert line.startswith("the loss is nan at step 3")
     assert not files.attempt(1).exists()
+    report = json.loads(files.report_json.read_text())
+    assert report["status"] == "failed"
+    assert report["error"]["message"].startswith("the loss is nan at step 3")
 
 
 def test_without_a_checkpoint_the_rows_start_anew(files: RunFiles) -> None:

@@ -1,14 +1,11 @@
-"""TensorBoard, a wandb that works and ones that fail, memory rows, traces."""
+"""JSON lines, TensorBoard, memory rows, traces."""
 
 from __future__ import annotations
 
 import errno
-import importlib.machinery
 import json
 import subprocess
 import sys
-import threading
-import types
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,48 +14,16 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-import fsdpq.metrics.sinks as sinks_module
 from fsdpq.metrics.held import StepHeld
 from fsdpq.metrics.memory import MemoryLog
 from fsdpq.metrics.profile import StepProfiler
-from fsdpq.metrics.sinks import JsonlSink, ManySinks, TensorboardSink, WandbSink
-from fsdpq.recipe.sections.output import ProfileOptions, WandbOptions
+from fsdpq.metrics.sinks import JsonlSink, ManySinks, TensorboardSink
+from fsdpq.recipe.sections.output import ProfileOptions
 from fsdpq.run_files.writing import read_json_lines
 
 CPU = torch.device("cpu")
 STEP = {"event": "step", "step": 3, "total_steps": 9, "loss": 1.5, "grad_norm": None, "lr": 1e-3}
 EVAL = {"event": "eval", "step": 3, "loss": 1.25, "perplexity": 3.5}
-
-
-class FakeRun:
-    """What ``wandb.init`` returns; keeps what it gets."""
-
-    def __init__(self, fail_at: int | None = None) -> None:
-        self.rows: list[tuple[int, dict[str, float]]] = []
-        self.finished = False
-        self.fail_at = fail_at
-
-    def log(self, numbers: dict[str, float], step: int) -> None:
-        if len(self.rows) == self.fail_at:
-            raise ConnectionError("no route to api.wandb.ai")
-        self.rows.append((step, numbers))
-
-    def finish(self) -> None:
-        self.finished = True
-
-
-def fake_wandb(monkeypatch: pytest.MonkeyPatch, init: Any) -> None:
-    module = types.ModuleType("wandb")
-    module.__spec__ = importlib.machinery.ModuleSpec("wandb", None)
-    module.init = init  # pyright: ignore[reportAttributeAccessIssue]
-    monkeypatch.setitem(sys.modules, "wandb", module)
-
-
-def open_wandb(tmp_path: Path, notices: list[str], **options: Any) -> WandbSink:
-    wandb = WandbOptions(project="p", **options)
-    return WandbSink(
-        wandb, tmp_path, name="run-1", run_id="ab12", settings={"version": 1}, notify=notices.append
-    )
 
 
 def test_tensorboard_reads_back_what_was_written(tmp_path: Path) -> None:
@@ -109,76 +74,6 @@ def test_a_resumed_run_hides_the_later_rows_of_tensorboard(tmp_path: Path) -> No
     events = EventAccumulator(str(tmp_path))
     events.Reload()
     assert [(e.step, e.value) for e in events.Scalars("train/loss")] == [(2, 1.5), (3, 2.5)]
-
-
-def test_wandb_gets_settings_and_numbers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    run, given, notices = FakeRun(), {}, []
-
-    def init(**settings: Any) -> FakeRun:
-        given.update(settings)
-        return run
-
-    fake_wandb(monkeypatch, init)
-    sink = open_wandb(tmp_path, notices, mode="offline", tags=("a",))
-    sink.write(STEP)
-    sink.finish()
-    assert given == {
-        "project": "p", "entity": None, "group": None, "name": "run-1", "tags": ["a"],
-        "mode": "offline", "dir": str(tmp_path), "config": {"version": 1},
-        "id": "ab12", "resume": "allow",
-    }  # fmt: skip
-    assert run.rows == [(3, {"train/loss": 1.5, "train/lr": 1e-3})]
-    assert run.finished
-    assert not notices
-
-
-@pytest.mark.parametrize("fails", ["init", "log"])
-def test_a_failing_wandb_is_told_once_and_ends_nothing(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, fails: str
-) -> None:
-    run, notices = FakeRun(fail_at=1), []
-
-    def init(**_settings: Any) -> FakeRun:
-        if fails == "init":
-            raise ConnectionError("no route to api.wandb.ai")
-        return run
-
-    fake_wandb(monkeypatch, init)
-    path = tmp_path / "metrics.jsonl"
-    sinks = ManySinks([JsonlSink(path), open_wandb(tmp_path, notices)])
-    for _ in range(4):
-        sinks.write(STEP)
-    sinks.finish()
-    assert len(notices) == 1
-    assert "no route to api.wandb.ai" in notices[0]
-    assert len(list(read_json_lines(path))) == 4
-
-
-@pytest.mark.parametrize("hangs", ["init", "log", "finish"])
-def test_a_wandb_that_does_not_answer_is_not_waited_for(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, hangs: str
-) -> None:
-    run, notices, answers = FakeRun(), [], threading.Event()
-
-    def init(**_settings: Any) -> FakeRun:
-        if hangs == "init":
-            answers.wait()
-        return run
-
-    if hangs != "init":
-        monkeypatch.setattr(run, hangs, lambda *_rows, **_named: answers.wait())
-    fake_wandb(monkeypatch, init)
-    monkeypatch.setattr(sinks_module, "WANDB_FINISH_S", 0.2)
-    monkeypatch.setattr(sinks_module, "MAX_WAITING", 100)
-    path = tmp_path / "metrics.jsonl"
-    sinks = ManySinks([JsonlSink(path), open_wandb(tmp_path, notices)])
-    for _ in range(50 if hangs == "finish" else 200):
-        sinks.write(STEP)
-    sinks.finish()
-    answers.set()
-    assert len(notices) == 1
-    assert ("rows wait" in notices[0]) == (hangs != "finish")
-    assert "no answer" in notices[0] or hangs != "finish"
 
 
 def test_rows_wait_for_a_disk_that_takes_none(tmp_path: Path) -> None:

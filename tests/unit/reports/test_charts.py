@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from fsdpq.reports.charts import NUM_COLOURS, NUM_DASHES, Series, build_chart, palette
+from fsdpq.reports.charts import NUM_COLOURS, NUM_DASHES, Series, build_chart, palette, smooth
 from fsdpq.reports.ticks import log_scale
 
 
@@ -74,9 +74,18 @@ def test_curves_of_different_lengths_share_their_axes():
     assert [dot.y for dot in chart.curves[1].dots] == [50, 0]
 
 
+def test_a_moving_mean_is_of_fewer_points_at_the_ends_and_keeps_a_line_a_line():
+    line = [(float(x), 3.0 * x) for x in range(9)]
+    assert [y for _, y in smooth(line, 5)] == pytest.approx([y for _, y in line])
+    spike = [(float(x), 5.0 if x == 4 else 0.0) for x in range(9)]
+    assert [y for _, y in smooth(spike, 5)] == pytest.approx([0, 0, 1, 1, 1, 1, 1, 0, 0])
+
+
 def test_long_curves_are_averaged_to_the_wanted_number_of_points():
     points = [(float(step), float(step % 2)) for step in range(1000)]
     chart = build_chart("Loss", {"a": points, "b": points[:3]}, max_points=100, x_name="tokens")
     assert chart.group_size == 10
     assert chart.curves[0].path.count("L") == 99
     assert chart.curves[0].title == "a, tokens 999: 0.5"
+    assert len(chart.curves[1].dots) == 3, "a short one keeps every point"
+    assert not chart.all_averaged

@@ -75,9 +75,9 @@ def test_runs_whose_steps_have_more_tokens_are_compared_by_tokens_too(tmp_path: 
         files = RunFiles(tmp_path / name)
         files.root.mkdir()
         for step in (1, 2):
-            row = {"event": "step", "step": step, "loss": 1.0, "trained_tokens": tokens}
+            row = {"event": "step", "step": step, "time": 1.0, "trained_tokens": tokens}
             append_json_line(files.metrics, row)
-            append_json_line(files.metrics, {"event": "eval", "step": step, "loss": 2.0 / step})
+            append_json_line(files.metrics, row | {"event": "eval", "loss": 2.0 / step})
     _, page = compare(tmp_path / "small", tmp_path / "large")
     assert "large, trained tokens 80: 1" in page
     assert "small, trained tokens 20: 1" in page
@@ -97,9 +97,10 @@ def test_any_directory_with_a_trace_of_a_run_can_be_compared(tmp_path: Path) -> 
     write_run(tmp_path / "whole")
     empty = RunFiles(tmp_path / "empty")
     empty.root.mkdir()
-    empty.metrics.write_text('{"event": "eval", "step": 0, "loss": NaN}\n{"event"')
+    empty.metrics.write_text('{"event": "eval", "step": 0, "loss": NaN, "time": 1.0}\n{"event"')
     content, page = compare(tmp_path / "whole", tmp_path / "empty")
     assert [run["status"] for run in content["runs"]] == ["finished", "unfinished"]
+    assert [run["state"] for run in content["runs"]] == [None, "starting"]
     assert "events.jsonl is not there" in page
     assert "nan" not in page
 

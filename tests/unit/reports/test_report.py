@@ -153,6 +153,9 @@ def test_any_number_of_points_gives_a_page(tmp_path, num_steps, num_evals):
     assert len(content["steps"]) == num_steps
     assert not re.search(r"\bnan\b|\binf\b", html)
     assert ("mean of 3 measurements" in html) == (num_steps == 2000)
+    assert ("mean of 41 around" in html) == (num_steps == 2000)
+    dots = re.findall(r'class="dot" [^>]*><title>held out', html)
+    assert len(dots) == num_evals, "held-out losses are not averaged"
 
 
 def test_loss_that_is_not_finite_leaves_valid_json_and_a_gap(tmp_path):

@@ -108,7 +108,7 @@ def test_summary_tells_the_verdict_first(results, verdict):
         "- **passed** best.eval\\_loss\\>2.1",
         "| 00000000 (adapter.rank=8) | eval\\_loss | 1.5000 | 2.0000 | +33.33 % | **worse** |",
         "- not in this sweep: 00000009 (adapter.rank=80)",
-        "| 1 | 00000000 | 8 | 2.0000 | finished |",
+        "| 1 | 00000000 | finished | 8 | 2.0000 |",
         "- **skipped** 00000003 (adapter.rank=32): needs 26.1 GiB",
     ):
         assert expected in text, expected

@@ -208,6 +208,12 @@ def test_columns_are_those_that_differ():
     assert columns["eval_loss"].cells == ("1.0000", "2.0000")
 
 
+def test_status_is_told_where_a_trial_did_not_finish():
+    columns = {column.key: column for column in build_columns(mixed())}
+    assert columns["status"].cells[-2:] == ("failed", "skipped")
+    assert "status" not in {column.key for column in build_columns(make_results(*losses(1, 2)))}
+
+
 def test_titles_are_as_short_as_they_can_be_told_apart():
     keys = ["adapter.rank", "data.eval.path", "data.path", "quantization"]
     assert short_titles(keys) == {
@@ -219,7 +225,7 @@ def test_titles_are_as_short_as_they_can_be_told_apart():
 @pytest.mark.parametrize(
     ("value", "text"),
     [
-        (1e-4, "1e-4"), (0.00025, "2.5e-4"), (0.1, "0.1"), (1 / 3, "0.333333"),
+        (1e-4, "1e-4"), (0.00025, "2.5e-4"), (0.1, "0.1"), (1 / 3, "0.3333"),
         (1e6, "1e6"), (2e-300, "2e-300"), (True, "true"), (None, ""), ("a\x1b[2J", "a�[2J"),
         ([1, "b"], '[1, "b"]'), (0.0, "0"), (-5e-5, "-5e-5"),
     ],

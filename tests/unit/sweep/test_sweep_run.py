@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support.fake_trials import SilentScreen, fake_trial, many_trials, run_fake
+from support.fake_trials import fake_trial, many_trials, run_fake
 
 from fsdpq.errors import UsageError
 from fsdpq.fetch.holds import hold

@@ -1,0 +1,1 @@
+"""Drawing a run: what is trained, how it goes, what came of it. All on stderr."""

@@ -1,0 +1,1 @@
+"""Sending what a run measures to Weights & Biases, from a process of its own."""
