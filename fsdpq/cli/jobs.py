@@ -15,6 +15,7 @@ from fsdpq.cli.options import RunPath, say
 from fsdpq.cli.visible import encodable, visible
 from fsdpq.errors import UsageError
 from fsdpq.run_files.paths import RunFiles
+from fsdpq.run_files.sweep_paths import SweepFiles
 
 if TYPE_CHECKING:
     from fsdpq.launch.runs.status import JobOf
@@ -96,12 +97,17 @@ def logs_command(run: Path, *, rank: int | None, follow: bool, count: int) -> No
 def cancel_command(run: Path) -> None:
     """End the run in the directory RUN, here or in Slurm: its ranks save first.
 
-    A job that waits leaves the queue. What became of the run is printed on stdout.
+    A job that waits leaves the queue. RUN may be a sweep that was submitted: all its tasks end.
+    What became of the run is printed on stdout.
     """
     from fsdpq.cli.screen import open_screen
-    from fsdpq.launch.cancel import cancel_run
+    from fsdpq.launch.cancel import cancel_array, cancel_run
 
-    click.echo(cancel_run(_open(run), screen=open_screen(sys.stderr)))
+    screen = open_screen(sys.stderr)
+    if SweepFiles(run).spec.is_file():
+        click.echo(cancel_array(run, screen=screen))
+    else:
+        click.echo(cancel_run(_open(run), screen=screen))
 
 
 class _Printer:

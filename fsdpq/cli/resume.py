@@ -52,14 +52,7 @@ def resume_command(
     screen = open_screen(sys.stderr, quiet=quiet)
     warn_of_code(trust_remote_code)
     with summed_up(screen, as_json=as_json):
-        if slurm.submit_resume(
-            run,
-            overrides,
-            force=force,
-            trust=trust_remote_code,
-            screen=screen,
-            as_json=as_json,
-        ):
+        if slurm.submit_resume(run, overrides, force=force, screen=screen):
             return
         files = resume(
             run,

@@ -21,9 +21,11 @@ from fsdpq.launch.runs import status as status_module
 from fsdpq.launch.runs.log_files import LogTail, last_lines
 from fsdpq.launch.runs.pace import seconds_left
 from fsdpq.launch.runs.status import read_status
+from fsdpq.launch.slurm import cancel as job_cancel
 from fsdpq.launch.slurm import run_jobs
 from fsdpq.launch.slurm.files import JobFiles, JobRecord, write_record
 from fsdpq.launch.slurm.query import JobFacts
+from fsdpq.run_files.sweep_paths import SweepFiles
 
 WAIT = "print('up', flush=True); time.sleep(60)"
 DUTIFUL = f"import signal, time; signal.signal(15, lambda *_: exit(0)); {WAIT}"
@@ -44,6 +46,7 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, 
 def give_job(told: ToldRun, number: int, output: str = "") -> None:
     own = JobFiles.of(told.files.root)
     own.folder.mkdir()
+    own.recipe.touch()
     write_record(own, JobRecord(number, "mine", START))
     own.output.write_text(output)
 
@@ -271,3 +274,33 @@ def test_a_launcher_that_does_not_end_in_time_is_left_alone(
     assert launcher.poll() is None
     launcher.kill()
     launcher.communicate()
+
+
+def test_cancel_of_a_sweep_ends_its_array(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alive = [
+        JobFacts(5, "running", "RUNNING", "", "n1", "", "", 0),
+        JobFacts(5, "queued", "PENDING"),
+    ]
+    told: list[str] = []
+
+    def run_tool(command: list[str]) -> subprocess.CompletedProcess[str]:
+        told.append(" ".join(command))
+        alive.clear()
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(job_cancel, "query_jobs", lambda _: list(alive))
+    monkeypatch.setattr(job_cancel, "run_tool", run_tool)
+    sweep = SweepFiles(tmp_path / "sweep")
+    own = JobFiles.of(sweep.root)
+    own.folder.mkdir(parents=True)
+    sweep.spec.touch()
+    write_record(own, JobRecord(5, "mine", START, num_tasks=9))
+    code, out, _ = run(capsys, "cancel", str(sweep.root))
+    assert (code, told) == (0, ["scancel --state=PENDING 5", "scancel --signal=USR1 5"])
+    assert out.startswith(f"`{sweep.root}`: 2 tasks of job 5 ended")
+    assert own.cancelled.exists()
+    code, _, err = run(capsys, "cancel", str(sweep.root))
+    assert code == ExitCode.RECIPE
+    assert "no job of" in err

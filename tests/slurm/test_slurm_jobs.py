@@ -20,11 +20,13 @@ from fsdpq.launch.slurm.job import Job
 from fsdpq.launch.slurm.query import query_jobs
 from fsdpq.launch.slurm.submit import submit
 from fsdpq.recipe.sections.launch import SlurmOptions
+from fsdpq.run_files.beats import BEAT_LAYOUT, Beat
 from fsdpq.run_files.paths import RunFiles
 from fsdpq.run_files.writing import read_json_lines
 
+NUM_STEPS = 40
 SETTINGS = (
-    "optimizer.lr=1e-3", "training.steps=12", "training.eval_interval=6",
+    "optimizer.lr=1e-3", f"training.steps={NUM_STEPS}", "training.eval_interval=16",
     "training.micro_batch_size=2", "export.format=peft",
     "launch.nproc_per_node=1",
 )  # fmt: skip
@@ -37,34 +39,24 @@ def losses(files: RunFiles) -> dict[tuple[str, int], float]:
     return {(row["event"], row["step"]): row["loss"] for row in rows if "loss" in row}
 
 
-def steps(files: RunFiles) -> list[int]:
-    return [row["step"] for row in read_json_lines(files.metrics) if row["event"] == "step"]
-
-
 def output(files: RunFiles) -> str:
     path = JobFiles.of(files.root).output
     return path.read_text() if path.exists() else ""
 
 
-def hold_ranks(files: RunFiles) -> list[psutil.Process]:
-    """Lets the ranks of a run stand still, so that what is asked of them comes in time."""
-    ranks = [
-        process
-        for process in psutil.process_iter()
-        if "fsdpq.worker" in (line := _command_line(process))
-        and str(files.root) in line
-        and "torch.distributed.run" not in line
-    ]
-    for rank in ranks:
-        rank.suspend()
-    return ranks
+def hold_rank(cluster: SlurmCluster, files: RunFiles, *, after: int) -> psutil.Process:
+    """Lets the one rank of a run stand still after a step: what is asked of it comes in time."""
 
+    def beat() -> Beat:
+        path = files.heartbeat(0)  # made anew by every start
+        content = path.read_bytes() if path.exists() else b""
+        return Beat.unpack(content) if len(content) == BEAT_LAYOUT.size else Beat()
 
-def _command_line(process: psutil.Process) -> list[str]:
-    try:
-        return process.cmdline()
-    except psutil.Error:
-        return []
+    cluster.wait_for(lambda: beat().phase == "train" and beat().step > after)
+    rank = psutil.Process(beat().pid)
+    rank.suspend()
+    assert beat().step < NUM_STEPS
+    return rank
 
 
 def job_of(files: RunFiles) -> int:
@@ -95,13 +87,11 @@ def cancelled(
     number = job_of(files)
     assert f"submitted job {number}" in done.stderr
     recipe.write_text("this is no recipe any more")
-    cluster.wait_for(lambda: 1 in steps(files))
-    ranks = hold_ranks(files)
+    rank = hold_rank(cluster, files, after=1)
     twice = fsdpq("resume", str(files.root))
     assert twice.returncode == ExitCode.RECIPE
     assert f"has a job already: job {number} on" in twice.stderr
-    for rank in ranks:
-        rank.resume()
+    rank.resume()
     return files, fsdpq("cancel", str(files.root))
 
 
@@ -134,8 +124,7 @@ def test_it_goes_on_as_a_job_is_preempted_and_ends_as_if_undisturbed(
     assert done.returncode == 0, done.stderr
     number = job_of(files)
     assert "#SBATCH --time=30\n" in JobFiles.of(files.root).script.read_text()  # as the last one
-    cluster.wait_for(lambda: 5 in steps(files))
-    [rank] = hold_ranks(files)
+    rank = hold_rank(cluster, files, after=20)
     urgent = cluster.run(
         "sbatch", "--parsable", "--partition=high", "--ntasks=2", "--output=/dev/null",
         "--wrap=sleep 1",
@@ -152,7 +141,7 @@ def test_it_goes_on_as_a_job_is_preempted_and_ends_as_if_undisturbed(
     assert cluster.state(int(urgent)) == "COMPLETED"
     starts = [row["step"] for row in read_json_lines(files.events) if row["event"] == "resume"]
     assert len(starts) == 2
-    assert 0 < starts[0] < 5 <= starts[1] < 12
+    assert 0 < starts[0] < starts[1] < NUM_STEPS
     assert losses(files) == losses(undisturbed)
     name = "adapter_model.safetensors"
     assert (files.adapter / name).read_bytes() == (undisturbed.adapter / name).read_bytes()

@@ -96,12 +96,12 @@ class SlurmCluster:
         question = ("squeue", "--noheader", "--states=all", f"--jobs={job}", "--format=%T")
         return self.run(*question).strip()
 
-    def wait_for(self, condition: Callable[[], object], *, timeout: float = 90) -> None:
+    def wait_for(self, condition: Callable[[], object], *, timeout: float = 200) -> None:
         """Waits until ``condition`` holds; fails with what the daemons said."""
         deadline = time.monotonic() + timeout
         while not condition():
             assert time.monotonic() < deadline, self.logs()
-            time.sleep(0.05)
+            time.sleep(0.02)
 
     def logs(self) -> str:
         """Returns the end of what the daemons wrote."""
