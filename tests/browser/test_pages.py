@@ -80,22 +80,6 @@ def comparison(root: Path) -> Path:
     return page
 
 
-def sweep(root: Path) -> Path:
-    trials = [
-        make_trial(
-            index,
-            eval_loss=2 - index / 10,
-            settings={"adapter.rank": 2**index, "k": "abc"[index % 3]},
-        )
-        for index in range(9)
-    ]
-    trials += [make_trial(9, status="failed", reason="the loss is NaN " * 9)]
-    results = make_results(*trials, make_trial(10, status="skipped", reason="it does not fit"))
-    files = write_sweep(root / "sweep", results)
-    write_page(files, results)
-    return files.page
-
-
 def inspection(root: Path) -> Path:
     page = root / "inspection.html"
     page.write_text(render_inspection_page(json.loads(INSPECTION.read_text())))
