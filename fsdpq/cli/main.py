@@ -22,6 +22,7 @@ from fsdpq.cli.doctor import doctor_command
 from fsdpq.cli.evaluate import eval_command
 from fsdpq.cli.generate import generate_command
 from fsdpq.cli.importing import import_command
+from fsdpq.cli.jobs import cancel_command, logs_command, status_command
 from fsdpq.cli.merge import merge_command
 from fsdpq.cli.migrate import migrate_command
 from fsdpq.cli.options import recipe_arguments, say
@@ -128,6 +129,7 @@ def schema(*, of_sweep: bool) -> None:
 
 cli.add_command(bench_command)
 cli.add_command(cache_group)
+cli.add_command(cancel_command)
 cli.add_command(chat_command)
 cli.add_command(data_group)
 cli.add_command(diff_command)
@@ -135,6 +137,7 @@ cli.add_command(doctor_command)
 cli.add_command(eval_command)
 cli.add_command(generate_command)
 cli.add_command(import_command)
+cli.add_command(logs_command)
 cli.add_command(merge_command)
 cli.add_command(migrate_command)
 cli.add_command(plan_command)
@@ -149,6 +152,7 @@ cli.add_command(sweep_command)
 cli.add_command(runs_group)
 cli.add_command(tail_command)
 cli.add_command(train_command)
+cli.add_command(status_command)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -14,6 +14,7 @@ from fsdpq.cli.options import (
     trust_option,
     warn_of_code,
 )
+from fsdpq.cli.submitting import SlurmChoice, slurm_options
 
 
 @click.command("resume")
@@ -25,6 +26,7 @@ from fsdpq.cli.options import (
 )  # fmt: skip
 @node_rank_option
 @trust_option
+@slurm_options
 @screen_options
 def resume_command(
     run: Path,
@@ -33,13 +35,15 @@ def resume_command(
     force: bool,
     node_rank: int | None,
     trust_remote_code: bool,
+    slurm: SlurmChoice,
     quiet: bool,
     as_json: bool,
 ) -> None:
     """Go on with the run in the directory RUN from its newest whole checkpoint.
 
     Where and how fast it runs may change: ranks, strategy, offload, micro-batches. RUN is printed
-    on stdout when the run is finished.
+    on stdout when the run is finished, or submitted: with `launch.scheduler=slurm` it goes on as a
+    job.
     """
     from fsdpq.cli.run_result import echo_result, summed_up
     from fsdpq.cli.screen import open_screen
@@ -48,6 +52,9 @@ def resume_command(
     screen = open_screen(sys.stderr, quiet=quiet)
     warn_of_code(trust_remote_code)
     with summed_up(screen, as_json=as_json):
+        trusts = trust_remote_code
+        if slurm.submit_resume(run, overrides, force=force, trust=trusts, screen=screen):
+            return
         files = resume(
             run,
             overrides,

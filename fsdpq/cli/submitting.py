@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -67,6 +67,36 @@ class SlurmChoice:
         files, number = submit_training(loaded, submission, screen=screen, run_dir=run_dir)
         report_job(files, number, screen)
         click.echo(files.root)
+        return True
+
+    def submit_resume(
+        self, run: Path, overrides: Sequence[str], *, force: bool, trust: bool, screen: Screen
+    ) -> bool:
+        """Lets Slurm go on with a run where an override says so; returns whether it does.
+
+        Args:
+            run: its directory.
+            overrides: ``launch.scheduler=slurm`` among them asks for it.
+            force: go on although it becomes another run.
+            trust: let the ranks run the model's code.
+            screen: shows what happens.
+
+        Raises:
+            UsageError: something was asked of Slurm, and the run goes on here.
+            FsdpqError: the job could not be submitted.
+        """
+        if "launch.scheduler=slurm" not in overrides:
+            self.check_used()
+            return False
+        from fsdpq.launch.slurm.training_job import Submission, show_resume_job, submit_resume
+
+        submission = Submission(self.setup, trust)
+        if self.prints:
+            click.echo(show_resume_job(run, overrides, submission, force=force), nl=False)
+            return True
+        number = submit_resume(run, overrides, submission, force=force)
+        report_job(RunFiles(run), number, screen)
+        click.echo(run)
         return True
 
     def check_used(self) -> None:

@@ -12,16 +12,18 @@ import click
 
 from fsdpq.cli.answers import echo_json
 from fsdpq.cli.options import say, screen_options, warn_of_code
+from fsdpq.cli.submitting import SlurmChoice, slurm_options
 from fsdpq.cli.sweep_options import request_options, spec_options
 from fsdpq.cli.sweep_verdict import CiRequest, ci_options
 from fsdpq.errors import ExitCode, UsageError
 
 if TYPE_CHECKING:
-    from fsdpq.sweep.flow import SweepEnd, SweepRequest
+    from fsdpq.sweep.request import SweepEnd, SweepRequest
     from fsdpq.sweep.screen import SweepScreen
     from fsdpq.sweep.spec import LoadedSpec
 
 MAX_WIDTH = 120
+_HANDLED = ("out", "lists", "array_task")
 
 
 @click.command("sweep")
@@ -29,9 +31,7 @@ MAX_WIDTH = 120
 @click.argument("words", nargs=-1, metavar="[SECTION.FIELD=VALUES]...")
 @spec_options
 @request_options
-@click.option(
-    "--list", "lists", is_flag=True, help="Show the trials and what becomes of them; run nothing."
-)
+@slurm_options
 @ci_options
 @screen_options
 def sweep_command(
@@ -40,7 +40,7 @@ def sweep_command(
     words: tuple[str, ...],
     changes: Mapping[str, Any],
     wanted: Mapping[str, Any],
-    lists: bool,
+    slurm: SlurmChoice,
     ci: CiRequest,
     quiet: bool,
     as_json: bool,
@@ -52,18 +52,27 @@ def sweep_command(
     The directory of the sweep is printed on stdout.
     """
     from fsdpq.cli.sweep_screen import open_sweep_screen
-    from fsdpq.sweep.flow import SweepRequest, run_sweep
+    from fsdpq.sweep.array import task_exit_code
+    from fsdpq.sweep.flow import run_sweep
+    from fsdpq.sweep.request import SweepRequest
+    from fsdpq.sweep.submission import run_task, show_array
 
     warn_of_code(wanted["trust_remote_code"])
     loaded, out, as_frozen = read_target(target, words, changes, out=wanted["out"])
-    others = {name: value for name, value in wanted.items() if name != "out"}
-    request = SweepRequest(out=out, as_frozen=as_frozen, **others)
+    others = {name: value for name, value in wanted.items() if name not in _HANDLED}
+    request = SweepRequest(out=out, as_frozen=as_frozen, setup=slurm.setup, **others)
     screen = open_sweep_screen(sys.stderr, quiet=quiet, plain=ci.ci)
-    if lists:
+    if wanted["array_task"]:
+        sys.exit(task_exit_code(run_task(loaded, request, screen=screen)))
+    elif wanted["lists"]:
         show_trials(loaded, request, screen, as_json=as_json)
-        return
-    end = run_sweep(loaded, request, screen=screen)
-    conclude_sweep(end, ci, quiet=quiet, as_json=as_json)
+    elif slurm.prints:
+        click.echo(show_array(loaded, request, screen=screen), nl=False)
+    else:
+        if loaded.spec.scheduler != "slurm":
+            slurm.check_used()
+        end = run_sweep(loaded, request, screen=screen)
+        conclude_sweep(end, ci, quiet=quiet, as_json=as_json)
 
 
 def read_target(

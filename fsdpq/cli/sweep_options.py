@@ -28,7 +28,9 @@ _SPEC_KEYS = {
 }
 """Option -> the key of a ``sweep.yaml`` that it sets."""
 
-_REQUEST_KEYS = ("out", "only", "gpus", "retry_failed", "trust_remote_code")
+_REQUEST_KEYS = (
+    "out", "only", "gpus", "retry_failed", "trust_remote_code", "lists", "array_task",
+)  # fmt: skip
 
 
 class _Parallel(click.ParamType):  # pyright: ignore[reportMissingTypeArgument]
@@ -128,4 +130,9 @@ _REQUEST_OPTIONS = [
     click.option(
         "--trust-remote-code", is_flag=True, help="Run the Python code that the model brings."
     ),
+    click.option(
+        "--list", "lists", is_flag=True,
+        help="Show the trials, and what became or will become of them; run nothing.",
+    ),
+    click.option("--array-task", is_flag=True, hidden=True),
 ]  # fmt: skip

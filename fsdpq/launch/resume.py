@@ -37,6 +37,7 @@ from fsdpq.launch.runs.saved_run import (
 )
 from fsdpq.launch.runs.trained_run import NAME_A_RUN
 from fsdpq.launch.screen import Screen
+from fsdpq.launch.slurm.training_job import check_no_job
 from fsdpq.recipe.load import LoadedRecipe, dump_recipe
 from fsdpq.recipe.root import Recipe
 from fsdpq.run_files.paths import RunFiles
@@ -94,6 +95,7 @@ def resume(
     files = RunFiles(run_dir)
     if not files.lock.is_file():
         raise UsageError(f"`{run_dir}` is no run directory", hint=NAME_A_RUN)
+    check_no_job(files)
     recorded = open_recorded(run_dir, trust_remote_code=trust_remote_code)
     loaded = load_for_this_machine(recorded, overrides, screen=screen)
     for notice in loaded.notices:

@@ -9,6 +9,7 @@ what aliases expand to, its state is global, and its errors have no lines. Here 
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -61,7 +62,7 @@ def copy_composition(composed: Composition) -> Composition:
     """Returns a copy that shares nothing that changes with ``composed``."""
     marks = Marks(dict(composed.marks.keys), dict(composed.marks.values))
     return Composition(
-        _copy(composed.data),
+        copy.deepcopy(composed.data),
         marks,
         list(composed.problems),
         list(composed.notices),
@@ -89,15 +90,6 @@ def describe_drop(setting: str, section: str, dropped: tuple[str, ...], marks: M
     named = [f"`{key}`{_place(marks.key((section, key)))}" for key in dropped]
     listed = ", ".join(named[:-1]) + " and " + named[-1] if len(named) > 1 else named[0]
     return f"{setting} drops {listed}"
-
-
-def _copy(value: Any) -> Any:
-    """Returns a deep copy of plain data; twenty times as fast as `copy.deepcopy`."""
-    if isinstance(value, dict):
-        return {key: _copy(item) for key, item in cast("dict[str, Any]", value).items()}
-    if isinstance(value, list):
-        return [_copy(item) for item in cast("list[Any]", value)]
-    return value
 
 
 def _place(location: Location | None) -> str:

@@ -7,7 +7,7 @@ however it was asked for, and can be written down and run again.
 from __future__ import annotations
 
 import json
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -69,7 +69,7 @@ class SweepSpec(Options):
     early_stopping: EarlyStoppingOptions = NoStoppingOptions.model_construct(kind="none")
     """When a trial is ended because others are better."""
 
-    parallel: int | Literal["auto"] = Field(default=1, ge=1, le=1024)
+    parallel: Annotated[int, Field(ge=1, le=1024)] | Literal["auto"] = 1
     """How many trials run at the same time; `auto` is as many as the GPUs hold, each trial with as
     many as it uses."""
 

@@ -39,14 +39,15 @@ class OptunaOptions(Options):
     """Trials that Optuna asks for, each after what the earlier ones came to."""
 
     kind: Literal["optuna"]
-    """Optuna's sampler decides what to try next; needs `pip install 'fsdpq[optuna]'`."""
+    """Optuna's sampler decides what to try next; needs `pip install 'fsdpq[sweep]'`."""
 
     trials: int = Field(ge=1, le=MAX_TRIALS, examples=[20])
     """How many, those of an earlier start included."""
 
     seed: int = Field(default=0, ge=0, lt=2**31)
-    """Of the sampler. One trial after another gives the same sweep for the same seed; in parallel
-    it depends on which ends first."""
+    """Of the sampler. The same seed gives the same sweep, also where it was cut off in between.
+    `parallel` trials are chosen at once, before any of them has a result, so another number gives
+    other trials."""
 
 
 StrategyOptions = Annotated[

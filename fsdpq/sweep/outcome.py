@@ -14,7 +14,7 @@ Status = Literal["waiting", "running", "finished", "failed", "hopeless", "skippe
 ``interrupted`` goes on when the sweep does."""
 
 SETTLED: frozenset[Status] = frozenset({"finished", "failed", "hopeless", "skipped"})
-"""A sweep that is run again leaves these alone (``failed`` only without ``--retry-failed``)."""
+"""A sweep that is run again leaves these alone: `is_settled` says more."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,19 @@ class Outcome:
     attempts: int = 0
     host: str = ""
     step: int | None = None
+
+
+def is_settled(outcome: Outcome, *, retry_failed: bool, replan: bool) -> bool:
+    """Returns whether a sweep that is run again leaves a trial alone.
+
+    Args:
+        outcome: of the trial.
+        retry_failed: run those again that failed.
+        replan: look again at those that did not fit: this may be another machine.
+    """
+    again: set[Status] = {"failed"} if retry_failed else set()
+    again |= {"skipped"} if replan else set()
+    return outcome.status in SETTLED - again
 
 
 def write_outcome(files: SweepFiles, outcome: Outcome) -> None:

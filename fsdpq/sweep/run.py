@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from fsdpq.launch.ranks.processes import StopSignals
 from fsdpq.run_files.sweep_paths import SweepFiles
 from fsdpq.sweep.early_stopping import Curves, Hopeless, MedianRule
-from fsdpq.sweep.outcome import SETTLED, Outcome, read_outcome, write_outcome
+from fsdpq.sweep.outcome import Outcome, is_settled, read_outcome, write_outcome
 from fsdpq.sweep.ownership import wait_for_trial
 from fsdpq.sweep.screen import SweepScreen
 from fsdpq.sweep.slots import Slots
@@ -98,11 +98,17 @@ class TrialRunner:
                 process.kill()
         return [read_outcome(self._files, trial.id) for trial in trials]
 
+    def know(self, trials: Sequence[Trial]) -> None:
+        """Tells the order of trials, of which this process may run only some.
+
+        Args:
+            trials: all of the sweep.
+        """
+        self._order = [trial.id for trial in trials]
+
     def _is_settled(self, trial: Trial) -> bool:
-        """What was skipped is looked at again: this may be another machine."""
-        status = read_outcome(self._files, trial.id).status
-        again = {"skipped", "failed"} if self._options.retry_failed else {"skipped"}
-        return status in SETTLED - again
+        outcome = read_outcome(self._files, trial.id)
+        return is_settled(outcome, retry_failed=self._options.retry_failed, replan=True)
 
     def _is_free(self, trial: Trial) -> bool:
         return wait_for_trial(
@@ -147,7 +153,7 @@ class TrialRunner:
                 if self._stop.insists:
                     process.kill()
                 else:
-                    process.ask_to_end()
+                    process.ask_to_end(heard=self._stop.name)
         for trial_id, process in list(self._running.items()):
             code = process.poll()
             self._take_rows(process)

@@ -9,7 +9,6 @@ is told from there, and the first trial without one runs.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +17,6 @@ from fsdpq.errors import RecipeError
 from fsdpq.launch.ranks.processes import StopSignals
 from fsdpq.run_files.sweep_paths import SweepFiles
 from fsdpq.run_files.writing import write_whole
-from fsdpq.sweep.early_stopping import Curves
 from fsdpq.sweep.measures import read_measures
 from fsdpq.sweep.options import OptunaOptions
 from fsdpq.sweep.optuna_sampler import OptunaSampler, Point, Result
@@ -110,12 +108,7 @@ class Search:
             raise
 
     def _result_of(self, outcome: Outcome) -> Result:
-        measure = self.goal.measure
-        if outcome.status == "finished":
-            return Result(read_measures(self.files.run(outcome.id)).get(measure))
-        if outcome.status == "hopeless" and outcome.step is not None:
-            losses = Curves(self.files).of(outcome.id, until=outcome.step)
-            values = {"eval_loss": losses.get(outcome.step), "best_eval_loss": min(losses.values())}
-            values["perplexity"] = math.exp(losses[outcome.step])
-            return Result(values.get(measure), step=outcome.step)
-        return Result(None)
+        if outcome.status not in ("finished", "hopeless"):
+            return Result(None)
+        measures = read_measures(self.files.run(outcome.id), until=outcome.step)
+        return Result(measures.get(self.goal.measure), step=outcome.step)

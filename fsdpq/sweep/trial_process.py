@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import socket
 import sys
 import time
@@ -89,11 +90,17 @@ class TrialProcess:
         rows = [row for tail in self._tails for row in tail.read_new()]
         yield from sorted(rows, key=lambda row: row.get("time", 0.0))
 
-    def ask_to_end(self) -> None:
-        """Asks it to save and end, once."""
+    def ask_to_end(self, *, heard: str = "") -> None:
+        """Asks it to save and end, once.
+
+        Args:
+            heard: the signal that this process got, which a trial may have got too: the same one
+                again would end it at once.
+        """
         if not self.asked:
             self.asked = True
-            self._process.ask_to_end()
+            other = signal.SIGTERM if heard == "SIGUSR1" else signal.SIGUSR1
+            self._process.send(other if heard else signal.SIGTERM)
 
     def kill(self) -> None:
         """Ends it and all that it started, at once."""
@@ -121,8 +128,8 @@ def build_command(files: SweepFiles, trial: Trial, options: TrialOptions) -> lis
         trial: what is trained.
         options: how.
     """
-    command = [*options.train, str(files.recipe(trial.id)), "--base-dir", str(trial.base_dir)]
-    command += ["--run-dir", str(files.run(trial.id).root)]
+    command = [*options.train, str(files.recipe(trial.id)), "--base-dir"]
+    command += [str(trial.base_dir.absolute()), "--run-dir", str(files.run(trial.id).root)]
     command += ["--smoke"] if options.smoke else []
     command += ["--trust-remote-code"] if options.trust_remote_code else []
     return [*command, *start_overrides(trial.recipe, options)]

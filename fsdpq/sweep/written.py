@@ -7,6 +7,7 @@ import io
 import json
 import shlex
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from fsdpq.run_files.sweep_paths import SweepFiles
@@ -66,9 +67,12 @@ def render_best(files: SweepFiles, results: Results) -> str | None:
 
 
 def train_command(trial: TrialResult) -> str:
-    """Returns the command line that trains what a trial trained, from the user's own recipe."""
+    """Returns the command line that trains what a trial trained, from the user's own recipe.
+
+    A recipe below the current directory is named from there: pages are passed on.
+    """
     overrides = [text for text in trial.overrides if not text.startswith("recipe=")]
-    return shlex.join(["fsdpq", "train", str(trial.source), *overrides])
+    return shlex.join(["fsdpq", "train", str(_from_here(trial.source)), *overrides])
 
 
 def plain_text(value: Any) -> str:
@@ -92,8 +96,14 @@ def _header(results: Results, best: TrialResult) -> Iterator[str]:
         yield "The trials were smoke runs of a tiny model over made-up rows: they show what works,"
         yield "not what is good."
     yield _one_line(train_command(best))
-    yield "The same, complete, follows; its relative paths start from the directory named here:"
-    yield _one_line(f"fsdpq train best.yaml --base-dir {shlex.quote(str(best.base_dir))}")
+    yield "The same, complete, follows; its relative paths start from the directory of --base-dir:"
+    base_dir = shlex.quote(str(_from_here(best.base_dir)))
+    yield _one_line(f"fsdpq train best.yaml --base-dir {base_dir}")
+
+
+def _from_here(path: Path) -> Path:
+    here = Path.cwd()
+    return path.relative_to(here) if path.is_relative_to(here) else path
 
 
 def _one_line(text: str) -> str:

@@ -24,6 +24,7 @@ from fsdpq.reports.comparison_page import render_comparison
 from fsdpq.reports.report import write_report
 from fsdpq.run_files.writing import append_json_line
 from fsdpq.sweep.page import write_page
+from fsdpq.sweep.results import TrialResult
 
 BROWSER = find_browser()
 pytestmark = pytest.mark.skipif(
@@ -79,26 +80,29 @@ def comparison(root: Path) -> Path:
     return page
 
 
-def sweep(root: Path) -> Path:
-    trials = [
-        make_trial(
-            index,
-            eval_loss=2 - index / 10,
-            settings={"adapter.rank": 2**index, "k": "abc"[index % 3]},
-        )
-        for index in range(9)
-    ]
-    trials += [make_trial(9, status="failed", reason="the loss is NaN " * 9)]
-    results = make_results(*trials, make_trial(10, status="skipped", reason="it does not fit"))
-    files = write_sweep(root / "sweep", results)
-    write_page(files, results)
-    return files.page
-
-
 def inspection(root: Path) -> Path:
     page = root / "inspection.html"
     page.write_text(render_inspection_page(json.loads(INSPECTION.read_text())))
     return page
+
+
+def sweep(root: Path) -> Path:
+    """More trials than have dots, some without a rank, a loss that ran away, long values."""
+    states = {3: "failed", 5: "skipped", 7: "hopeless", 9: "interrupted", 11: "waiting"}
+    trials: list[TrialResult] = []
+    for index in range(30):
+        settings = {"adapter.rank": 8 * (1 + index % 4), "optimizer.lr": 1e-5 * 1.2**index}
+        settings |= {"data.path": f"rows/{HOSTILE}{index % 3}", "quantization": "bnb"}
+        loss = 1e4 if index == 20 else 1.5 + index / 50
+        measures = {"eval_loss": loss, "peak_memory_bytes": 2.0**30 * (1 + index), "wall_s": 9.0}
+        status = states.get(index, "finished")
+        trials.append(
+            make_trial(index, status=status, reason=HOSTILE, settings=settings, **measures)
+        )
+    results = make_results(*trials, smoke=True, environment={"packages": {"torch": "2.13.0"}})
+    files = write_sweep(root / "sweep", results)
+    write_page(files, results)
+    return files.page
 
 
 def _report(files: Any) -> Path:
@@ -160,7 +164,7 @@ def test_page_fits_a_phone(name: str, page: Page, paths: dict[str, Path]) -> Non
 
 
 @pytest.mark.parametrize(
-    ("name", "least"), [("finished", 5), ("mixture", 6), ("comparison", 40), ("sweep", 9)]
+    ("name", "least"), [("finished", 5), ("mixture", 6), ("comparison", 40), ("sweep", 70)]
 )
 def test_every_curve_is_drawn_where_it_belongs(
     name: str, least: int, page: Page, paths: dict[str, Path]
@@ -181,6 +185,23 @@ def test_curves_have_their_colours_on_the_screen(page: Page, paths: dict[str, Pa
     names = {"#" + bytes(colour).hex() for colour in wanted}
     assert names == set(page.evaluate(PALETTE))
     assert all(counts.get(colour, 0) > 50 for colour in wanted), "legends alone have 56 a chart"
+
+
+def test_pointing_at_a_trial_lights_up_its_lines(page: Page, paths: dict[str, Path]) -> None:
+    widths = (
+        "[...document.querySelectorAll('.line')].map(line => "
+        "[line.closest('g').classList.contains('t-4'), getComputedStyle(line).strokeWidth])"
+    )
+    row = "document.querySelector('tr.t-4 a')"
+    page.emulate(theme="light")
+    page.show(paths["sweep"])
+    assert {width for own, width in page.evaluate(widths) if own} == {"1.1px"}
+    page.evaluate(f"{row}.scrollIntoView({{behavior: 'instant'}})")
+    x, y = page.evaluate(f"(b => [b.x + 5, b.y + 5])({row}.getBoundingClientRect())")
+    page.call("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
+    found = page.evaluate(widths)
+    assert [width for own, width in found if own] == ["3.6px"] * 3, "both losses and the settings"
+    assert {width for own, width in found if not own} == {"1.1px", "3.2px"}
 
 
 def test_hostile_text_stays_text(page: Page, paths: dict[str, Path]) -> None:

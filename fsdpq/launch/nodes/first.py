@@ -228,7 +228,8 @@ class First:
             code = ExitCode.INTERRUPTED if words == "stopped" else ExitCode.RUN_FAILED
             end |= {"code": int(code), "message": f"the first machine ended: {words}"}
         with contextlib.suppress(OSError):
-            self._listener.close()
+            self._listener.shutdown(socket.SHUT_RDWR)  # wakes the thread that accepts
+        self._listener.close()
         lines = [node.line for node in self._nodes]
         for line in lines:
             line.send(end)

@@ -66,9 +66,12 @@ class Line:
         self._closed = True
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_WR)
-        self._socket.close()
 
     def _serve(self) -> None:
+        with self._socket:
+            self._listen()
+
+    def _listen(self) -> None:
         heard = signed = time.monotonic()
         while not self.lost and not self._closed:
             now = time.monotonic()

@@ -24,7 +24,7 @@ from fsdpq.errors import (
     RunStoppedError,
     UsageError,
 )
-from fsdpq.launch.inputs.base_cache import held_inputs
+from fsdpq.launch.inputs.base_cache import held_inputs, remove_damaged_base
 from fsdpq.launch.nodes.address import Endpoint, network_environment, own_address
 from fsdpq.launch.nodes.ends import end_as_json, hang_as_json, own_part
 from fsdpq.launch.nodes.facts import describe_inputs, facts_of
@@ -217,6 +217,7 @@ class Member:
                             f"{runs.place.num_nodes}")  # fmt: skip
         with held_inputs(self._inputs):
             end = runs.run(self._part.worker, self._inputs)
+        remove_damaged_base(self._inputs, LaunchError("ranks failed"), end.records)
         if self._line.lost:
             raise self._first_lost()
         self._line.send({"say": "ended", "end": end_as_json(end)})

@@ -176,10 +176,10 @@ class ProcessTree:
         """Waits for the end; returns the exit code, None after the timeout."""
         return self.wait(StopSignals(), timeout_s=timeout_s)
 
-    def ask_to_end(self) -> None:
-        """Sends SIGTERM to the process, where it is there."""
+    def send(self, number: signal.Signals) -> None:
+        """Sends a signal to the process alone, where it is there."""
         if self._process.poll() is None:
-            self._process.send_signal(signal.SIGTERM)
+            self._process.send_signal(number)
 
     def stop(self, stop: StopSignals) -> None:
         """Asks for an end by SIGTERM, and ends everything after `GRACE_S` or a second signal."""

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from fsdpq.errors import UsageError
 from fsdpq.launch.runs.run_dir import RUNS
+from fsdpq.launch.slurm.files import JobFiles
 from fsdpq.run_files.paths import RunFiles
 
 SWEEPS = Path("sweeps")
@@ -35,7 +36,7 @@ def list_run_paths() -> list[Path]:
 
 def is_run(path: Path) -> bool:
     """Whether a directory is that of a run, as far as its names tell."""
-    return RunFiles(path).resolved.is_file()
+    return RunFiles(path).resolved.is_file() or JobFiles.of(path).record.is_file()
 
 
 def _search(folder: Path) -> Iterator[Path]:

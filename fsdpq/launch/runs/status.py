@@ -49,11 +49,13 @@ class RunJob:
         where: which job, in words: ``Slurm job 17 on node3``.
         waits: it is in the queue, for the first time or again.
         runs: it is at work.
+        error: how it ended, in a line; says something where the run never started.
     """
 
     where: str
     waits: bool = False
     runs: bool = False
+    error: str = ""
 
 
 JobOf = Callable[[RunFiles], RunJob | None]
@@ -167,6 +169,8 @@ def _read_state(
         return ("saved" if can_go_on else "stopped"), f"stopped after step {done.end['step']}"
     if errors := read_rank_errors(files):
         return "failed", errors[0].message.strip().partition("\n")[0]
+    if launcher is None and job is not None and job.error:
+        return "failed", job.error
     if launcher is None and not done.last_time and time.time() - (_made(files) or 0.0) < _NEW_S:
         return "starting", ""
     return "lost", "its launcher was killed, or its machine went down"

@@ -7,6 +7,7 @@ machine, ``auto`` and the GPUs that Slurm gives, is decided there: nothing of th
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import shutil
@@ -15,9 +16,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fsdpq.errors import UsageError
+from fsdpq.errors import EnvironmentProblemError, UsageError
 from fsdpq.launch.machine.resolve import CPU_RANKS
 from fsdpq.launch.ranks.processes import TRUST_FLAG
+from fsdpq.launch.runs.lock_file import as_list
+from fsdpq.launch.runs.recorded import open_recorded
 from fsdpq.launch.runs.run_dir import check_run_dir, name_run_dir, newest_run_dir, reserve_run_dir
 from fsdpq.launch.screen import Screen
 from fsdpq.launch.slurm.files import JobFiles, read_record
@@ -107,17 +110,55 @@ def submit_training(
     return files, number
 
 
+def show_resume_job(
+    run_dir: Path, overrides: Sequence[str], submission: Submission, *, force: bool = False
+) -> str:
+    """Returns the script that `submit_resume` would submit; makes nothing.
+
+    Raises:
+        UsageError: there is no such run.
+        RecipeError: an override is wrong, or does not fit the recipe.
+    """
+    return render_script(_resume_job(run_dir, overrides, submission, force=force))
+
+
+def submit_resume(
+    run_dir: Path, overrides: Sequence[str], submission: Submission, *, force: bool = False
+) -> int:
+    """Submits a job that goes on with a run; returns its number.
+
+    Args:
+        run_dir: of a run that did not come to its end.
+        overrides: of its recipe; ``launch.slurm`` is that of the run's last job where they say
+            nothing.
+        submission: how.
+        force: go on although settings, rows or the base are others than before.
+
+    Raises:
+        UsageError: there is no such run, or it has a job already.
+        RecipeError: an override is wrong, or does not fit the recipe.
+        EnvironmentProblemError: there is no Slurm here, or it refuses the job.
+    """
+    job = _resume_job(run_dir, overrides, submission, force=force)
+    check_no_job(RunFiles(run_dir))
+    return submit(job)
+
+
 def check_no_job(files: RunFiles) -> None:
-    """Checks that no job of a run waits or runs: two of them would write the same run.
+    """Checks that no job of a run waits or runs: two launchers would write the same run.
+
+    The job that asks does not count, and where Slurm gives no answer none does.
 
     Raises:
         UsageError: one does.
-        EnvironmentProblemError: Slurm gives no answer.
     """
     record = read_record(JobFiles.of(files.root))
-    if record is None:
+    if record is None or os.environ.get("SLURM_JOB_ID") == str(record.id):
         return
-    alive = [each for each in query_jobs([record.id]) if each.phase in ("queued", "running")]
+    try:
+        alive = [each for each in query_jobs([record.id]) if each.phase in ("queued", "running")]
+    except EnvironmentProblemError:
+        return
     if alive:
         hint = f"wait for it, or end it: `fsdpq cancel {shlex.quote(str(files.root))}`"
         raise UsageError(f"`{files.root}` has a job already: {alive[0].text}", hint=hint)
@@ -153,22 +194,49 @@ def read_setup(path: Path | None) -> str:
 
 def _training_job(loaded: LoadedRecipe, files: RunFiles, submission: Submission) -> Job:
     recipe, own = loaded.recipe, JobFiles.of(files.root)
-    command: Sequence[str] = (
+    command = (
         sys.executable, "-m", "fsdpq", "train", str(own.recipe),
         "--base-dir", str(loaded.base_dir.absolute()), "--run-dir", str(files.root),
         *([TRUST_FLAG] if submission.trust_remote_code else []), GOES_ON,
     )  # fmt: skip
+    return _job_of(recipe, own.folder, command, submission)
+
+
+def _job_of(recipe: Recipe, folder: Path, command: tuple[str, ...], submission: Submission) -> Job:
     return Job(
         name=recipe.name,
-        command=tuple(command),
+        command=command,
         options=recipe.launch.slurm,
-        num_nodes=recipe.launch.nnodes,
+        num_nodes=recipe.launch.max_nodes,
         ranks_per_node=ranks_per_node(recipe),
         device=recipe.launch.device if recipe.launch.device == "cpu" else "cuda",
-        folder=own.folder,
+        folder=folder,
         work_dir=Path.cwd(),
         setup=read_setup(submission.setup),
     )
+
+
+def _resume_job(
+    run_dir: Path, overrides: Sequence[str], submission: Submission, *, force: bool
+) -> Job:
+    own = JobFiles.of(run_dir.absolute())
+    recorded = open_recorded(run_dir, trust_remote_code=submission.trust_remote_code)
+    told = {text.lstrip("+~").partition("=")[0] for text in overrides}
+    before = read_record(own)
+    kept = before.options if before is not None else {}
+    asked = [f"launch.slurm.{name}={json.dumps(value)}" for name, value in kept.items()]
+    asked = [text for text in asked if text.partition("=")[0] not in told]
+    again = [f"{key}=auto" for key in as_list(recorded.lock.get("auto")) if key not in told]
+    fresh = [*again, "launch.rdzv_endpoint=null", *asked]
+    recipe = recorded.load([*fresh, "launch.scheduler=slurm", *overrides]).recipe
+    elsewhere = ("launch.scheduler", "launch.slurm")
+    passed = [text for text in overrides if not text.lstrip("+~").startswith(elsewhere)]
+    command = (
+        sys.executable, "-m", "fsdpq", "resume", str(run_dir.absolute()), *passed,
+        *(["--force"] if force else []),
+        *([TRUST_FLAG] if submission.trust_remote_code else []),
+    )  # fmt: skip
+    return _job_of(recipe, own.folder, command, submission)
 
 
 def _frozen(loaded: LoadedRecipe) -> str:

@@ -22,7 +22,7 @@ from fsdpq.launch.machine.resolve import resolve_launch
 from fsdpq.launch.quantize import QuantizeJob
 from fsdpq.plan import base_file
 from fsdpq.recipe.load import load_recipe
-from fsdpq.run_files.paths import RunFiles
+from fsdpq.run_files.rows import RankError
 from fsdpq.tensor_files.base_manifest import (
     BaseManifest,
     damaged,
@@ -229,28 +229,26 @@ def test_truncated_base_is_made_again(job, writer) -> None:
     assert any("is damaged (`base.safetensors` has 1 bytes instead of 1000)" in x for x in lines)
 
 
-def test_base_that_a_rank_found_damaged_leaves_the_cache(job, writer, tmp_path: Path) -> None:
+def test_base_that_a_rank_found_damaged_leaves_the_cache(job, writer) -> None:
     base, _ = find(job())
     assert base is not None
-    files = RunFiles(tmp_path / "run")
-    files.logs.mkdir(parents=True)
     fields = {
         "rank": 0, "kind": "CheckpointError", "message": f"{base['directory']} is odd",
         "hint": "", "traceback": "", "exit_code": 1, "time": 0.0,
     }  # fmt: skip
-    files.rank_error(0).write_text(json.dumps(fields))
+    records = [RankError(**fields)]
     error = LaunchError("it is damaged", hint="delete it")
-    remove_damaged_base(files, {"base": base}, error)
+    remove_damaged_base({"base": base}, error, records)
     assert is_base(Path(base["directory"])), "another mistake than damage"
     # A rank that was killed over the file leaves no record: the error itself says it.
     error = damaged(Path(base["directory"]), "base.safetensors has 1 bytes instead of 2")
-    remove_damaged_base(files, {"base": base}, error)
+    remove_damaged_base({"base": base}, error, records)
     assert not Path(base["directory"]).exists()
     assert error.hint.startswith("start again")
     assert find(job())[0] == base
     error = LaunchError("it is damaged", hint="delete it")
-    files.rank_error(0).write_text(json.dumps(fields | {"kind": "DamagedBaseError"}))
-    remove_damaged_base(files, {"base": base}, error)
+    records = [RankError(**fields | {"kind": "DamagedBaseError"})]
+    remove_damaged_base({"base": base}, error, records)
     assert not Path(base["directory"]).exists()
     assert error.hint.startswith("start again")
     assert find(job())[0] == base

@@ -21,6 +21,7 @@ from fsdpq.errors import (
     RecipeError,
     RunStoppedError,
 )
+from fsdpq.launch.ranks.failure import read_rank_errors
 from fsdpq.launch.ranks.restarts import (
     clear_for_start,
     cut_half_line,
@@ -128,7 +129,7 @@ def test_only_what_may_pass_is_tried_again(
 ) -> None:
     if changes is not None:
         record(files, 0, **changes)
-    assert may_pass(files, error) is expected
+    assert may_pass(error, read_rank_errors(files)) is expected
 
 
 @pytest.mark.parametrize(

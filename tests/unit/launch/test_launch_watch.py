@@ -15,7 +15,7 @@ from fsdpq.launch.ranks.keeper import SAVING, RunKeeper
 from fsdpq.launch.ranks.processes import StopSignals
 from fsdpq.launch.ranks.stacks import Frame, RankStack
 from fsdpq.launch.ranks.torchrun import run_torchrun
-from fsdpq.launch.ranks.watch import HangWatch, explain_hang
+from fsdpq.launch.ranks.watch import Hang, HangWatch, explain_hang
 from fsdpq.recipe.sections.launch import LaunchOptions
 from fsdpq.run_files.beats import Beat
 from fsdpq.run_files.paths import RunFiles
@@ -241,6 +241,6 @@ def test_ranks_that_all_wait_accuse_nobody(files: RunFiles) -> None:
     frame = Frame("/x/site-packages/torch/distributed/c10d.py", 7, "all_reduce")
     stacks = {rank: RankStack("", (frame,)) for rank in (0, 1)}
     beats = {rank: Beat(1, 5 + rank, 2, "train", "forward") for rank in (0, 1)}
-    error = explain_hang(files, beats, stacks, idle_s=61)
+    error = explain_hang(files, Hang(beats, stacks, 61))
     assert "all of them wait for each other" in error.message
     assert "stuck" not in error.message

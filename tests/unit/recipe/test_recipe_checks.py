@@ -163,6 +163,10 @@ CASES: list[tuple[str, dict[str, Any], str, str, str]] = [
     ("check_shard_size_divides",
      {"fsdp__strategy": "hybrid_full_shard", "fsdp__shard_size": 3, "launch__nproc_per_node": 8},
      "fsdp.shard_size", "is 3, which does not divide 8 ranks", "2, 4"),
+    ("check_shard_size_divides",
+     {"fsdp__strategy": "hybrid_full_shard", "fsdp__shard_size": 4, "launch__nproc_per_node": 2,
+      "launch__nnodes": "3:4", "launch__rdzv_endpoint": "10.0.0.1:29500"},
+     "fsdp.shard_size", "is 4, which does not divide 6 ranks", "2, 3"),
     ("check_hybrid_has_groups",
      {"fsdp__strategy": "hybrid_full_shard", "fsdp__shard_size": 8, "launch__nproc_per_node": 8},
      "fsdp.strategy", "one group of 8 ranks, which is `full_shard`", "`strategy: full_shard`"),
@@ -359,6 +363,10 @@ CASES: list[tuple[str, dict[str, Any], str, str, str]] = [
      "launch.nnodes", "needs `launch.rdzv_endpoint`", "rdzv_endpoint: 10.0.0.1:29500"),
     ("check_machines_meet", {"launch__nnodes": 2, "launch__rdzv_endpoint": "localhost:29500"},
      "launch.rdzv_endpoint", "another machine on each of 2", "rdzv_endpoint: 10.0.0.1:29500"),
+    ("check_range_of_machines", {"launch__nnodes": "4:2", "launch__rdzv_endpoint": "10.0.0.1:9"},
+     "launch.nnodes", "starts with 4 machines at least and 2 at most", "`nnodes: 2:4`"),
+    ("check_waiting_used", {"launch__node_timeout_s": 5.0},
+     "launch.node_timeout_s", "has no effect with one machine", "delete"),
     ("check_slurm_chooses_the_endpoint",
      {"launch__scheduler": "slurm", "launch__rdzv_endpoint": "a:29500"},
      "launch.rdzv_endpoint", "with `scheduler: slurm`", "delete"),
@@ -491,6 +499,11 @@ FINE: list[tuple[str, dict[str, Any]]] = [
     ("check_profile_ends", {"metrics__profile": {"start_step": 8}, "training__steps": 9}),
     ("check_machines_meet", {"launch__nnodes": 2, "launch__rdzv_endpoint": "10.0.0.1:29500"}),
     ("check_machines_meet", {"launch__nnodes": 2, "launch__scheduler": "slurm"}),
+    ("check_range_of_machines",
+     {"launch__nnodes": "2:2", "launch__rdzv_endpoint": "10.0.0.1:29500"}),
+    ("check_waiting_used", {
+        "launch__nnodes": 2, "launch__rdzv_endpoint": "10.0.0.1:9", "launch__join_timeout_s": 9.0,
+    }),
 ]  # fmt: skip
 
 

@@ -1,8 +1,8 @@
 """Stands in for ``fsdpq train`` of a trial: writes rows, saves when it is asked to, goes on.
 
-What it does is in the trial's description: words ``key=value``. ``loss`` is the held-out loss at
-the last step, ``step_s`` how long a step takes, ``exit`` its exit code after ``say`` was printed.
-``crash_at`` ends it by SIGKILL there, the first time.
+What it does is in the recipe's description: words ``key=value``. ``loss`` is the held-out loss at
+the last step (``rank+lr`` is their sum in the recipe), ``step_s`` how long a step takes, ``exit``
+its exit code after ``say`` was printed. ``crash_at`` ends it by SIGKILL there, the first time.
 """
 
 from __future__ import annotations
@@ -24,10 +24,11 @@ def main() -> None:
     """Does what the description says."""
     arguments = sys.argv[1:]
     run = Path(arguments[arguments.index("--run-dir") + 1])
-    description = yaml.safe_load(Path(arguments[0]).read_text(encoding="utf-8"))["description"]
-    wanted = dict(word.split("=", 1) for word in description.split())
+    recipe = yaml.safe_load(Path(arguments[0]).read_text(encoding="utf-8"))
+    wanted = dict(word.split("=", 1) for word in recipe["description"].split())
     asked: list[int] = []
-    signal.signal(signal.SIGTERM, lambda number, _: asked.append(number))
+    for each in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(each, lambda number, _: asked.append(number))
     run.mkdir(parents=True, exist_ok=True)
     with (run / "starts.jsonl").open("a") as file:
         seen = {name: os.environ.get(name) for name in ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")}
@@ -41,7 +42,7 @@ def main() -> None:
     done = int(saved.read_text()) if saved.exists() else 0
     write(run / "events.jsonl", {"event": "setup", "total_steps": STEPS})
     for step in range(done, STEPS + 1):
-        loss = float(wanted["loss"]) + (STEPS - step)
+        loss = final_loss(wanted["loss"], recipe) + (STEPS - step)
         if step % EVERY == 0:
             write(run / "metrics.jsonl", {"event": "eval", "step": step, "loss": loss})
         if step:
@@ -54,6 +55,13 @@ def main() -> None:
             saved.write_text(str(step))
             sys.exit(75)
     write(run / "events.jsonl", {"event": "done"})
+
+
+def final_loss(text: str, recipe: dict[str, dict[str, float]]) -> float:
+    """Returns the loss at the last step."""
+    if text == "rank+lr":
+        return recipe["adapter"]["rank"] + float(recipe["optimizer"]["lr"])
+    return float(text)
 
 
 def write(path: Path, row: dict[str, object]) -> None:
