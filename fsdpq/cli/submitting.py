@@ -7,15 +7,17 @@ import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 
 from fsdpq.cli.answers import echo_json, error_fields
 from fsdpq.errors import UsageError
-from fsdpq.launch.screen import Screen
-from fsdpq.recipe.load import LoadedRecipe
 from fsdpq.run_files.paths import RunFiles
+
+if TYPE_CHECKING:  # a verb's help needs none of this
+    from fsdpq.launch.screen import Screen
+    from fsdpq.recipe.load import LoadedRecipe
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
