@@ -13,6 +13,7 @@ import yaml
 
 from fsdpq.cli.main import main
 from fsdpq.launch import ready, run_ranks, train
+from fsdpq.launch.slurm import training_job
 from fsdpq.recipe.root import recipe_schema_text
 from fsdpq.rows.formats import FORMATS
 from fsdpq.run_files.paths import RunFiles
@@ -158,7 +159,7 @@ def fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.setattr(ready, "fetch_inputs", lambda *_args, **_kwargs: inputs)
     monkeypatch.setattr(ready, "prepare_inputs", lambda *_args, **_kwargs: {})
-    monkeypatch.setitem(train.train.__kwdefaults__, "worker", (FAKE_WORKER,))
+    monkeypatch.setitem(train.train_loaded.__kwdefaults__, "worker", (FAKE_WORKER,))
 
 
 @pytest.mark.usefixtures("fetched")
@@ -181,6 +182,19 @@ def test_train_prints_the_run_directory(
     found = json.loads(out)
     assert (found["ok"], found["run_dir"], found["state"]) == (True, "third", "finished")
     assert (found["measures"]["eval_loss"], err) == (2.0, "")
+
+
+def test_a_run_that_becomes_a_job_says_so_as_json(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = (RunFiles(Path("runs/x")), 7)
+    monkeypatch.setattr(training_job, "submit_training", lambda *_args, **_kwargs: job)
+    asked = ("launch.scheduler=slurm", "launch.device=cpu", "--quiet", "--json")
+    main(["train", QUICKSTART, *asked])
+    out, err = capsys.readouterr()
+    told = {"run_dir": "runs/x", "state": "queued", "job": 7, "exit_code": 0}
+    assert json.loads(out) == {"ok": True, "problems": []} | told
+    assert err == ""
 
 
 def fake_run(files: RunFiles, *_args: object, on_row: Any, **_kwargs: object) -> tuple[int, str]:
