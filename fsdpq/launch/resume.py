@@ -27,7 +27,7 @@ from fsdpq.launch.run_ranks import run_ranks
 from fsdpq.launch.runs.lock_file import as_list
 from fsdpq.launch.runs.ownership import owned
 from fsdpq.launch.runs.recorded import RecordedRun, open_recorded
-from fsdpq.launch.runs.run_dir import JOB_FOLDER, newest_run_dir, remove_run
+from fsdpq.launch.runs.run_dir import JOB_FOLDER, clear_run, newest_run_dir
 from fsdpq.launch.runs.saved_run import (
     Change,
     SavedRun,
@@ -255,4 +255,4 @@ def _clear_half_made(files: RunFiles) -> None:
         message = f"`{files.root}` exists and holds no run"
         raise UsageError(message, hint="name another directory with `--run-dir`")
     if files.root.is_dir():
-        remove_run(files)
+        clear_run(files)

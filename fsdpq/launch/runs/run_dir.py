@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from collections.abc import Generator
@@ -48,7 +49,9 @@ def create_run_dir(
             write_whole(files.resolved, resolved.encode())
             write_whole(files.lock, (json.dumps(lock, indent=2) + "\n").encode())
         except BaseException:
-            remove_run(files)
+            clear_run(files)
+            with contextlib.suppress(OSError):  # a job's folder is left in it
+                files.root.rmdir()
             raise
     return files
 
@@ -73,7 +76,7 @@ def reserve_run_dir(recipe: Recipe, run_dir: Path | None = None) -> RunFiles:
         return RunFiles(_make_directory(recipe, run_dir))
 
 
-def remove_run(files: RunFiles) -> None:
+def clear_run(files: RunFiles) -> None:
     """Removes what a run directory holds, but for the folder of a job that works for it."""
     for path in list(files.root.iterdir()):
         if path.name == JOB_FOLDER:
@@ -82,8 +85,6 @@ def remove_run(files: RunFiles) -> None:
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
-    if not any(files.root.iterdir()):
-        files.root.rmdir()
 
 
 def check_run_dir(run_dir: Path) -> None:
