@@ -60,6 +60,7 @@ schema: $(VENV)/.installed-dev  ## Write the JSON Schema and the generated refer
 
 plans: $(VENV)/.installed-dev  ## Write what shipped recipes take by plan, and the outputs in its guide
 	$(BIN)/python scripts/make_plans.py
+	$(BIN)/python scripts/make_scaling.py
 
 schema-check: $(VENV)/.installed-dev  ## Check that the committed schema is what the models say
 	$(BIN)/fsdpq schema | diff - schemas/recipe.schema.json

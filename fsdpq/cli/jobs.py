@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -14,10 +15,14 @@ from fsdpq.cli.options import RunPath, say
 from fsdpq.cli.visible import encodable, visible
 from fsdpq.errors import UsageError
 from fsdpq.run_files.paths import RunFiles
+from fsdpq.run_files.sweep_paths import SweepFiles
+
+if TYPE_CHECKING:
+    from fsdpq.launch.runs.status import JobOf
 
 _POLL_S = 0.5
-_ASK_S = 5.0
-"""Time between two questions about how a run stands, while its logs are followed."""
+_LOOK_S = 2.0
+"""Time between two looks at how a run stands, while its logs are followed."""
 
 
 @click.command("status")
@@ -61,6 +66,7 @@ def logs_command(run: Path, *, rank: int | None, follow: bool, count: int) -> No
     With `--follow`, Ctrl-C leaves the run alone.
     """
     from fsdpq.launch.runs.log_files import LogTail, last_lines, log_files
+    from fsdpq.launch.slurm.run_jobs import AskedNowAndThen
 
     files, tail = _open(run), LogTail()
     found = log_files(files, rank=rank)
@@ -73,11 +79,11 @@ def logs_command(run: Path, *, rank: int | None, follow: bool, count: int) -> No
         raise UsageError(f"`{run}` has printed nothing yet", hint=hint)
     if not follow:
         return
-    asked, active, said = 0.0, True, ""
+    job_of, looked, active, said = AskedNowAndThen(), 0.0, True, ""
     while active:
-        if time.monotonic() - asked > _ASK_S:
-            asked = time.monotonic()
-            active, where = _stands(files)
+        if time.monotonic() - looked > _LOOK_S:
+            looked = time.monotonic()
+            active, where = _stands(files, job_of)
             if where != said and active:
                 say(where)
             said = where
@@ -91,12 +97,17 @@ def logs_command(run: Path, *, rank: int | None, follow: bool, count: int) -> No
 def cancel_command(run: Path) -> None:
     """End the run in the directory RUN, here or in Slurm: its ranks save first.
 
-    A job that waits leaves the queue. What became of the run is printed on stdout.
+    A job that waits leaves the queue. RUN may be a sweep that was submitted: all its tasks end.
+    What became of the run is printed on stdout.
     """
     from fsdpq.cli.screen import open_screen
-    from fsdpq.launch.cancel import cancel_run
+    from fsdpq.launch.cancel import cancel_array, cancel_run
 
-    click.echo(cancel_run(_open(run), screen=open_screen(sys.stderr)))
+    screen = open_screen(sys.stderr)
+    if SweepFiles(run).spec.is_file():
+        click.echo(cancel_array(run, screen=screen))
+    else:
+        click.echo(cancel_run(_open(run), screen=screen))
 
 
 class _Printer:
@@ -127,10 +138,9 @@ def _open(run: Path) -> RunFiles:
     return RunFiles(run)
 
 
-def _stands(files: RunFiles) -> tuple[bool, str]:
+def _stands(files: RunFiles, job_of: JobOf) -> tuple[bool, str]:
     """Returns whether a run will write more, and where it is."""
     from fsdpq.launch.runs.status import read_status
-    from fsdpq.launch.slurm.run_jobs import jobs_of
 
-    status = read_status(files, job_of=jobs_of([files]), with_size=False)
+    status = read_status(files, job_of=job_of, with_size=False)
     return status.is_active, f"{status.state}: {status.where}" if status.where else status.state

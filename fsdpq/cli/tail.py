@@ -38,6 +38,7 @@ def tail_command(run: Path, *, last: int | None, as_json: bool) -> None:
     from fsdpq.cli.screen import open_screen
     from fsdpq.cli.screens.plain import PlainScreen
     from fsdpq.launch.follow import end_of, follow
+    from fsdpq.launch.slurm.run_jobs import AskedNowAndThen
     from fsdpq.run_files.paths import RunFiles
 
     class Rows(PlainScreen):
@@ -53,7 +54,7 @@ def tail_command(run: Path, *, last: int | None, as_json: bool) -> None:
     screen = Rows(sys.stdout) if as_json else open_screen(sys.stdout)
     try:
         screen.follow_run(files)
-        status = follow(files, screen=screen, last=last)
+        status = follow(files, screen=screen, last=last, job_of=AskedNowAndThen())
     except KeyboardInterrupt:
         say(f"the run goes on without this; follow it again: fsdpq tail {shlex.quote(str(run))}")
         raise

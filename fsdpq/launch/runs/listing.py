@@ -9,7 +9,6 @@ from fsdpq.errors import UsageError
 from fsdpq.launch.runs.run_dir import RUNS
 from fsdpq.launch.slurm.files import JobFiles
 from fsdpq.run_files.paths import RunFiles
-from fsdpq.run_files.sweep_paths import SweepFiles
 
 SWEEPS = Path("sweeps")
 
@@ -37,10 +36,7 @@ def list_run_paths() -> list[Path]:
 
 def is_run(path: Path) -> bool:
     """Whether a directory is that of a run, as far as its names tell."""
-    if RunFiles(path).resolved.is_file():
-        return True
-    has_job = JobFiles.of(path).record.is_file()  # it has not started yet
-    return has_job and not SweepFiles(path).spec.is_file()
+    return RunFiles(path).resolved.is_file() or JobFiles.of(path).recipe.is_file()
 
 
 def _search(folder: Path) -> Iterator[Path]:
