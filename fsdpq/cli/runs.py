@@ -58,8 +58,11 @@ def runs_ls(folder: Path | None, *, states: tuple[str, ...], sort: str, as_json:
     from fsdpq.launch.runs.listing import find_runs
     from fsdpq.launch.runs.run_dir import RUNS
     from fsdpq.launch.runs.status import read_status
+    from fsdpq.launch.slurm.run_jobs import jobs_of
 
-    found = [read_status(files) for files in find_runs(folder or RUNS)]
+    runs = find_runs(folder or RUNS)
+    job_of = jobs_of(runs)
+    found = [read_status(files, job_of=job_of) for files in runs]
     shown = [run for run in found if not states or run.state in states]
     shown.sort(key=_ORDERS[sort])
     if as_json:

@@ -13,42 +13,46 @@ from fsdpq.errors import FsdpqError, LaunchError, RunSavedError, RunStoppedError
 from fsdpq.launch.ranks.keeper import resume_hint
 from fsdpq.launch.ranks.torchrun import POLL_S, JsonLinesTail, Row
 from fsdpq.launch.runs.listing import is_run
-from fsdpq.launch.runs.status import JobOf, RunStatus, read_status
+from fsdpq.launch.runs.status import RunJob, RunStatus, read_status
 from fsdpq.launch.runs.trained_run import NAME_A_RUN
 from fsdpq.launch.screen import Screen
+from fsdpq.launch.slurm.run_jobs import jobs_of
 from fsdpq.run_files.paths import RunFiles
 
 LOOK_S = 1.0
 """Time between two looks at how the run stands."""
 
+ASK_S = 5.0
+"""Time between two questions to Slurm."""
+
 _LEFT_OUT = ("memory", "held", "load")
 """Rows of the past that say nothing to somebody who comes later."""
 
 
-def follow(
-    files: RunFiles, *, screen: Screen, last: int | None = None, job_of: JobOf | None = None
-) -> RunStatus:
+def follow(files: RunFiles, *, screen: Screen, last: int | None = None) -> RunStatus:
     """Shows the rows of a run until it has ended; returns how it stands then.
 
     Args:
         files: of the run.
         screen: shows the rows, the last of the past first.
         last: how many of the past, beside the set-up of the run; None is all.
-        job_of: asks a scheduler.
 
     Raises:
         UsageError: there is no such run.
     """
     if not is_run(files.root):
         raise UsageError(f"`{files.root}` is no run directory", hint=NAME_A_RUN)
+    job_of = _Asking(files)
     status = read_status(files, job_of=job_of, with_size=False)
     tails = [JsonLinesTail(path, from_start=True) for path in (files.events, files.metrics)]
     try:
         for row in _choose(list(_read(tails)), last):
             screen.show_row(row)
-        if status.state == "queued":
-            screen.report(f"waiting: {status.where}")
+        told = ""
         while status.is_active:
+            if status.state == "queued" and status.where != told:
+                told = status.where
+                screen.report(f"waiting: {told}")
             looked = time.monotonic()
             while time.monotonic() - looked < LOOK_S:
                 time.sleep(POLL_S)
@@ -85,6 +89,23 @@ def end_of(files: RunFiles, status: RunStatus) -> FsdpqError | None:
     if status.exit_code:
         error.exit_code = type(error.exit_code)(status.exit_code)
     return error
+
+
+class _Asking:
+    """Asks Slurm about the job of one run, every few seconds at most."""
+
+    def __init__(self, files: RunFiles) -> None:
+        self._files = files
+        self._job: RunJob | None = None
+        self._asked: float | None = None
+
+    def __call__(self, files: RunFiles) -> RunJob | None:
+        """Returns the job, None where the run has none."""
+        now = time.monotonic()
+        if self._asked is None or now - self._asked >= ASK_S:
+            self._asked = now
+            self._job = jobs_of([self._files])(files)
+        return self._job
 
 
 def _read(tails: list[JsonLinesTail]) -> Iterator[Row]:

@@ -34,7 +34,7 @@ def cancel_job(
         EnvironmentProblemError: there is no Slurm here, or it refuses.
     """
     files.cancelled.touch()
-    alive = _alive(job_id)
+    alive = live_tasks(job_id)
     if any(facts.phase == "queued" for facts in alive):
         _scancel("--state=PENDING", job_id)
         report(f"job {job_id} is out of the queue")
@@ -43,7 +43,7 @@ def cancel_job(
     _scancel(f"--signal={SAVE_SIGNAL}", job_id)
     report(f"job {job_id} is told to save and end")
     deadline = time.monotonic() + patience_s
-    while _alive(job_id):
+    while live_tasks(job_id):
         if time.monotonic() > deadline:
             report(f"job {job_id} has not ended within {patience_s:.0f} s: ending it")
             _scancel("--verbose", job_id)
@@ -52,7 +52,12 @@ def cancel_job(
     return True
 
 
-def _alive(job_id: int) -> list[JobFacts]:
+def live_tasks(job_id: int) -> list[JobFacts]:
+    """Returns what waits or runs of a job, or of an array.
+
+    Raises:
+        EnvironmentProblemError: there is no Slurm here, or it gives no answer.
+    """
     return [facts for facts in query_jobs([job_id]) if facts.phase in ("queued", "running")]
 
 

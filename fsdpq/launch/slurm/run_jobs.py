@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 
 from fsdpq.errors import EnvironmentProblemError, ExitCode
@@ -10,6 +11,9 @@ from fsdpq.launch.runs.status import JobOf, RunJob
 from fsdpq.launch.slurm.files import JobFiles, read_record
 from fsdpq.launch.slurm.query import JobFacts, query_jobs
 from fsdpq.run_files.paths import RunFiles
+
+ASK_S = 5.0
+"""Time between two questions to Slurm about the same job."""
 
 
 def jobs_of(runs: Sequence[RunFiles]) -> JobOf:
@@ -33,6 +37,21 @@ def jobs_of(runs: Sequence[RunFiles]) -> JobOf:
         for files, number in numbers.items()
     }
     return jobs.get
+
+
+class AskedNowAndThen:
+    """The job of a run that is looked at again and again: Slurm is asked every few seconds."""
+
+    def __init__(self) -> None:
+        self._asked = -ASK_S
+        self._known: RunJob | None = None
+
+    def __call__(self, files: RunFiles) -> RunJob | None:
+        """Returns the job of a run, None where it has none."""
+        if time.monotonic() - self._asked >= ASK_S:
+            self._known = jobs_of([files])(files)
+            self._asked = time.monotonic()
+        return self._known
 
 
 def _as_run_job(files: RunFiles, facts: JobFacts | None, number: int, silence: str) -> RunJob:

@@ -208,6 +208,7 @@ def _job_of(recipe: Recipe, folder: Path, command: tuple[str, ...], submission: 
         command=command,
         options=recipe.launch.slurm,
         num_nodes=recipe.launch.max_nodes,
+        least_nodes=recipe.launch.min_nodes,
         ranks_per_node=ranks_per_node(recipe),
         device=recipe.launch.device if recipe.launch.device == "cpu" else "cuda",
         folder=folder,
