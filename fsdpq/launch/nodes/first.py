@@ -150,12 +150,12 @@ class First:
         start = {"say": "start", "num_nodes": count, "port": port, "resumes": resumes}
         for number, node in numbers.items():
             node.begin(number)
-            node.line.send(start | {"node": number, "address": self._endpoint.address[0]})
+            node.line.send(start | {"node": number})
         if count < self._launch.max_nodes:
             self._screen.report(f"starting on {_machines(count)} of {self._launch.max_nodes}")
         address = self._endpoint.address[0]
-        environment = network_environment(address)
-        return Place(0, count, address, port, address, environment)
+        own = ready[0].line.own_address if ready else address
+        return Place(0, count, address, port, own, network_environment(own))
 
     def check(self, watch: HangWatch) -> None:
         """Looks once at the others, and at the ranks of this machine.

@@ -493,6 +493,12 @@ def test_ranks_keep_to_the_interface_of_the_endpoint(monkeypatch: pytest.MonkeyP
         assert free_port(before) > port
 
 
+def test_a_name_that_leads_to_the_machine_itself_is_listened_to_everywhere() -> None:
+    debian = Endpoint("host-a:29500", socket.AF_INET, ("127.0.1.1", 29500))
+    assert debian.own_host == ""
+    assert dataclasses.replace(debian, address=("10.0.0.1", 29500)).own_host == "10.0.0.1"
+
+
 def test_facts_of_a_newer_version_are_read() -> None:
     ready = settled("127.0.0.1:1")
     facts = facts_of(ready, address="a", process=1, node_rank=None)
