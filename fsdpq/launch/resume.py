@@ -27,7 +27,7 @@ from fsdpq.launch.run_ranks import run_ranks
 from fsdpq.launch.runs.lock_file import as_list
 from fsdpq.launch.runs.ownership import owned
 from fsdpq.launch.runs.recorded import RecordedRun, open_recorded
-from fsdpq.launch.runs.run_dir import JOB_FOLDER, newest_run_dir, remove_run
+from fsdpq.launch.runs.run_dir import JOB_FOLDER, empty_run_dir, newest_run_dir
 from fsdpq.launch.runs.saved_run import (
     Change,
     SavedRun,
@@ -95,7 +95,6 @@ def resume(
     files = RunFiles(run_dir)
     if not files.lock.is_file():
         raise UsageError(f"`{run_dir}` is no run directory", hint=NAME_A_RUN)
-    check_no_job(files)
     recorded = open_recorded(run_dir, trust_remote_code=trust_remote_code)
     loaded = load_for_this_machine(recorded, overrides, screen=screen)
     for notice in loaded.notices:
@@ -177,6 +176,7 @@ def go_on(
         UsageError: it is in use, has no checkpoint, or would become another run.
         FsdpqError: one message for whatever went wrong, with its exit code.
     """
+    check_no_job(files)
     with owned(files, screen=screen):
         run = open_saved_run(files)
         if run.saved is not None or run.finished or not wanted.from_start:
@@ -258,4 +258,4 @@ def _clear_half_made(files: RunFiles) -> None:
         message = f"`{files.root}` exists and holds no run"
         raise UsageError(message, hint="name another directory with `--run-dir`")
     if files.root.is_dir():
-        remove_run(files)
+        empty_run_dir(files)
