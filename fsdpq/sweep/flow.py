@@ -11,6 +11,7 @@ from fsdpq.launch.machine.devices import list_gpus
 from fsdpq.launch.ranks.processes import catch_stop_signals
 from fsdpq.run_files.sweep_paths import SweepFiles
 from fsdpq.run_files.writing import write_whole
+from fsdpq.sweep.array import describe_array
 from fsdpq.sweep.collect import goal_of
 from fsdpq.sweep.frozen import freeze, read_frozen
 from fsdpq.sweep.options import OptunaOptions
@@ -55,6 +56,9 @@ def run_sweep(loaded: LoadedSpec, request: SweepRequest, *, screen: SweepScreen)
     files = sweep_files(loaded, request.out)
     trials = trials_of(files, loaded, request, screen)
     check_trials(loaded, trials)
+    if loaded.spec.scheduler == "slurm" and (told := describe_array(files)):
+        screen.report(told)  # its tasks hold the directory
+        return end_of(files, choose(trials, request.only))
     files.root.mkdir(parents=True, exist_ok=True)
     with owned_sweep(files):
         write_whole(files.spec, dump_spec(_named(loaded), files.root).encode())
