@@ -88,13 +88,19 @@ def test_what_cannot_fit_is_skipped_with_the_reason_and_looked_at_again(files: S
     assert (a.attempts, b.status, b.reason) == (1, "finished", "")
 
 
-def test_a_signal_saves_and_the_next_start_goes_on(files: SweepFiles) -> None:
+@pytest.mark.parametrize("heard", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_saves_and_the_next_start_goes_on(
+    files: SweepFiles, heard: signal.Signals
+) -> None:
     trials = [fake_trial(name, "loss=1 step_s=0.1") for name in "ab"]
     stop = StopSignals()
-    threading.Timer(0.5, stop.note, [signal.SIGTERM]).start()
+    threading.Timer(0.5, stop.note, [heard]).start()
     first = run_fake(files, trials, stop=stop)
     assert [outcome.status for outcome in first] == ["interrupted", "waiting"]
     assert first[0].exit_code == 75
+    # Slurm tells trials too, and what they hear twice they take as "at once".
+    asked = (files.run("a").root / "asked").read_text()
+    assert asked == ("SIGTERM" if heard == signal.SIGUSR1 else "SIGUSR1")
     cut_off_at = max(evaluations_of(files, "a"))
     second = run_fake(files, trials)
     assert [outcome.status for outcome in second] == ["finished", "finished"]
