@@ -218,10 +218,14 @@ def test_cores_are_shared_on_a_cpu_and_one_trial_has_the_machine(
     assert (alone.environment, chosen.environment) == ((), ())
 
 
-def test_more_ranks_than_gpus_is_refused_not_waited_for() -> None:
-    recipe = fake_trial("a", "", device="cuda", nproc_per_node=8).recipe
-    with pytest.raises(UsageError, match="nproc_per_node: 8`, but there are 4 GPUs"):
-        Slots(2, gpus=GPUS, threads_are_set=False).take("a", recipe)
+def test_a_trial_that_never_has_a_place_is_skipped_and_the_others_run(files: SweepFiles) -> None:
+    trials = [
+        fake_trial("big", "loss=1", device="cuda", nproc_per_node=8),
+        fake_trial("small", "loss=1", device="cuda", nproc_per_node=1),
+    ]
+    big, small = run_fake(files, trials, parallel=2, gpus=GPUS)
+    assert (big.status, small.status) == ("skipped", "finished")
+    assert big.reason == "`launch.nproc_per_node` is 8, and there are 4 GPUs"
 
 
 CURVES = [("a", 1.0), ("b", 3.0), ("c", 2.5), ("d", 1.2), ("e", 0.5)]
