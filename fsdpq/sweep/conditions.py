@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from fsdpq.errors import UsageError
+from fsdpq.recipe.describe import suggest
 from fsdpq.sweep.measures import KNOWN, format_measure, is_known
 from fsdpq.sweep.results import Results, TrialResult
 
@@ -92,9 +93,12 @@ def check_measure(name: str) -> None:
         UsageError: the measures that there are.
     """
     if not is_known(name):
-        known = ", ".join(f"`{known}`" for known in KNOWN)
-        hint = f"there are {known}, and `tasks.<task>.<metric>` of evaluations"
-        raise UsageError(f"`{name}` is no measure", hint=hint)
+        others = "and `tasks.<task>.<metric>` of evaluations"
+        hint = f"there are {', '.join(f'`{known}`' for known in KNOWN)}, {others}"
+        guess = suggest(name, KNOWN)
+        raise UsageError(
+            f"`{name}` is no measure", hint=f"did you mean `{guess}`?" if guess else hint
+        )
 
 
 def describe_trial(trial: TrialResult) -> str:
