@@ -8,41 +8,46 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 from fsdpq.errors import FsdpqError, LaunchError, RunSavedError, RunStoppedError, UsageError
 from fsdpq.launch.ranks.keeper import resume_hint
 from fsdpq.launch.ranks.torchrun import POLL_S, JsonLinesTail, Row
 from fsdpq.launch.runs.listing import is_run
-from fsdpq.launch.runs.status import RunJob, RunStatus, read_status
+from fsdpq.launch.runs.status import JobOf, RunStatus, read_status
 from fsdpq.launch.runs.trained_run import NAME_A_RUN
 from fsdpq.launch.screen import Screen
-from fsdpq.launch.slurm.run_jobs import jobs_of
 from fsdpq.run_files.paths import RunFiles
 
 LOOK_S = 1.0
 """Time between two looks at how the run stands."""
 
-ASK_S = 5.0
-"""Time between two questions to Slurm."""
-
 _LEFT_OUT = ("memory", "held", "load")
 """Rows of the past that say nothing to somebody who comes later."""
 
 
-def follow(files: RunFiles, *, screen: Screen, last: int | None = None) -> RunStatus:
+def open_followed(run_dir: Path) -> RunFiles:
+    """Returns the paths of a run, which may wait for its start.
+
+    Raises:
+        UsageError: there is no such run.
+    """
+    if not is_run(run_dir):
+        raise UsageError(f"`{run_dir}` is no run directory", hint=NAME_A_RUN)
+    return RunFiles(run_dir)
+
+
+def follow(
+    files: RunFiles, *, screen: Screen, last: int | None = None, job_of: JobOf | None = None
+) -> RunStatus:
     """Shows the rows of a run until it has ended; returns how it stands then.
 
     Args:
         files: of the run.
         screen: shows the rows, the last of the past first.
         last: how many of the past, beside the set-up of the run; None is all.
-
-    Raises:
-        UsageError: there is no such run.
+        job_of: asks a scheduler.
     """
-    if not is_run(files.root):
-        raise UsageError(f"`{files.root}` is no run directory", hint=NAME_A_RUN)
-    job_of = _Asking(files)
     status = read_status(files, job_of=job_of, with_size=False)
     tails = [JsonLinesTail(path, from_start=True) for path in (files.events, files.metrics)]
     try:
@@ -89,23 +94,6 @@ def end_of(files: RunFiles, status: RunStatus) -> FsdpqError | None:
     if status.exit_code:
         error.exit_code = type(error.exit_code)(status.exit_code)
     return error
-
-
-class _Asking:
-    """Asks Slurm about the job of one run, every few seconds at most."""
-
-    def __init__(self, files: RunFiles) -> None:
-        self._files = files
-        self._job: RunJob | None = None
-        self._asked: float | None = None
-
-    def __call__(self, files: RunFiles) -> RunJob | None:
-        """Returns the job, None where the run has none."""
-        now = time.monotonic()
-        if self._asked is None or now - self._asked >= ASK_S:
-            self._asked = now
-            self._job = jobs_of([self._files])(files)
-        return self._job
 
 
 def _read(tails: list[JsonLinesTail]) -> Iterator[Row]:

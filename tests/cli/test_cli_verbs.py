@@ -195,7 +195,7 @@ def test_a_run_that_becomes_a_job_says_so_as_json(
     asked = ("launch.scheduler=slurm", "launch.device=cpu", "--quiet", "--json")
     main(["train", QUICKSTART, *asked])
     out, err = capsys.readouterr()
-    told = {"run_dir": "runs/x", "state": "queued", "job": 7, "exit_code": 0}
+    told = {"run_dir": "runs/x", "job": 7, "exit_code": 0}
     assert json.loads(out) == {"ok": True, "problems": []} | told
     assert err == ""
 

@@ -154,7 +154,7 @@ def test_runs_are_found_in_directories_of_runs_and_of_sweeps(tmp_path: Path) -> 
     for place in ("sweeps/x", "runs/waits"):  # an array of a sweep; a run that is in the queue
         JobFiles.of(tmp_path / place).folder.mkdir(parents=True)
         JobFiles.of(tmp_path / place).record.write_text("{}")
-    (tmp_path / "sweeps" / "x" / "sweep.yaml").touch()
+    JobFiles.of(tmp_path / "runs" / "waits").recipe.touch()
 
     def names(folder: str) -> list[str]:
         return [files.root.name for files in find_runs(tmp_path / folder)]
