@@ -9,8 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from fsdpq.errors import UsageError
-from fsdpq.recipe.describe import suggest
-from fsdpq.sweep.measures import KNOWN, format_measure, is_known
+from fsdpq.sweep.measures import explain_unknown, format_measure, is_known
 from fsdpq.sweep.results import Results, TrialResult
 
 OPERATORS: dict[str, Callable[[float, float], bool]] = {
@@ -93,12 +92,8 @@ def check_measure(name: str) -> None:
         UsageError: the measures that there are.
     """
     if not is_known(name):
-        others = "and `tasks.<task>.<metric>` of evaluations"
-        hint = f"there are {', '.join(f'`{known}`' for known in KNOWN)}, {others}"
-        guess = suggest(name, KNOWN)
-        raise UsageError(
-            f"`{name}` is no measure", hint=f"did you mean `{guess}`?" if guess else hint
-        )
+        message, hint = explain_unknown(name)
+        raise UsageError(message, hint=hint)
 
 
 def describe_trial(trial: TrialResult) -> str:
