@@ -1,4 +1,4 @@
-"""``fsdpq report``: the page of a run made again, or one page that compares several."""
+"""``fsdpq report``: the page of a run or sweep made again, or one page that compares runs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from urllib.parse import quote
 import click
 
 from fsdpq.cli.answers import echo_json, json_option
-from fsdpq.errors import EnvironmentProblemError
+from fsdpq.errors import EnvironmentProblemError, UsageError
 
 COMPARISON = "comparison.html"
 
@@ -26,14 +26,44 @@ COMPARISON = "comparison.html"
 def report_command(runs: tuple[Path, ...], *, out: Path | None, as_json: bool) -> None:
     """Make the report of RUN again, or compare several runs on one page.
 
+    RUN may also be the directory of a sweep, alone: its results are collected again.
     Runs that still run, failed, or are of an earlier version are shown as far as their files go.
     The page's path is printed on stdout; with --json what it shows, and a page only with --out.
     """
-    content = _report_one(runs[0], out, as_json) if len(runs) == 1 else None
-    if content is None and len(runs) > 1:
+    if any(_is_sweep(run) for run in runs):
+        content = _report_sweep(runs, out, as_json)
+    elif len(runs) == 1:
+        content = _report_one(runs[0], out, as_json)
+    else:
         content = _compare(runs, out, as_json)
     if as_json:
         echo_json(content)
+
+
+def _is_sweep(directory: Path) -> bool:
+    from fsdpq.run_files.sweep_paths import SweepFiles
+
+    files = SweepFiles(directory)
+    return files.spec.is_file() and files.trials.is_file()
+
+
+def _report_sweep(given: Sequence[Path], out: Path | None, as_json: bool) -> dict[str, Any]:
+    from fsdpq.run_files.sweep_paths import SweepFiles
+    from fsdpq.sweep.collect import collect_results, write_results
+
+    files = SweepFiles(next(path for path in given if _is_sweep(path)))
+    if len(given) > 1 or out is not None:
+        message = f"`{files.root}` is a sweep, whose page compares its runs, and lies among them"
+        hint = f"name it alone, without `--out`; or name runs of it: `{files.run('ID').root}`"
+        raise UsageError(message, hint=hint)
+    results = collect_results(files)
+    if not as_json:
+        try:
+            write_results(files, results)
+        except OSError as error:
+            raise _cannot_write(files.page, error) from None
+        click.echo(files.page)
+    return results.as_json()
 
 
 def _report_one(run: Path, out: Path | None, as_json: bool) -> dict[str, Any]:
@@ -91,4 +121,4 @@ def _write(page: Path, html: str, as_json: bool) -> None:
 
 def _cannot_write(page: Path, error: OSError) -> EnvironmentProblemError:
     message = f"`{page}` cannot be written: {error.strerror or error}"
-    return EnvironmentProblemError(message, hint="name another place with `--out FILE`")
+    return EnvironmentProblemError(message, hint="make room, or name another place with `--out`")

@@ -7,14 +7,16 @@ import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 
 from fsdpq.cli.answers import echo_json, error_fields
 from fsdpq.errors import ExitCode, UsageError
-from fsdpq.launch.screen import Screen
-from fsdpq.recipe.load import LoadedRecipe
+
+if TYPE_CHECKING:  # a verb's help needs none of this
+    from fsdpq.launch.screen import Screen
+    from fsdpq.recipe.load import LoadedRecipe
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 

@@ -192,7 +192,9 @@ def go_on(
         _check(run, changes, wanted)
         for change in changes:
             screen.report(f"note: going on as another run: {change.text}")
-        _write(run, settled, inputs, wanted, changes)
+        fresh = settled.describe(inputs)
+        fresh |= {} if nodes is None else {"nodes": nodes.describe()}
+        _write(run, settled, fresh, wanted, changes)
         keep_plan(files, settled, inputs)
         if nodes is not None:
             nodes.take_inputs(inputs)
@@ -219,7 +221,7 @@ def _no_checkpoint(run: SavedRun) -> UsageError:
 def _write(
     run: SavedRun,
     settled: Settled,
-    inputs: dict[str, Any],
+    fresh: dict[str, Any],
     wanted: Continuation,
     changes: list[Change],
 ) -> None:
@@ -227,7 +229,7 @@ def _write(
 
     A run that starts at its first step gets a new lock.
     """
-    fresh, given_anew = settled.describe(inputs), wanted.from_start
+    given_anew = wanted.from_start
     if run.saved is None:
         lock = fresh
     else:
@@ -239,6 +241,7 @@ def _write(
             "forced": [change.as_json() for change in changes],
             "versions": list_versions(run.lock, fresh),
         }
+        entry |= {"nodes": fresh["nodes"]} if "nodes" in fresh else {}
         now = {name: fresh[name] for name in ("inputs", "resolved", "provenance", "auto")}
         lock = {**run.lock, **now, "resumes": [*as_list(run.lock.get("resumes")), entry]}
     write_whole(run.files.lock, (json.dumps(lock, indent=2) + "\n").encode())

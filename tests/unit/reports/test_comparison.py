@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from support.run_dirs import HOSTILE, Tags, write_run
+from support.sweeps import make_trial
+from support.sweeps import write_run as write_sweep_run
+from support.tiny import tiny_recipe
 
 from fsdpq.cli.main import main
 from fsdpq.launch.runs.compared import compare_environments, read_runs
@@ -15,7 +19,11 @@ from fsdpq.reports.comparison import comparison_content
 from fsdpq.reports.comparison_page import count_tokens, render_comparison
 from fsdpq.reports.report import write_report
 from fsdpq.run_files.paths import RunFiles
+from fsdpq.run_files.sweep_paths import SweepFiles
 from fsdpq.run_files.writing import append_json_line
+from fsdpq.sweep.frozen import freeze
+from fsdpq.sweep.outcome import Outcome, write_outcome
+from fsdpq.sweep.trial import Trial, trial_id
 
 
 def compare(*paths: Path) -> tuple[dict, str]:
@@ -171,3 +179,32 @@ def test_what_is_no_run_and_what_cannot_be_written_are_named(
         run("here", "--out", "not/there.html")
     assert ended.value.code == 4
     assert "cannot be written: No such file or directory" in capsys.readouterr().err
+
+
+def test_a_sweep_gets_its_results_and_page_again_and_is_named_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    recipes = [tiny_recipe(adapter={"rank": rank}) for rank in (2, 4)]
+    trials = [
+        Trial(trial_id(recipe, base_dir=tmp_path), recipe, {"adapter.rank": recipe.adapter.rank})
+        for recipe in recipes
+    ]
+    files = SweepFiles(Path("sweep"))
+    freeze(files, trials)
+    files.spec.write_text("sweep: 1\nname: ranks\n")
+    for trial, loss in zip(trials, (1.5, 1.25), strict=True):
+        write_sweep_run(files, replace(make_trial(0, eval_loss=loss), id=trial.id))
+        write_outcome(files, Outcome(trial.id, "finished"))
+    run("sweep")
+    assert capsys.readouterr().out == "sweep/report.html\n"
+    assert "ranks" in files.page.read_text()
+    files.page.unlink()
+    run("sweep", "--json")
+    content = json.loads(capsys.readouterr().out)
+    assert [trial["id"] for trial in content["trials"]] == [trials[1].id, trials[0].id]
+    assert not files.page.exists()
+    with pytest.raises(SystemExit) as ended:
+        run("sweep", files.run(trials[0].id).root)
+    assert ended.value.code == 2
+    assert "`sweep` is a sweep" in capsys.readouterr().err
