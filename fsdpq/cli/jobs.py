@@ -6,23 +6,27 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from fsdpq.cli.answers import echo_json, json_option
-from fsdpq.cli.options import say
+from fsdpq.cli.options import RunPath, say
 from fsdpq.cli.visible import encodable, visible
 from fsdpq.errors import UsageError
 from fsdpq.run_files.paths import RunFiles
+from fsdpq.run_files.sweep_paths import SweepFiles
 
-_RUN = click.Path(path_type=Path)
+if TYPE_CHECKING:
+    from fsdpq.launch.runs.status import JobOf
+
 _POLL_S = 0.5
-_ASK_S = 5.0
-"""Time between two questions about how a run stands, while its logs are followed."""
+_LOOK_S = 2.0
+"""Time between two looks at how a run stands, while its logs are followed."""
 
 
 @click.command("status")
-@click.argument("runs", nargs=-1, type=_RUN, metavar="[RUN]...")
+@click.argument("runs", nargs=-1, type=RunPath(), metavar="[RUN]...")
 @json_option
 def status_command(runs: tuple[Path, ...], *, as_json: bool) -> None:
     """Say how the runs in the directories RUN stand, and what Slurm says about their jobs.
@@ -49,7 +53,7 @@ def status_command(runs: tuple[Path, ...], *, as_json: bool) -> None:
 
 
 @click.command("logs")
-@click.argument("run", type=_RUN)
+@click.argument("run", type=RunPath())
 @click.option("--rank", type=click.IntRange(min=0), help="Only what this rank printed.")
 @click.option("--follow", is_flag=True, help="Go on with what comes, until the run ends.")
 @click.option(
@@ -62,6 +66,7 @@ def logs_command(run: Path, *, rank: int | None, follow: bool, count: int) -> No
     With `--follow`, Ctrl-C leaves the run alone.
     """
     from fsdpq.launch.runs.log_files import LogTail, last_lines, log_files
+    from fsdpq.launch.slurm.run_jobs import AskedNowAndThen
 
     files, tail = _open(run), LogTail()
     found = log_files(files, rank=rank)
@@ -74,11 +79,11 @@ def logs_command(run: Path, *, rank: int | None, follow: bool, count: int) -> No
         raise UsageError(f"`{run}` has printed nothing yet", hint=hint)
     if not follow:
         return
-    asked, active, said = 0.0, True, ""
+    job_of, looked, active, said = AskedNowAndThen(), 0.0, True, ""
     while active:
-        if time.monotonic() - asked > _ASK_S:
-            asked = time.monotonic()
-            active, where = _stands(files)
+        if time.monotonic() - looked > _LOOK_S:
+            looked = time.monotonic()
+            active, where = _stands(files, job_of)
             if where != said and active:
                 say(where)
             said = where
@@ -88,16 +93,21 @@ def logs_command(run: Path, *, rank: int | None, follow: bool, count: int) -> No
 
 
 @click.command("cancel")
-@click.argument("run", type=_RUN)
+@click.argument("run", type=RunPath())
 def cancel_command(run: Path) -> None:
     """End the run in the directory RUN, here or in Slurm: its ranks save first.
 
-    A job that waits leaves the queue. What became of the run is printed on stdout.
+    A job that waits leaves the queue. RUN may be a sweep that was submitted: all its tasks end.
+    What became of the run is printed on stdout.
     """
     from fsdpq.cli.screen import open_screen
-    from fsdpq.launch.cancel import cancel_run
+    from fsdpq.launch.cancel import cancel_array, cancel_run
 
-    click.echo(cancel_run(_open(run), screen=open_screen(sys.stderr)))
+    screen = open_screen(sys.stderr)
+    if SweepFiles(run).spec.is_file():
+        click.echo(cancel_array(run, screen=screen))
+    else:
+        click.echo(cancel_run(_open(run), screen=screen))
 
 
 class _Printer:
@@ -128,10 +138,9 @@ def _open(run: Path) -> RunFiles:
     return RunFiles(run)
 
 
-def _stands(files: RunFiles) -> tuple[bool, str]:
+def _stands(files: RunFiles, job_of: JobOf) -> tuple[bool, str]:
     """Returns whether a run will write more, and where it is."""
     from fsdpq.launch.runs.status import read_status
-    from fsdpq.launch.slurm.run_jobs import jobs_of
 
-    status = read_status(files, job_of=jobs_of([files]), with_size=False)
+    status = read_status(files, job_of=job_of, with_size=False)
     return status.is_active, f"{status.state}: {status.where}" if status.where else status.state

@@ -148,11 +148,11 @@ cli.add_command(recipes_group)
 cli.add_command(report_command)
 cli.add_command(reproduce_command)
 cli.add_command(resume_command)
+cli.add_command(status_command)
 cli.add_command(sweep_command)
 cli.add_command(runs_group)
 cli.add_command(tail_command)
 cli.add_command(train_command)
-cli.add_command(status_command)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

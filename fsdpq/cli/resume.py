@@ -52,8 +52,7 @@ def resume_command(
     screen = open_screen(sys.stderr, quiet=quiet)
     warn_of_code(trust_remote_code)
     with summed_up(screen, as_json=as_json):
-        trusts = trust_remote_code
-        if slurm.submit_resume(run, overrides, force=force, trust=trusts, screen=screen):
+        if slurm.submit_resume(run, overrides, force=force, screen=screen):
             return
         files = resume(
             run,

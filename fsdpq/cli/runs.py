@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 _STATES = ("queued", "starting", "running", "finished", "failed", "saved", "stopped", "lost")
 _HEADINGS = ("run", "state", "step", "loss", "held-out", "best", "size", "updated")
+_LEFT_OUT_FIRST = ("size", "held-out", "loss", "updated", "best", "step")
+"""Columns that a narrow terminal has no room for."""
 
 _ORDERS: dict[str, Callable[[RunStatus], Any]] = {
     "updated": lambda run: -(run.updated or run.started or 0.0),
@@ -55,11 +58,15 @@ def runs_ls(folder: Path | None, *, states: tuple[str, ...], sort: str, as_json:
     held-out loss. A run is `saved` where it was stopped and `fsdpq resume` goes on, `stopped` where
     there is no checkpoint, and `lost` where its launcher was killed.
     """
+    from fsdpq.cli.screens.bar import line_width
     from fsdpq.launch.runs.listing import find_runs
     from fsdpq.launch.runs.run_dir import RUNS
     from fsdpq.launch.runs.status import read_status
+    from fsdpq.launch.slurm.run_jobs import jobs_of
 
-    found = [read_status(files) for files in find_runs(folder or RUNS)]
+    runs = find_runs(folder or RUNS)
+    job_of = jobs_of(runs)
+    found = [read_status(files, job_of=job_of) for files in runs]
     shown = [run for run in found if not states or run.state in states]
     shown.sort(key=_ORDERS[sort])
     if as_json:
@@ -69,16 +76,18 @@ def runs_ls(folder: Path | None, *, states: tuple[str, ...], sort: str, as_json:
         of = f" that are {' or '.join(states)}" if states else ""
         click.echo(f"there are no runs{of} in {folder or RUNS}", err=True)
         return
-    for line in render_runs(shown, now=time.time()):
+    width = line_width(sys.stdout) if sys.stdout.isatty() else None
+    for line in render_runs(shown, now=time.time(), width=width):
         click.echo(line)
 
 
-def render_runs(runs: Sequence[RunStatus], *, now: float) -> list[str]:
+def render_runs(runs: Sequence[RunStatus], *, now: float, width: int | None = None) -> list[str]:
     """Returns the table of some runs.
 
     Args:
         runs: at least one.
         now: seconds since the epoch.
+        width: characters that a line may have; columns are left out. None is any number.
     """
     from fsdpq.run_files.amounts import format_bytes
 
@@ -95,7 +104,13 @@ def render_runs(runs: Sequence[RunStatus], *, now: float) -> list[str]:
         )
         for run in runs
     ]
-    return list(render_table([_HEADINGS, *rows]))
+    columns = dict(zip(_HEADINGS, zip(_HEADINGS, *rows, strict=True), strict=True))
+    for heading in _LEFT_OUT_FIRST:
+        lines = list(render_table(zip(*columns.values(), strict=True)))
+        if width is None or max(map(len, lines)) <= width:
+            return lines
+        del columns[heading]
+    return list(render_table(zip(*columns.values(), strict=True)))
 
 
 def format_age(moment: float | None, *, now: float) -> str:

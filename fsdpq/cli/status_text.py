@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator, Sequence
 
+from fsdpq.cli.render import clean, render_table
 from fsdpq.launch.runs.pace import seconds_left
 from fsdpq.launch.runs.status import RunStatus
 
 
 def describe_run(status: RunStatus) -> Iterator[str]:
     """Yields the lines about one run: state and place, steps, losses, what ended it."""
-    yield f"{status.root}"
+    yield clean(str(status.root))
     where = f" ({status.where})" if status.where else ""
     phase = f", {status.phase}" if status.is_active and status.phase else ""
     yield f"  state   {status.state}{phase}{where}"
@@ -37,7 +39,7 @@ def describe_run(status: RunStatus) -> Iterator[str]:
     if status.updated is not None:
         yield f"  wrote   {duration(time.time() - status.updated)} ago"
     if status.error:
-        yield f"  error   {status.error}"
+        yield f"  error   {clean(status.error)}"
 
 
 def list_active(stands: Sequence[RunStatus]) -> Iterator[str]:
@@ -45,20 +47,17 @@ def list_active(stands: Sequence[RunStatus]) -> Iterator[str]:
     active = [status for status in stands if status.is_active]
     rows = [
         (
-            str(status.root),
+            clean(os.path.relpath(status.root)),
             status.state,
             f"{status.step}/{status.total_steps or '?'}",
             "" if status.train_loss is None else f"{status.train_loss:.4f}",
-            status.where,
+            clean(status.where),
         )
         for status in active
     ]
     if rows:
         rows.insert(0, ("run", "state", "step", "loss", "where"))
-        widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-        for row in rows:
-            cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-            yield "  ".join(cells).rstrip()
+        yield from render_table(rows)
     others = len(stands) - len(active)
     runs = "1 other run is" if others == 1 else f"{others} other runs are"
     if not active:

@@ -7,14 +7,16 @@ import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 
-from fsdpq.errors import UsageError
-from fsdpq.launch.screen import Screen
-from fsdpq.recipe.load import LoadedRecipe
-from fsdpq.run_files.paths import RunFiles
+from fsdpq.cli.answers import echo_json, error_fields
+from fsdpq.errors import ExitCode, UsageError
+
+if TYPE_CHECKING:  # a verb's help needs none of this
+    from fsdpq.launch.screen import Screen
+    from fsdpq.recipe.load import LoadedRecipe
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -26,10 +28,14 @@ class SlurmChoice:
     Attributes:
         prints: show the batch script instead of submitting it.
         setup: file of shell lines that come first; None is the user's own, where there is one.
+        trust_remote_code: let the ranks run the model's code.
+        as_json: print one JSON document instead of a run directory, or of the script.
     """
 
     prints: bool = False
     setup: Path | None = None
+    trust_remote_code: bool = False
+    as_json: bool = False
 
     def submit(
         self,
@@ -38,7 +44,6 @@ class SlurmChoice:
         run_dir: Path | None,
         screen: Screen,
         smoke: bool = False,
-        trust: bool = False,
     ) -> bool:
         """Gives a run to Slurm where its recipe says so; returns whether it does.
 
@@ -49,7 +54,6 @@ class SlurmChoice:
             run_dir: as given.
             screen: shows what happens.
             smoke: a smoke run starts here, whatever the recipe says.
-            trust: let the ranks run the model's code.
 
         Raises:
             UsageError: something was asked of Slurm, and the recipe starts its ranks here.
@@ -58,19 +62,25 @@ class SlurmChoice:
         if loaded.recipe.launch.scheduler != "slurm" or smoke:
             self.check_used()
             return False
-        from fsdpq.launch.slurm.training_job import Submission, show_training_job, submit_training
+        from fsdpq.launch.slurm import training_job as jobs
 
-        submission = Submission(self.setup, trust)
+        submission = jobs.Submission(self.setup, self.trust_remote_code)
         if self.prints:
-            click.echo(show_training_job(loaded, submission, run_dir=run_dir), nl=False)
+            _echo_script(
+                jobs.show_training_job(loaded, submission, run_dir=run_dir), as_json=self.as_json
+            )
             return True
-        files, number = submit_training(loaded, submission, screen=screen, run_dir=run_dir)
-        report_job(files, number, screen)
-        click.echo(files.root)
+        files, number = jobs.submit_training(loaded, submission, screen=screen, run_dir=run_dir)
+        _echo_job(files.root, number, screen, as_json=self.as_json)
         return True
 
     def submit_resume(
-        self, run: Path, overrides: Sequence[str], *, force: bool, trust: bool, screen: Screen
+        self,
+        run: Path,
+        overrides: Sequence[str],
+        *,
+        force: bool,
+        screen: Screen,
     ) -> bool:
         """Lets Slurm go on with a run where an override says so; returns whether it does.
 
@@ -78,7 +88,6 @@ class SlurmChoice:
             run: its directory.
             overrides: ``launch.scheduler=slurm`` among them asks for it.
             force: go on although it becomes another run.
-            trust: let the ranks run the model's code.
             screen: shows what happens.
 
         Raises:
@@ -88,15 +97,15 @@ class SlurmChoice:
         if "launch.scheduler=slurm" not in overrides:
             self.check_used()
             return False
-        from fsdpq.launch.slurm.training_job import Submission, show_resume_job, submit_resume
+        from fsdpq.launch.slurm import training_job as jobs
 
-        submission = Submission(self.setup, trust)
+        submission = jobs.Submission(self.setup, self.trust_remote_code)
         if self.prints:
-            click.echo(show_resume_job(run, overrides, submission, force=force), nl=False)
+            script = jobs.show_resume_job(run, overrides, submission, force=force)
+            _echo_script(script, as_json=self.as_json)
             return True
-        number = submit_resume(run, overrides, submission, force=force)
-        report_job(RunFiles(run), number, screen)
-        click.echo(run)
+        number = jobs.submit_resume(run, overrides, submission, force=force)
+        _echo_job(run, number, screen, as_json=self.as_json)
         return True
 
     def check_used(self) -> None:
@@ -112,7 +121,10 @@ class SlurmChoice:
 
 
 def slurm_options(function: Function) -> Function:
-    """Adds ``--print`` and ``--slurm-setup`` to a verb, as one argument ``slurm``."""
+    """Adds ``--print`` and ``--slurm-setup`` to a verb, as one argument ``slurm``.
+
+    What `trust_option` and `screen_options` give is in it too, where the verb has them.
+    """
 
     @click.option(
         "--print", "prints", is_flag=True,
@@ -125,13 +137,28 @@ def slurm_options(function: Function) -> Function:
     )  # fmt: skip
     @functools.wraps(function)
     def with_choice(*arguments: Any, prints: bool, setup: Path | None, **others: Any) -> Any:
-        return function(*arguments, slurm=SlurmChoice(prints, setup), **others)
+        choice = SlurmChoice(
+            prints, setup, bool(others.get("trust_remote_code")), bool(others.get("as_json"))
+        )
+        return function(*arguments, slurm=choice, **others)
 
     return cast("Function", with_choice)
 
 
-def report_job(files: RunFiles, number: int, screen: Screen) -> None:
-    """Says which job a run became, and how to look at it."""
-    run = shlex.quote(str(files.root))
+def _echo_script(script: str, *, as_json: bool) -> None:
+    if as_json:
+        echo_json(error_fields(None) | {"exit_code": int(ExitCode.OK), "script": script})
+    else:
+        click.echo(script, nl=False)
+
+
+def _echo_job(run_dir: Path, number: int, screen: Screen, *, as_json: bool) -> None:
+    """Says which job a run became, and how to look at it; the run directory goes to stdout."""
+    run = shlex.quote(str(run_dir))
     screen.report(f"submitted job {number}: `fsdpq status {run}` says how it stands,")
     screen.report(f"`fsdpq logs {run} --follow` shows what it prints, `fsdpq cancel {run}` ends it")
+    if as_json:
+        job = {"exit_code": int(ExitCode.OK), "run_dir": str(run_dir), "job": number}
+        echo_json(error_fields(None) | job)
+    else:
+        click.echo(run_dir)

@@ -117,7 +117,7 @@ def conclude_sweep(end: SweepEnd, ci: CiRequest, *, quiet: bool, as_json: bool) 
     if not quiet:
         width = min(shutil.get_terminal_size((100, 24)).columns, MAX_WIDTH)
         for line in ("", *render_leaderboard(results, width=width), ""):
-            say(line)
+            say(click.unstyle(line) if ci.ci else line)
         for line in _what_next(end):
             say(line)
     verdict = conclude(end.files, results, ci)

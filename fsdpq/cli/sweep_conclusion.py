@@ -11,6 +11,7 @@ import click
 from fsdpq.cli.options import say
 from fsdpq.cli.render import clean, render_notice, render_table
 from fsdpq.cli.sweep_verdict import CiRequest
+from fsdpq.errors import EnvironmentProblemError
 from fsdpq.run_files.sweep_paths import SweepFiles
 from fsdpq.run_files.writing import write_whole
 from fsdpq.sweep.baseline import Comparison
@@ -35,11 +36,11 @@ def conclude(files: SweepFiles, results: Results, request: CiRequest) -> Verdict
         request: what the user asked for.
 
     Raises:
-        OSError: a file cannot be written.
+        EnvironmentProblemError: a file cannot be written.
     """
     verdict = judge(results, request.wanted)
     for line in render_verdict(verdict):
-        say(line)
+        say(click.unstyle(line) if request.ci else line)
     junit = request.junit or (files.junit if request.ci else None)
     summary = request.summary or (files.summary if request.ci else None)
     if junit is not None:
@@ -51,8 +52,7 @@ def conclude(files: SweepFiles, results: Results, request: CiRequest) -> Verdict
         for line in _annotations(results, verdict):
             say(line)
         if page := os.environ.get("GITHUB_STEP_SUMMARY"):
-            with Path(page).open("a", encoding="utf-8") as file:
-                file.write(text)
+            _write(Path(page), text.encode(), append=True)
     return verdict
 
 
@@ -89,9 +89,16 @@ def _cut(lines: list[str]) -> Iterator[str]:
         yield f"  and {len(lines) - MOST_LINES} more"
 
 
-def _write(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, content)
+def _write(path: Path, content: bytes, *, append: bool = False) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if append:
+            with path.open("ab") as file:
+                file.write(content)
+        else:
+            write_whole(path, content)
+    except OSError as error:
+        raise EnvironmentProblemError(f"`{path}` cannot be written: {error.strerror}") from None
 
 
 def _annotations(results: Results, verdict: Verdict) -> Iterator[str]:

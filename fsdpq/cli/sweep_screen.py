@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, TextIO
 import click
 
 from fsdpq.cli.render import clean, wants_color
+from fsdpq.cli.screens.bar import in_notebook
 from fsdpq.launch.ranks.torchrun import Row
 from fsdpq.run_files.amounts import format_duration
 from fsdpq.sweep.outcome import Outcome
@@ -40,7 +41,7 @@ def open_sweep_screen(
     if quiet:
         return QuietSweepScreen(stream)
     is_terminal = stream.isatty() and os.environ.get("TERM") not in ("dumb", "unknown")
-    if is_terminal and not plain and not os.environ.get("CI"):
+    if is_terminal and not plain and not os.environ.get("CI") and not in_notebook():
         return LiveSweepScreen(stream)
     return PlainSweepScreen(stream)
 

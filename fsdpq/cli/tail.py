@@ -37,8 +37,8 @@ def tail_command(run: Path, *, last: int | None, as_json: bool) -> None:
     """
     from fsdpq.cli.screen import open_screen
     from fsdpq.cli.screens.plain import PlainScreen
-    from fsdpq.launch.follow import end_of, follow
-    from fsdpq.run_files.paths import RunFiles
+    from fsdpq.launch.follow import end_of, follow, open_followed
+    from fsdpq.launch.slurm.run_jobs import AskedNowAndThen
 
     class Rows(PlainScreen):
         """Prints rows as they are."""
@@ -49,11 +49,11 @@ def tail_command(run: Path, *, last: int | None, as_json: bool) -> None:
         def _print(self, text: str) -> None:
             del text
 
-    files = RunFiles(run)
+    files = open_followed(run)
     screen = Rows(sys.stdout) if as_json else open_screen(sys.stdout)
     try:
         screen.follow_run(files)
-        status = follow(files, screen=screen, last=last)
+        status = follow(files, screen=screen, last=last, job_of=AskedNowAndThen())
     except KeyboardInterrupt:
         say(f"the run goes on without this; follow it again: fsdpq tail {shlex.quote(str(run))}")
         raise

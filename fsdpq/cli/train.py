@@ -62,9 +62,7 @@ def train_command(  # noqa: PLR0913  one argument an option
     warn_of_code(trust_remote_code)
     with summed_up(screen, as_json=as_json):
         loaded = load_recipe(recipe, overrides, base_dir=base_dir)
-        if slurm.submit(
-            loaded, run_dir=run_dir, screen=screen, smoke=smoke, trust=trust_remote_code
-        ):
+        if slurm.submit(loaded, run_dir=run_dir, screen=screen, smoke=smoke):
             return
         files = train_loaded(
             loaded,

@@ -7,6 +7,7 @@ import shlex
 import signal
 import socket
 import time
+from pathlib import Path
 
 import psutil
 
@@ -15,9 +16,8 @@ from fsdpq.launch.ranks.keeper import resume_hint
 from fsdpq.launch.runs.launcher_record import LauncherRecord, read_launcher
 from fsdpq.launch.runs.status import RunStatus, read_status
 from fsdpq.launch.screen import Screen
-from fsdpq.launch.slurm.cancel import cancel_job
+from fsdpq.launch.slurm.cancel import cancel_job, live_tasks
 from fsdpq.launch.slurm.files import JobFiles, read_record
-from fsdpq.launch.slurm.query import query_jobs
 from fsdpq.launch.slurm.run_jobs import jobs_of
 from fsdpq.run_files.paths import RunFiles
 
@@ -45,9 +45,7 @@ def cancel_run(files: RunFiles, *, screen: Screen, patience_s: float = PATIENCE_
     """
     job_files = JobFiles.of(files.root)
     record = read_record(job_files)
-    if record is not None and any(
-        facts.phase in ("queued", "running") for facts in query_jobs([record.id])
-    ):
+    if record is not None and live_tasks(record.id):
         cancel_job(job_files, record.id, report=screen.report, patience_s=patience_s)
         return _outcome(files)
     status = read_status(files, with_size=False)
@@ -57,6 +55,28 @@ def cancel_run(files: RunFiles, *, screen: Screen, patience_s: float = PATIENCE_
         raise UsageError(f"nothing is at work in `{files.root}`: it is {status.state}", hint=hint)
     _end_launcher(files, launcher, screen, patience_s)
     return _outcome(files)
+
+
+def cancel_array(directory: Path, *, screen: Screen, patience_s: float = PATIENCE_S) -> str:
+    """Ends all tasks of the job array of a sweep, and returns what became of them, in a sentence.
+
+    Args:
+        directory: of the sweep.
+        screen: shows what happens.
+        patience_s: how long trials may take to save.
+
+    Raises:
+        UsageError: the sweep has no job, or none of its tasks waits or runs.
+        EnvironmentProblemError: there is no Slurm here, or it gives no answer.
+    """
+    files = JobFiles.of(directory)
+    record = read_record(files)
+    if record is None or not (alive := live_tasks(record.id)):
+        hint = f"`fsdpq sweep {shlex.quote(str(directory))}` shows how its trials stand"
+        raise UsageError(f"no job of `{directory}` waits or runs", hint=hint)
+    cancel_job(files, record.id, report=screen.report, patience_s=patience_s)
+    tasks = "1 task" if len(alive) == 1 else f"{len(alive)} tasks"
+    return f"`{directory}`: {tasks} of job {record.id} ended; the sweep goes on from what is saved"
 
 
 def _end_launcher(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 from fsdpq.errors import FsdpqError, LaunchError, RunSavedError, RunStoppedError, UsageError
 from fsdpq.launch.ranks.keeper import resume_hint
@@ -25,6 +26,17 @@ _LEFT_OUT = ("memory", "held", "load")
 """Rows of the past that say nothing to somebody who comes later."""
 
 
+def open_followed(run_dir: Path) -> RunFiles:
+    """Returns the paths of a run, which may wait for its start.
+
+    Raises:
+        UsageError: there is no such run.
+    """
+    if not is_run(run_dir):
+        raise UsageError(f"`{run_dir}` is no run directory", hint=NAME_A_RUN)
+    return RunFiles(run_dir)
+
+
 def follow(
     files: RunFiles, *, screen: Screen, last: int | None = None, job_of: JobOf | None = None
 ) -> RunStatus:
@@ -35,20 +47,17 @@ def follow(
         screen: shows the rows, the last of the past first.
         last: how many of the past, beside the set-up of the run; None is all.
         job_of: asks a scheduler.
-
-    Raises:
-        UsageError: there is no such run.
     """
-    if not is_run(files.root):
-        raise UsageError(f"`{files.root}` is no run directory", hint=NAME_A_RUN)
     status = read_status(files, job_of=job_of, with_size=False)
     tails = [JsonLinesTail(path, from_start=True) for path in (files.events, files.metrics)]
     try:
         for row in _choose(list(_read(tails)), last):
             screen.show_row(row)
-        if status.state == "queued":
-            screen.report(f"waiting: {status.where}")
+        told = ""
         while status.is_active:
+            if status.state == "queued" and status.where != told:
+                told = status.where
+                screen.report(f"waiting: {told}")
             looked = time.monotonic()
             while time.monotonic() - looked < LOOK_S:
                 time.sleep(POLL_S)

@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import yaml
 
-from fsdpq.errors import UsageError
+from fsdpq.errors import EnvironmentProblemError, UsageError
 from fsdpq.launch.runs.lock_file import as_mapping
 from fsdpq.run_files.sweep_paths import SweepFiles
 from fsdpq.sweep.frozen import read_frozen
@@ -54,11 +54,16 @@ def write_results(files: SweepFiles, results: Results) -> None:
     """Writes ``results.csv``, ``results.json``, ``best.yaml`` and the page, each whole.
 
     Raises:
-        OSError: the directory cannot be written.
+        EnvironmentProblemError: the directory cannot be written.
     """
-    write_tables(files, results)
-    write_best(files, results)
-    write_page(files, results)
+    try:
+        write_tables(files, results)
+        write_best(files, results)
+        write_page(files, results)
+    except OSError as error:
+        message = f"the results in `{files.root}` cannot be written: {error.strerror}"
+        hint = f"what was trained is there: `fsdpq sweep {files.root}` writes them again"
+        raise EnvironmentProblemError(message, hint=hint) from None
 
 
 def _read_spec(files: SweepFiles) -> Mapping[str, Any]:

@@ -83,7 +83,7 @@ def build_columns(results: Results, *, most: int | None = None) -> list[Column]:
         cells = tuple(setting_text(trial.settings.get(key)) for trial in trials)
         columns.append(Column("setting", key, titles[key], cells))
     for name in _shown_measures(results):
-        cells = tuple(format_measure(name, trial.measures.get(name)) for trial in trials)
+        cells = tuple(_cell(name, trial) for trial in trials)
         columns.append(Column("measure", name, name.removeprefix("tasks."), cells))
     return columns
 
@@ -125,14 +125,17 @@ def counts_line(results: Results) -> str:
 
 def _shown_measures(results: Results) -> Iterator[str]:
     """Yields the goal's measure, and of the others those that differ between trials."""
+    last = [_cell("eval_loss", trial) for trial in results.trials]
     for name in results.measured:
-        values = {trial.measures.get(name) for trial in results.trials}
+        cells = [_cell(name, trial) for trial in results.trials]
         wanted = name in SHOWN or name.startswith("tasks.")
-        repeats = name == "best_eval_loss" and all(
-            trial.measures.get(name) == trial.measures.get("eval_loss") for trial in results.trials
-        )
-        if name == results.goal.measure or (wanted and len(values) > 1 and not repeats):
+        repeats = name == "best_eval_loss" and cells == last
+        if name == results.goal.measure or (wanted and len(set(cells)) > 1 and not repeats):
             yield name
+
+
+def _cell(measure: str, trial: TrialResult) -> str:
+    return format_measure(measure, trial.measures.get(measure))
 
 
 def _shortest(key: str, others: Sequence[str]) -> str:

@@ -12,6 +12,7 @@ from fsdpq.errors import Location, Problem
 from fsdpq.recipe.describe import Section, list_words
 from fsdpq.sweep.grammar import Parameter, Patterns, parse_sweeps, write_patterns
 
+MAX_RECIPES = 1000
 ENDINGS = (".yaml", ".yml")
 
 
@@ -80,6 +81,8 @@ def _find(entry: str, base_dir: Path, besides: Path | None) -> tuple[list[str], 
     if problems:
         return [], problems[0].message, problems[0].hint
     patterns = parsed[0].patterns or Patterns(())
+    if any("**" in pattern for pattern in patterns.include):
+        return [], f"`{entry}` would look through whole directories", "leave the `**` out"
     names = sorted(
         {name for pattern in patterns.include for name in _files(pattern, base_dir)}
         - {name for name in _files("*", base_dir) if besides and name == besides.name}
@@ -88,6 +91,9 @@ def _find(entry: str, base_dir: Path, besides: Path | None) -> tuple[list[str], 
     if not names:
         hint = "a pattern is relative to the sweep's file" if besides else "check the pattern"
         return [], f"`{entry}` finds no recipe", hint
+    if len(names) > MAX_RECIPES:
+        message = f"`{entry}` finds {len(names)} recipes, more than {MAX_RECIPES}"
+        return [], message, "name fewer"
     return names, "", ""
 
 

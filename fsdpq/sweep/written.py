@@ -71,8 +71,7 @@ def train_command(trial: TrialResult) -> str:
 
     A recipe below the current directory is named from there: pages are passed on.
     """
-    overrides = [text for text in trial.overrides if not text.startswith("recipe=")]
-    return shlex.join(["fsdpq", "train", str(_from_here(trial.source)), *overrides])
+    return shlex.join(["fsdpq", "train", str(_from_here(trial.source)), *trial.overrides])
 
 
 def plain_text(value: Any) -> str:

@@ -18,9 +18,11 @@ from support.terminals import Terminal, shown
 from support.told_runs import START, ToldRun
 
 from fsdpq.cli.main import cli, main
-from fsdpq.cli.runs import format_age
+from fsdpq.cli.runs import format_age, render_runs
 from fsdpq.errors import FsdpqError, RunSavedError
+from fsdpq.launch.runs.listing import find_runs
 from fsdpq.launch.runs.ownership import owned
+from fsdpq.launch.runs.status import read_status
 
 GO_ON = "go on from step 1 with `fsdpq resume runs/live`"
 
@@ -77,6 +79,18 @@ def test_runs_are_filtered_and_sorted(fsdpq: Ended) -> None:
     assert out.splitlines()[1].startswith("runs/done")
     code, out, err = fsdpq("runs", "ls", "--state", "running")
     assert (code, out, err) == (0, "", "there are no runs that are running in runs\n")
+
+
+def test_a_narrow_terminal_gets_fewer_columns() -> None:
+    runs = [read_status(files) for files in find_runs(Path("runs"))]
+    headings = {
+        width: render_runs(runs, now=START + 9, width=width)[0].split() for width in (None, 60, 20)
+    }
+    assert headings[None] == [
+        "run", "state", "step", "loss", "held-out", "best", "size", "updated",
+    ]  # fmt: skip
+    assert headings[60] == ["run", "state", "step", "loss", "best", "updated"]
+    assert headings[20] == ["run", "state"]
 
 
 def test_runs_of_a_sweep_and_json(fsdpq: Ended) -> None:

@@ -13,6 +13,7 @@ import yaml
 
 from fsdpq.cli.main import main
 from fsdpq.launch import ready, run_ranks, train
+from fsdpq.launch.slurm import training_job
 from fsdpq.recipe.root import recipe_schema_text
 from fsdpq.rows.formats import FORMATS
 from fsdpq.run_files.paths import RunFiles
@@ -26,6 +27,7 @@ HEAVY = ("torch", "transformers", "peft", "bitsandbytes", "datasets", "accelerat
 IMPORT_CHECK = f"""
 import sys
 from fsdpq.cli.main import cli
+print("EARLY", sorted({{"pydantic", "yaml", "psutil"}} & set(sys.modules)))
 for arguments in (
     ["--help"], ["train", "--help"], ["--version"], ["kinds"], ["kinds", "model"], ["schema"],
     ["validate", {QUICKSTART!r}, "adapter.rank=8"], ["show", {QUICKSTART!r}],
@@ -55,7 +57,9 @@ def test_front_half_never_imports_torch() -> None:
         [sys.executable, "-c", IMPORT_CHECK], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] == "HEAVY []"
+    lines = done.stdout.splitlines()
+    assert lines[0] == "EARLY []", "`--help` and the shell's completion need no recipe"
+    assert lines[-1] == "HEAVY []"
 
 
 def _cpu_seconds(command: list[str]) -> float:
@@ -158,7 +162,7 @@ def fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.setattr(ready, "fetch_inputs", lambda *_args, **_kwargs: inputs)
     monkeypatch.setattr(ready, "prepare_inputs", lambda *_args, **_kwargs: {})
-    monkeypatch.setitem(train.train.__kwdefaults__, "worker", (FAKE_WORKER,))
+    monkeypatch.setitem(train.train_loaded.__kwdefaults__, "worker", (FAKE_WORKER,))
 
 
 @pytest.mark.usefixtures("fetched")
@@ -181,6 +185,19 @@ def test_train_prints_the_run_directory(
     found = json.loads(out)
     assert (found["ok"], found["run_dir"], found["state"]) == (True, "third", "finished")
     assert (found["measures"]["eval_loss"], err) == (2.0, "")
+
+
+def test_a_run_that_becomes_a_job_says_so_as_json(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = (RunFiles(Path("runs/x")), 7)
+    monkeypatch.setattr(training_job, "submit_training", lambda *_args, **_kwargs: job)
+    asked = ("launch.scheduler=slurm", "launch.device=cpu", "--quiet", "--json")
+    main(["train", QUICKSTART, *asked])
+    out, err = capsys.readouterr()
+    told = {"run_dir": "runs/x", "job": 7, "exit_code": 0}
+    assert json.loads(out) == {"ok": True, "problems": []} | told
+    assert err == ""
 
 
 def fake_run(files: RunFiles, *_args: object, on_row: Any, **_kwargs: object) -> tuple[int, str]:

@@ -27,6 +27,7 @@ optimizer: {{kind: adamw, lr: 1e-2}}
 lr_scheduler: {{kind: constant}}
 training: {{steps: 8, global_batch_size: 8, micro_batch_size: 2, seed: 3}}
 checkpoint: {{interval: 4}}
+export: {{verify: false}}
 launch:
   device: cpu
   nproc_per_node: 2

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import make_plans
+import make_scaling
 import pytest
 
 from fsdpq.plan.result import Plan
@@ -43,6 +44,28 @@ def test_the_outputs_in_the_docs_are_fresh(path: Path) -> None:
     committed = path.read_text(encoding="utf-8")
     assert committed == make_plans.with_outputs(committed), "run `make plans`"
     assert path.name == "README.md" or committed.count("$ fsdpq plan") == 4
+
+
+def test_the_page_about_many_machines_is_fresh() -> None:
+    committed = make_scaling.PAGE.read_text(encoding="utf-8")
+    assert committed == make_scaling.with_tables(committed), "run `make plans`"
+    assert make_scaling.PICTURE.read_text(encoding="utf-8") == make_scaling.picture()
+
+
+@pytest.mark.parametrize("load", make_scaling.LOADS, ids=lambda load: load.name)
+def test_bytes_between_machines_follow_the_formula(load: make_scaling.Load) -> None:
+    """The formulas of the page, from what one machine gathers and reduces."""
+    gathered, reduced = (
+        getattr(make_scaling.step(load, "full_shard", 8).traffic, name)
+        for name in ("gathered", "reduced")
+    )
+    full = make_scaling.step(load, "full_shard", 8).traffic.network
+    assert full == pytest.approx(63 / 64 * (gathered + reduced))
+    hybrid = make_scaling.step(load, "hybrid_full_shard", 8).traffic
+    assert hybrid.network == pytest.approx(2 * 7 / 8 * hybrid.reduced)
+    ddp = make_scaling.step(load, "ddp", 8).traffic
+    assert ddp.network == pytest.approx(2 * 63 / 64 * ddp.summed)
+    assert hybrid.network < (full if "full" in load.name else full / 7)
 
 
 def test_hardware_in_words_is_a_machine() -> None:

@@ -33,19 +33,19 @@ class Call:
     Attributes:
         ranks: of its group, in the order of its ring.
         num_bytes: of the unsharded tensor.
-        passes: how often each link of the ring carries all but one shard of it: a sum is a
-            reduction to shards and a gather.
+        is_sum: over copies: a reduction to shards and a gather, as two rings.
     """
 
     ranks: tuple[int, ...]
     num_bytes: int
-    passes: int
+    is_sum: bool = False
 
     def bytes_into(self, machine: int, num_local_ranks: int) -> float:
         """Returns what a ring brings into a machine, where ranks fill one after another."""
         of = [rank // num_local_ranks for rank in self.ranks]
         links = sum(to == machine != come for come, to in zip(of, of[1:] + of[:1], strict=True))
-        return links * self.passes * self.num_bytes * (len(of) - 1) / len(of)
+        passes = 2 if self.is_sum else 1
+        return links * passes * self.num_bytes * (len(of) - 1) / len(of)
 
 
 @dataclass(frozen=True)
@@ -81,21 +81,21 @@ class CountedCalls(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         if func is torch.ops.c10d._allgather_base_.default:
-            self._note(args[2], args[0].nbytes, passes=1)
+            self._note(args[2], args[0].nbytes)
         elif func is torch.ops.c10d._reduce_scatter_base_.default:
             self.reduced += args[1].nbytes
-            self._note(args[2], args[1].nbytes, passes=1)
+            self._note(args[2], args[1].nbytes)
         elif func is torch.ops.c10d.allreduce_.default:
             # One number is the gradient norm.
             num_bytes = sum(each.nbytes for each in args[0] if each.numel() > 1)
             self.summed += num_bytes
             if num_bytes:
-                self._note(args[1], num_bytes, passes=2)
+                self._note(args[1], num_bytes, is_sum=True)
         return func(*args, **(kwargs or {}))
 
-    def _note(self, group: Any, num_bytes: int, *, passes: int) -> None:
+    def _note(self, group: Any, num_bytes: int, *, is_sum: bool = False) -> None:
         ranks = dist.get_process_group_ranks(dist.ProcessGroup.unbox(group))
-        self.calls.append(Call(tuple(ranks), num_bytes, passes))
+        self.calls.append(Call(tuple(ranks), num_bytes, is_sum))
 
 
 def count_step(directory: Path, sections: Mapping[str, Mapping[str, Any]]) -> StepCounts:

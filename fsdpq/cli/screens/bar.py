@@ -51,8 +51,7 @@ class BottomLine:
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
-        in_notebook = any(os.environ.get(name) for name in _NOTEBOOKS)
-        self._interval_s = NOTEBOOK_INTERVAL_S if in_notebook else DRAW_INTERVAL_S
+        self._interval_s = NOTEBOOK_INTERVAL_S if in_notebook() else DRAW_INTERVAL_S
         self._parts: Sequence[Part] = ()
         self._drawn = 0
         self._last = 0.0
@@ -120,6 +119,11 @@ class BottomLine:
     def _write(self, text: str) -> None:
         self._stream.write(text)
         self._stream.flush()
+
+
+def in_notebook() -> bool:
+    """Whether this process was started from a cell: a terminal there moves no cursor."""
+    return any(os.environ.get(name) for name in _NOTEBOOKS)
 
 
 def fit(parts: Sequence[Part], width: int) -> list[Part]:

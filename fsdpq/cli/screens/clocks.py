@@ -75,11 +75,15 @@ class LoadClock:
 
     def text(self) -> str:
         """Returns how much is done of how much, at what speed, and the time that is left."""
-        text = f"{format_bytes(self._done)} of {format_bytes(self._total)}"
+        return "  ".join(self.parts())
+
+    def parts(self) -> list[str]:
+        """Returns the same as one text or three: without a speed there is no time left."""
+        amount = f"{format_bytes(self._done)} of {format_bytes(self._total)}"
         first_done, first_time = self._first or (0, 0.0)
         passed = self._time - first_time
         if passed <= 0 or self._done <= first_done:
-            return text
+            return [amount]
         speed = (self._done - first_done) / passed
         left = format_seconds((self._total - self._done) / speed)
-        return f"{text}  {format_bytes(speed)}/s  eta {left}"
+        return [amount, f"{format_bytes(speed)}/s", f"eta {left}"]

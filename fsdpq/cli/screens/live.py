@@ -41,9 +41,14 @@ class LiveScreen(PlainScreen):
     def _show_load(self, row: Row) -> None:
         self._load_clock.take(row)
         done, total = row["done_bytes"], row["total_bytes"]
-        amounts = Part(self._load_clock.text(), 1)
-        parts = [Part("load", 2), Part(bar_text(done, total, self._stream), 3, True), amounts]
-        self._move("load", parts, is_last=done >= total)
+        texts = self._load_clock.parts()  # how much, how fast, how long still
+        amounts = [Part(text, need) for text, need in zip(texts, (1, 3, 2), strict=False)]
+        bar = Part(bar_text(done, total, self._stream), 4, True)
+        self._move("load", [Part("load", 0), bar, *amounts], is_last=done >= total)
+
+    def _show_setup(self, row: Row) -> None:
+        self.close()  # the base is loaded
+        super()._show_setup(row)
 
     def _show_step(self, row: Row) -> None:
         self._clock.take(row)

@@ -85,7 +85,8 @@ def _held_out(record: RunRecord) -> Iterator[str]:
 def _answers(record: RunRecord) -> Iterator[str]:
     for sample in record.samples:
         yield f"  {one_line(sample['prompt'])}"
-        table = [(when, one_line(sample[when] or "")) for when in ("before", "after")]
+        given = [when for when in ("before", "after") if sample[when] is not None]
+        table = [(when, one_line(sample[when])) for when in given]
         yield from render_table(table, indent="    ")
         yield ""
 

@@ -36,7 +36,7 @@ def list_run_paths() -> list[Path]:
 
 def is_run(path: Path) -> bool:
     """Whether a directory is that of a run, as far as its names tell."""
-    return RunFiles(path).resolved.is_file() or JobFiles.of(path).record.is_file()
+    return RunFiles(path).resolved.is_file() or JobFiles.of(path).recipe.is_file()
 
 
 def _search(folder: Path) -> Iterator[Path]:

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 
 from fsdpq.errors import EnvironmentProblemError, ExitCode
 from fsdpq.launch.runs.launcher_record import read_launcher
+from fsdpq.launch.runs.log_files import last_lines
 from fsdpq.launch.runs.status import JobOf, RunJob
 from fsdpq.launch.slurm.files import JobFiles, read_record
 from fsdpq.launch.slurm.query import JobFacts, query_jobs
 from fsdpq.run_files.paths import RunFiles
+
+ASK_S = 5.0
+"""Time between two questions to Slurm about the same job."""
+
+_LAST_LINES = 20
 
 
 def jobs_of(runs: Sequence[RunFiles]) -> JobOf:
@@ -35,6 +42,21 @@ def jobs_of(runs: Sequence[RunFiles]) -> JobOf:
     return jobs.get
 
 
+class AskedNowAndThen:
+    """The job of a run that is looked at again and again: Slurm is asked every few seconds."""
+
+    def __init__(self) -> None:
+        self._asked = -ASK_S
+        self._known: RunJob | None = None
+
+    def __call__(self, files: RunFiles) -> RunJob | None:
+        """Returns the job of a run, None where it has none."""
+        if time.monotonic() - self._asked >= ASK_S:
+            self._known = jobs_of([files])(files)
+            self._asked = time.monotonic()
+        return self._known
+
+
 def _as_run_job(files: RunFiles, facts: JobFacts | None, number: int, silence: str) -> RunJob:
     if facts is None:
         return RunJob(f"Slurm job {number} ({silence})")
@@ -48,7 +70,7 @@ def _as_run_job(files: RunFiles, facts: JobFacts | None, number: int, silence: s
 def _last_words(files: JobFiles) -> str:
     """Returns the last line that a job printed; Slurm's own words come first, errors last."""
     try:
-        lines = files.output.read_text(encoding="utf-8", errors="replace").split("\n")
+        lines, _ = last_lines(files.output, _LAST_LINES)
     except OSError:
         return "it printed nothing"
     return next((line.strip() for line in reversed(lines) if line.strip()), "it printed nothing")

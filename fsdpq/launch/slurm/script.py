@@ -53,7 +53,7 @@ def _directives(job: Job) -> str:
         ("chdir", job.work_dir),
         ("output", output),
         ("open-mode", "append"),
-        ("nodes", job.num_nodes),
+        ("nodes", job.nodes),
         ("ntasks-per-node", 1),
         ("cpus-per-task", job.cpus_per_node),
         ("gres", f"gpu:{job.gpus_per_node}" if job.gpus_per_node else None),
@@ -95,8 +95,9 @@ def _command(job: Job) -> str:
 
 def _start(job: Job) -> str:
     """Slurm's SIGTERM ends a shell and what it would do after, so this one only notes it."""
+    number = "1" if job.num_nodes == 1 else '"$SLURM_JOB_NUM_NODES"'
     step = (
-        f"srun --nodes={job.num_nodes} --ntasks={job.num_nodes} --ntasks-per-node=1 "
+        f"srun --nodes={number} --ntasks={number} --ntasks-per-node=1 "
         f"--cpus-per-task={job.cpus_per_node} --kill-on-bad-exit=0 --unbuffered"
     )
     if job.num_nodes == 1:

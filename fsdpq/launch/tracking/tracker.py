@@ -15,7 +15,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fsdpq.errors import LaunchError, RunStoppedError
-from fsdpq.launch.ranks.processes import HUB_TOKENS, ProcessTree
+from fsdpq.launch.ranks.processes import (
+    HUB_TOKENS,
+    ProcessTree,
+    StopSignals,
+    catch_stop_signals,
+)
 from fsdpq.recipe.root import Recipe
 from fsdpq.recipe.sections.output import WandbOptions
 from fsdpq.run_files.paths import RunFiles
@@ -35,6 +40,9 @@ START_S = 35.0
 
 STOPPED_S = 8.0
 """How long a run that failed or was stopped waits: a scheduler may be about to end everything."""
+
+PATIENCE_S = 3.0
+"""After so long the user is told what is waited for."""
 
 NOT_OURS = ("WANDB_SERVICE", "WANDB_RUN_ID", "WANDB_RESUME", "WANDB_SWEEP_ID")
 """Variables by which the run would become part of another one around it."""
@@ -76,20 +84,22 @@ class Tracker:
         self._num_told = len(state.notices)
 
     def end(self, outcome: str) -> None:
-        """Says how the run ended, waits for what is left to send, and ends the process."""
+        """Says how the run ended, waits for what is left to send, and ends the process.
+
+        A signal ends the waiting: what became of the run does not change by it.
+        """
         if self.tree is None:
             return
         limit_s = self.timeout_s + START_S if outcome == "finished" else STOPPED_S
         try:
             self._say(outcome)
-            deadline = time.monotonic() + limit_s
-            while self.tree.wait_end(0.2) is None and time.monotonic() < deadline:
-                self.look()
+            with catch_stop_signals() as stop:
+                waited_s = self._wait(self.tree, limit_s, stop)
             self.look()
             code = self.tree.poll()
             if code is None:
                 self._tell(
-                    f"wandb was not done {limit_s:.0f} s after the end of the run, and is not "
+                    f"wandb was not done {waited_s:.0f} s after the end of the run, and is not "
                     f"waited for: its files are in `{self.files.root / 'wandb'}`"
                 )
             elif code != 0 and self._num_told == 0:
@@ -99,6 +109,20 @@ class Tracker:
             self.tree.kill()
             if self.tree.output is not None:
                 self.tree.output.close()
+
+    def _wait(self, tree: ProcessTree, limit_s: float, stop: StopSignals) -> float:
+        """Waits until the process has ended, or the limit, or a signal; returns for how long."""
+        began = time.monotonic()
+        is_told = False
+        while tree.wait(stop, timeout_s=0.2) is None and not stop.received:
+            waited_s = time.monotonic() - began
+            if waited_s > limit_s:
+                break
+            if waited_s > PATIENCE_S and not is_told:
+                is_told = True
+                self.report(f"waiting for wandb, {limit_s:.0f} s at most; Ctrl-C ends the waiting")
+            self.look()
+        return time.monotonic() - began
 
     def _say(self, outcome: str) -> None:
         pipe = self.tree.input if self.tree is not None else None

@@ -42,7 +42,9 @@ class Traffic:
             come back.
         read: of the file under ``fsdp.offload: disk``, by all ranks of one machine.
         network: into one machine, from others.
-        calls: how often ranks meet in a gather or a reduction; without those of Muon.
+        num_gathers: gathers of groups, one after another; those of Muon are not counted.
+        num_reductions: reductions to shards.
+        num_sums: sums over copies of the base.
     """
 
     gathered: int = 0
@@ -55,7 +57,9 @@ class Traffic:
     activations: int = 0
     read: int = 0
     network: int = 0
-    calls: int = 0
+    num_gathers: int = 0
+    num_reductions: int = 0
+    num_sums: int = 0
 
 
 def step_traffic(recipe: Recipe, shape: ModelShape, weights: Weights) -> Traffic:
@@ -68,6 +72,8 @@ def step_traffic(recipe: Recipe, shape: ModelShape, weights: Weights) -> Traffic
     gathered = copied + _updates(recipe, shape, num_shards) if num_shards > 1 else 0
     gradients = _gradient_bytes(recipe, weights, workload)
     reduced = gradients if num_shards > 1 else 0
+    learning = sum(group.count for group in weights.groups if group.shard.num_trained)
+    num_reductions = learning * _times_reduced(recipe, workload)
     num_copies = workload.num_ranks // num_shards
     summed = gradients // num_shards if num_copies > 1 else 0
     is_gpu, offload = recipe.launch.device == "cuda", recipe.fsdp.offload
@@ -85,7 +91,9 @@ def step_traffic(recipe: Recipe, shape: ModelShape, weights: Weights) -> Traffic
         activations=_activations(recipe, shape, workload, backward) if is_gpu else 0,
         read=workload.num_local_ranks * frozen if offload == "disk" else 0,
         network=_over_network(recipe, workload, num_shards, gathered + reduced, gradients),
-        calls=_calls(recipe, weights, workload, sum(times)),
+        num_gathers=sum(times) if num_shards > 1 else 0,
+        num_reductions=num_reductions if num_shards > 1 else 0,
+        num_sums=num_reductions if num_copies > 1 else 0,
     )
 
 
@@ -141,15 +149,6 @@ def _updates(recipe: Recipe, shape: ModelShape, num_shards: int) -> int:
 
 def _times_reduced(recipe: Recipe, workload: Workload) -> int:
     return 1 if recipe.fsdp.no_sync else workload.micro_batches
-
-
-def _calls(recipe: Recipe, weights: Weights, workload: Workload, gathers: int) -> int:
-    """Returns how many collectives a step has, given the gathers of groups."""
-    trained = sum(group.count for group in weights.groups if group.shard.num_trained)
-    reductions = trained * _times_reduced(recipe, workload)
-    is_cut = weights.num_shards > 1
-    is_copied = workload.num_ranks > weights.num_shards
-    return is_cut * (gathers + reductions) + is_copied * reductions
 
 
 def _gradient_bytes(recipe: Recipe, weights: Weights, workload: Workload) -> int:

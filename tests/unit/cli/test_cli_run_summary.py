@@ -54,8 +54,9 @@ def test_a_finished_run_is_summed_up(run: ToldRun) -> None:
 
 
 def test_a_run_that_was_stopped_says_how_far_it_came_and_how_to_go_on(run: ToldRun) -> None:
-    run.launch().phase("data", "load", "train").eval(0, 3.0).step(1, 2, 3).eval(2, 2.5)
-    run.checkpoint(3)
+    run.launch().phase("data", "load", "train").eval(0, 3.0)
+    run.event("sample", when="before", prompt="Who?", answer="")
+    run.step(1, 2, 3).eval(2, 2.5).checkpoint(3)
     assert "\n".join(summary_lines(run.files)) == (
         """
 3 of 12 steps: 192 tokens, 96 of them with loss, 640 tokens/s
@@ -63,6 +64,9 @@ def test_a_run_that_was_stopped_says_how_far_it_came_and_how_to_go_on(run: ToldR
                  before  step 2
   held-out loss  3.0000  2.5000
   perplexity     20.09   12.18
+
+  Who?
+    before
 
   training loss  10.0000 at step 1, 3.3333 at step 3
   metrics        runs/mine/metrics.jsonl

@@ -208,6 +208,18 @@ def test_baseline_may_be_the_file_that_is_written_anew(sweep):
     assert run_sweep(sweep, *same) == ExitCode.OK
 
 
+def test_directory_that_cannot_be_written_is_no_bug(sweep, tmp_path, capsys):
+    assert run_sweep(sweep) == ExitCode.OK
+    sweep.page.unlink()
+    sweep.page.mkdir()  # root may write everywhere, but not over a directory
+    try:
+        assert run_sweep(sweep) == ExitCode.ENVIRONMENT
+    finally:
+        sweep.page.rmdir()
+    assert "cannot be written: Is a directory" in capsys.readouterr().err
+    assert run_sweep(sweep, "--junit", str(tmp_path)) == ExitCode.RECIPE
+
+
 def test_json_answer_holds_the_results(sweep, capsys):
     assert run_sweep(sweep, "--json", "--fail-if", "eval_loss>2.4") == ExitCode.RUN_FAILED
     answer = json.loads(capsys.readouterr().out)

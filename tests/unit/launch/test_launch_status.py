@@ -17,6 +17,7 @@ from fsdpq.launch.runs import status as module
 from fsdpq.launch.runs.listing import find_runs
 from fsdpq.launch.runs.ownership import owned
 from fsdpq.launch.runs.status import RunJob, read_status
+from fsdpq.launch.slurm.files import JobFiles
 
 
 @pytest.fixture
@@ -39,7 +40,7 @@ def test_a_finished_run_says_how_far_it_came(run: ToldRun) -> None:
     assert json.loads(json.dumps(found.as_json()))["root"] == str(run.files.root)
 
 
-def test_a_launcher_at_work_is_seen_by_its_lock_and_nothing_else(run: ToldRun) -> None:
+def test_a_launcher_at_work_is_seen_by_its_lock(run: ToldRun) -> None:
     with owned(run.files, screen=Lines()):
         assert read_status(run.files).state == "starting"
         run.now = time.time()
@@ -49,6 +50,8 @@ def test_a_launcher_at_work_is_seen_by_its_lock_and_nothing_else(run: ToldRun) -
         found = read_status(run.files)
         assert (found.state, found.phase) == ("running", "train")
         assert f"process {os.getpid()} on " in found.where
+        run.launch(time=run.now - 9)  # a process that is not there: the lock is
+        assert read_status(run.files).state == "running"
     assert read_status(run.files).state == "finished"
 
 
@@ -148,11 +151,15 @@ def test_runs_are_found_in_directories_of_runs_and_of_sweeps(tmp_path: Path) -> 
         ToldRun(tmp_path / name)
     (tmp_path / "runs" / "notes").mkdir()
     (tmp_path / "sweeps" / "x" / "recipes").mkdir()
+    for place in ("sweeps/x", "runs/waits"):  # an array of a sweep; a run that is in the queue
+        JobFiles.of(tmp_path / place).folder.mkdir(parents=True)
+        JobFiles.of(tmp_path / place).record.write_text("{}")
+    JobFiles.of(tmp_path / "runs" / "waits").recipe.touch()
 
     def names(folder: str) -> list[str]:
         return [files.root.name for files in find_runs(tmp_path / folder)]
 
-    assert names("runs") == ["a", "b"]
+    assert names("runs") == ["a", "b", "waits"]
     assert names("runs/a") == ["a"]
     assert names("sweeps/x") == ["t1", "t2"]
     assert names("sweeps") == ["t1", "t2", "t3"]

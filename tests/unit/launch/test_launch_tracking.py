@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
+import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,13 @@ from fsdpq.run_files.tracking import read_tracker_state
 from fsdpq.run_files.writing import append_json_line, read_json_lines
 
 SENT = {"sinks": ["jsonl", "wandb"]}
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A busy machine takes its time to start Python."""
+    monkeypatch.setattr(tracker_module, "PATIENCE_S", 600.0)
+    monkeypatch.setattr(tracker_module, "STOPPED_S", 120.0)
 
 
 class FakeRanks:
@@ -165,6 +174,26 @@ def test_a_tracker_that_hangs_or_dies_is_told_once_and_ends_nothing(
     assert words in told[0]
     assert tracker.tree is not None
     assert tracker.tree.poll() is not None
+
+
+def test_a_signal_ends_the_waiting_and_the_run_is_as_finished_as_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracker_module, "PROGRAM", ("-c", "import time; time.sleep(60)"))
+    monkeypatch.setattr(tracker_module, "PATIENCE_S", 0.1)
+    ranks, told = FakeRanks(tmp_path), list[str]()
+
+    def report(line: str) -> None:
+        told.append(line)
+        if "Ctrl-C" in line:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with tracked(ranks.files, ranks.recipe, report=report):
+        pass
+    assert [line.partition(",")[0] for line in told] == [
+        "waiting for wandb",
+        "wandb was not done 0 s after the end of the run",
+    ]
 
 
 def test_a_disabled_tracker_starts_nothing(tmp_path: Path) -> None:

@@ -10,7 +10,9 @@ from fsdpq.errors import PlanError
 from fsdpq.launch.fit import refuse_early
 from fsdpq.launch.plan import Hardware, parse_hardware, resolve_for
 from fsdpq.launch.ready import Settled
+from fsdpq.plan.case import Case
 from fsdpq.plan.hardware.machine import Machine
+from fsdpq.plan.shapes.find import find_shape
 from fsdpq.recipe.load import load_recipe
 from fsdpq.recipe.shipped import shipped_recipes
 from fsdpq.sweep.expand import expand
@@ -64,6 +66,19 @@ def test_a_reason_has_numbers_with_units() -> None:
     reason = why_not(trial, parse_hardware(Hardware(gpus="2x8GiB")))
     assert reason.startswith("by plan a GPU needs ")
     assert "and has 8.00 GiB (" in reason
+
+
+def test_a_gpu_with_just_enough_memory_is_enough() -> None:
+    [trial] = trials("quantization=none")
+    gpu = parse_hardware(Hardware(gpus="1x24GiB")).gpus
+    assert gpu
+    resolved, _ = resolve_for(trial.recipe, Machine(gpus=gpu * 2))
+    shape = find_shape(trial.recipe.model.name_or_path, trial.base_dir)
+    assert shape is not None
+    peak = Case(shape).memory(resolved).peak_bytes
+    gpus = [dataclasses.replace(gpu[0], memory_bytes=peak - missing) for missing in (0, 1)]
+    reasons = [why_not(trial, Machine(gpus=(gpu, gpu))) for gpu in gpus]
+    assert [bool(reason) for reason in reasons] == [False, True]
 
 
 def test_ranks_without_a_gpu_are_a_reason() -> None:

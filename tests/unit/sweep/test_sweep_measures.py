@@ -85,6 +85,15 @@ def test_steps_that_were_done_twice_count_once(tmp_path, undisturbed):
     assert resumed["wall_s"] == 1.0 + 20.0  # two starts, the pause between them left out
 
 
+def test_what_follows_the_step_that_ended_a_trial_does_not_count(undisturbed):
+    """It may be a step or all of them, by when the trial heard of it."""
+    measures = read_measures(undisturbed, until=4)
+    assert measures["steps"] == 4
+    assert measures["eval_loss"] == measures["best_eval_loss"] == 2.4
+    assert measures["train_loss"] == pytest.approx(3.75)
+    assert "trained_tokens" not in measures
+
+
 def test_unfinished_run_has_what_it_measured(tmp_path):
     files = RunFiles(tmp_path / "run")
     assert read_measures(files) == {}

@@ -33,6 +33,7 @@ SWEEP = """\
 sweep: 1
 recipe: r.yaml
 """
+TOKEN = "hf_" + "a1B2" * 6
 UNEVEN = "keys that vary together need as many values each"
 Read = Callable[..., LoadedSpec]
 
@@ -162,7 +163,9 @@ def test_what_does_not_go_together_is_told_at_its_line(read: Read) -> None:
          "`shuffle` of `adapter.rank` says nothing: `random` has its own order"),
         ("parameters: {a: 'shuffle(1,2)', b: [1, 2]}\nzip: [[a, b]]\n", (),
          "`shuffle` would pair the values of `a` at random"),
-        ("", ("adapter.rank=range(1,",), "`adapter.rank=range(1,` cannot be read as an override"),
+        ("", ("adapter.rank=[1,,2]",), "`adapter.rank=[1,,2]` cannot be read as an override"),
+        ("", ("adapter.rank=range(1,",), "`adapter.rank=range(1,` cannot be read"),
+        ("", ("recipe=glob(**)",), "`glob(**)` would look through whole directories"),
         ("", ("x",), "`x` is no override: it has no `=`"),
         ("", ("seed=1,2", "~seed"), "`seed` is set by the override `~seed` too"),
         ("", ("recipe=x.yaml",), "there is no recipe `x.yaml`"),
@@ -174,6 +177,21 @@ def test_one_mistake_is_one_problem(
     [problem] = problems(read, SWEEP + text, *words)
     assert problem.message == message
     assert problem.hint
+
+
+def test_a_secret_in_a_sweep_is_not_shown(read: Read) -> None:
+    text = f"# {TOKEN}\nparameters: {{adapter.rank: [0, 1], description: [{TOKEN}, b]}}\n"
+    found = problems(read, SWEEP + text)
+    assert [problem.location.line for problem in found if problem.location] == [3, 4]
+    assert TOKEN not in str(found)
+
+
+def test_a_secret_that_is_written_in_escapes_is_not_shown(read: Read) -> None:
+    escaped = "".join(f"\\x{ord(character):02x}" for character in TOKEN)
+    loaded = read(SWEEP + f'parameters: {{description: ["{escaped}", b]}}\n')
+    with pytest.raises(RecipeError) as caught:
+        expand(loaded)
+    assert TOKEN not in str(caught.value.problems)
 
 
 def test_a_newer_format_wants_a_newer_program(read: Read) -> None:
@@ -203,6 +221,12 @@ def test_a_wrong_option_is_told_on_the_command_line(read: Read) -> None:
     assert (problem.location.source, problem.location.text) == ("command line", "--parallel 0")
 
 
+def test_a_number_of_trials_needs_a_strategy(read: Read) -> None:
+    [problem] = problems(read, SWEEP, strategy__trials=3)
+    assert problem.message == "`--trials 3` says nothing about a grid, which tries all"
+    assert "--strategy random" in problem.hint
+
+
 def test_zipped_keys_vary_together(tmp_path: Path, read: Read) -> None:
     words = ["adapter.rank=1,2", "quantization=bnb,none", "adapter.alpha=3,4"]
     changes = {"zip": [["adapter.rank", "adapter.alpha"]]}
@@ -212,7 +236,7 @@ def test_zipped_keys_vary_together(tmp_path: Path, read: Read) -> None:
     assert found == [(1, 3, "bnb"), (1, 3, "none"), (2, 4, "bnb"), (2, 4, "none")]
 
 
-@pytest.mark.parametrize("named", ["[r.yaml, r2.yaml]", "glob(r*)", "glob(*, exclude=sweep*)"])
+@pytest.mark.parametrize("named", ["[r.yaml, r2.yaml]", "glob(r*)", "glob(*)"])
 def test_recipe_files_are_a_choice(read: Read, named: str) -> None:
     loaded = read(f"sweep: 1\nrecipe: {named}\n")
     found = expand(loaded).trials
