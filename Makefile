@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 ON_EVERY_CORE := -n auto --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help train test test-recipes test-tools test-browser test-multinode test-slurm chaos check lint types imports schema schema-check plans format bench bench-chunks bench-optimizer bench-disk bench-stream bench-packing bench-merge bench-gpu bench-proof clean
+.PHONY: help train test test-recipes test-tools test-browser test-multinode test-slurm chaos chaos-sweeps check lint types imports schema schema-check plans format bench bench-chunks bench-optimizer bench-disk bench-stream bench-packing bench-merge bench-gpu bench-proof clean
 
 help:  ## Show what each target does
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -38,6 +38,9 @@ test-slurm: $(VENV)/.installed-dev  ## Train through a one-node Slurm cluster th
 
 chaos: $(VENV)/.installed-dev  ## Kill runs 100 times and compare what comes out (an hour; CHAOS="--kills 20")
 	PYTHONPATH=scripts $(BIN)/python -m chaos --out runs/chaos $(CHAOS)
+
+chaos-sweeps: $(VENV)/.installed-dev  ## Kill a sweep of 12 trials 6 times and compare its table (CHAOS="--kills 20")
+	PYTHONPATH=scripts $(BIN)/python -m chaos.sweeps --out runs/chaos-sweeps $(CHAOS)
 
 check: lint types imports schema-check test  ## Run everything that CI runs
 

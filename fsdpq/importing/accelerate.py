@@ -78,14 +78,20 @@ def _assemble(draft: Draft) -> None:
         draft.put("model.dtype", precision, key="mixed_precision")
     elif precision == "fp8":
         draft.note("no_counterpart", "mixed_precision", "arithmetic is in 16 or 32 bits")
+    machines = assemble_ranks(draft)
+    address, port = draft.get("main_process_ip"), draft.get("main_process_port")
+    if machines > 1 and address and port:
+        draft.put("launch.rdzv_endpoint", f"{address}:{port}", key="main_process_ip")
+    if draft.on("use_cpu"):
+        draft.put("launch.device", "cpu", key="use_cpu")
+
+
+def assemble_ranks(draft: Draft) -> int:
+    """Fills ``launch`` from ``num_processes``, those of all machines; returns the machines."""
     machines = draft.read("num_machines", whole, 1)
     processes = draft.read("num_processes", whole)
     if processes and machines and processes % machines == 0:
         draft.put("launch.nproc_per_node", processes // machines, key="num_processes")
     if machines > 1:
         draft.put("launch.nnodes", machines, key="num_machines")
-        address, port = draft.get("main_process_ip"), draft.get("main_process_port")
-        if address and port:
-            draft.put("launch.rdzv_endpoint", f"{address}:{port}", key="main_process_ip")
-    if draft.on("use_cpu"):
-        draft.put("launch.device", "cpu", key="use_cpu")
+    return machines

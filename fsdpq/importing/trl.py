@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 from fsdpq.importing import known_keys
+from fsdpq.importing.accelerate import assemble_ranks
 from fsdpq.importing.draft import Always, Choice, Draft, Lost, Part, Rule, Table, To, With
 from fsdpq.importing.huggingface import (
     ATTENTION,
@@ -125,8 +126,8 @@ RULES: Mapping[str, Rule] = {
     "eval_packing": Always("held-out rows are treated like the others"),
     "fsdp_config": Table(FSDP_CONFIG, (), "transformers drops it in silence", {}, strip="fsdp_"),
     "accelerate_config": Lost("give that file with `--accelerate`"),
-    "num_processes": To("launch.nproc_per_node", whole),
-    "num_machines": To("launch.nnodes", whole),
+    "num_processes": Part("launch.nproc_per_node"),
+    "num_machines": Part("launch.nnodes"),
     "env": Lost("a recipe sets no environment variables"),
     "chat_template_path": With("data.chat_template", _read_template_path),
     "shuffle_dataset": Always("the order of rows is drawn anew every epoch: `data.shuffle`"),
@@ -150,6 +151,7 @@ def assemble(draft: Draft) -> None:
             why = "the modules that PEFT takes for Llama and Mistral: see to those of your model"
             draft.note("assumed", "lora_target_modules", why, target="adapter.target_modules")
     _assemble_data(draft)
+    assemble_ranks(draft)
     assemble_training(draft)
     assemble_report_to(draft)
     for target, value, key in (

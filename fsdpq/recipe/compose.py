@@ -22,6 +22,7 @@ from fsdpq.recipe.root import Recipe
 
 COMMAND_LINE = "command line"
 _WRITE = "write `section.field=value`"
+_SWEEP = f"{_WRITE}; `fsdpq sweep` tries one value after another"
 _QUOTE_HINT = "quote what is not a plain word: `'name=\"two words, (or more)\"'`"
 
 
@@ -229,7 +230,7 @@ def _parse_one(parser: Any, text: str) -> Override | Problem:
         return Override(path, action, value, text)
     except _NotPlainError as error:
         key = parsed.key_or_group
-        hint = f"write an override a key: `{key}.NAME=VALUE`" if error.is_mapping else _WRITE
+        hint = f"write an override a key: `{key}.NAME=VALUE`" if error.is_mapping else _SWEEP
         return _problem(text, f"`{text}` is {error}, and one run needs one value", hint, key)
 
 

@@ -9,6 +9,7 @@ https://hydra.cc/docs/advanced/override_grammar/extended/.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
@@ -21,6 +22,9 @@ from fsdpq.recipe.compose import COMMAND_LINE
 MAX_VALUES = 10_000
 SIGNIFICANT_DIGITS = 6
 """Of a value that is drawn from an interval: what is trained should be short enough to copy."""
+
+_MEANT = re.compile(r"[\w.]+=(?:(?:[a-z]+\()|[^\"'\[{]*,)")
+"""What cannot be parsed and is meant to be a sweep: it begins with a function, or has a comma."""
 
 _QUOTE = "quote what is not a plain word: `'key=\"two words\",other'`"
 _MAPPING = "one value is one word, number or list: for more, sweep over recipe files (`recipe=a,b`)"
@@ -113,8 +117,8 @@ class Sorted:
 def sort_words(texts: Sequence[str]) -> Sorted:
     """Sorts ``texts`` into sweeps and overrides.
 
-    What Hydra's parser refuses stays an override: `fsdpq.recipe.compose` says what is wrong
-    with it.
+    What Hydra's parser refuses is a sweep where it looks like one, else an override: `parse_sweeps`
+    or `fsdpq.recipe.compose` says what is wrong with it.
     """
     if not texts:
         return Sorted({}, (), {}, ())
@@ -126,7 +130,12 @@ def sort_words(texts: Sequence[str]) -> Sorted:
     for text in texts:
         parsed = _parse(parser, text)
         key = text.partition("=")[0]
-        if key != "recipe" and (isinstance(parsed, str) or not parsed.is_sweep_override()):
+        is_sweep = (
+            _MEANT.match(text) is not None
+            if isinstance(parsed, str)
+            else parsed.is_sweep_override() or key == "recipe"
+        )
+        if not is_sweep:
             fixed.append(text)
         elif key in sweeps:
             at = on_command_line(text)
@@ -175,15 +184,14 @@ def _parser() -> Any:
 
 
 def _parse(parser: Any, text: str) -> Any:
-    """Returns what Hydra reads in ``text``, or why it cannot, as one line."""
+    """Returns what Hydra reads in ``text``, or why it cannot: empty where the reason is grammar."""
     from hydra.errors import HydraException
 
     try:
         return parser.parse_override(text)
     except (HydraException, RecursionError) as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        shown = lines[0] if lines else type(error).__name__
-        return shown.partition("while evaluating")[2].partition(": ")[2] or shown
+        inside = str(error).partition("while evaluating")[2].partition("\n")[0]
+        return inside.partition("': ")[2]
 
 
 def _parse_values(
@@ -199,7 +207,8 @@ def _parse_values(
         return refuse(f"`{key}`: a sweep sets a key, it neither adds nor deletes one", hint)
     parsed = _parse(parser, f"{key}={text}")
     if isinstance(parsed, str):
-        return refuse(f"`{key}={text}` cannot be read: {parsed}", _hint(text))
+        reason = f": {parsed}" if parsed else ""
+        return refuse(f"`{key}={text}` cannot be read{reason}", _hint(text))
     try:
         return _read(key, parsed, location)
     except _RefusedError as error:

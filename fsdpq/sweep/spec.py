@@ -169,6 +169,7 @@ def _finish(document: _Document, texts: Sequence[str], changes: Mapping[str, Any
     _check_secrets(document, texts)
     _merge_words(document, texts)
     _merge_changes(document, changes)
+    _check_strategy(document, changes)
     path = document.file.path if document.file else None
     problems, marks = document.problems, document.marks
     wrong_values = list(check_values(document.data, marks))
@@ -298,6 +299,19 @@ def _merge_changes(document: _Document, changes: Mapping[str, Any]) -> None:
             drop_other_kind(target, value, sections.get(path[0]))
         target[path[-1]] = value
         _mark(document.marks, path, on_command_line(text))
+
+
+def _check_strategy(document: _Document, changes: Mapping[str, Any]) -> None:
+    """Notes a Problem where ``--trials`` is given and nothing says how they are chosen."""
+    strategy: Any = document.data.get("strategy")
+    given = next((key for key in changes if key.startswith("strategy.")), None)
+    if given is None or not isinstance(strategy, dict) or "kind" in strategy:
+        return
+    del document.data["strategy"]
+    place = document.marks.value(tuple(given.split(".")))
+    message = f"`{place.text if place else given}` says nothing about a grid, which tries all"
+    hint = "add `--strategy random` or `--strategy optuna`"
+    document.problems.append(Problem(message, given, place, hint))
 
 
 def _typed(value: Any) -> str:

@@ -292,3 +292,13 @@ def test_sections_are_checked_against_each_other(
     assert message in problem.message
     assert problem.hint
     assert problem.location is not None
+
+
+def test_paths_start_from_another_directory_where_one_is_named(tmp_path: Path) -> None:
+    edit = ("dataset: pypi:chatterbot-english", "path: rows.jsonl")
+    assert "rows.jsonl" in only(problems(tmp_path, edit=edit)).message
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "rows.jsonl").write_text("{}\n")
+    loaded = load_recipe(tmp_path / "r.yaml", base_dir=tmp_path / "there")
+    assert loaded.base_dir == tmp_path / "there"
+    assert loaded.notices == ()

@@ -46,7 +46,8 @@ def main() -> None:
         if step % EVERY == 0:
             write(run / "metrics.jsonl", {"event": "eval", "step": step, "loss": loss})
         if step:
-            write(run / "metrics.jsonl", {"event": "step", "step": step, "loss": loss})
+            row = {"event": "step", "step": step, "total_steps": STEPS, "loss": loss}
+            write(run / "metrics.jsonl", row)
         if str(step) == wanted.get("crash_at") and not (run / "crashed").exists():
             (run / "crashed").touch()
             os.kill(os.getpid(), signal.SIGKILL)

@@ -113,7 +113,7 @@ def test_drawn_numbers_are_short_enough_to_copy() -> None:
     ("text", "message", "hint"),
     [
         ("a=range(1,2", "`a=range(1,2` cannot be read", "close the bracket"),
-        ("a=1,,2", "`a=1,,2` cannot be read: extraneous input", "quote"),
+        ("a=1,,2", "`a=1,,2` cannot be read", "quote"),
         ("a=nope(1,2)", "Unknown function 'nope'", "quote"),
         ("a=tag(hot,choice(1,2))", "the tag `hot` of `a` means nothing here", "tag(log"),
         ("a=tag(log,choice(1,2))", "the tag `log` of `a` means nothing here", "tag(log"),
@@ -137,9 +137,19 @@ def test_what_cannot_be_tried_says_why(text: str, message: str, hint: str) -> No
 
 
 def test_words_of_a_command_line_are_sorted() -> None:
-    found = sort_words(["a.b=1,2", "c=3", "d=[1,2]", "recipe=x.yaml", "broken", "e=range(1,"])
-    assert found.sweeps == {"a.b": "1,2", "recipe": "x.yaml"}
-    assert found.fixed == ("c=3", "d=[1,2]", "broken", "e=range(1,")
+    words = [
+        "a.b=1,2",
+        "c=3",
+        "d=[1,2]",
+        "recipe=x.yaml",
+        "broken",
+        "e=range(1,",
+        "f=[1,,2",
+        "g=1,,2",
+    ]
+    found = sort_words(words)
+    assert found.sweeps == {"a.b": "1,2", "recipe": "x.yaml", "e": "range(1,", "g": "1,,2"}
+    assert found.fixed == ("c=3", "d=[1,2]", "broken", "f=[1,,2")
     assert found.typed["a.b"] == "a.b=1,2"
 
 

@@ -163,7 +163,8 @@ def test_what_does_not_go_together_is_told_at_its_line(read: Read) -> None:
          "`shuffle` of `adapter.rank` says nothing: `random` has its own order"),
         ("parameters: {a: 'shuffle(1,2)', b: [1, 2]}\nzip: [[a, b]]\n", (),
          "`shuffle` would pair the values of `a` at random"),
-        ("", ("adapter.rank=range(1,",), "`adapter.rank=range(1,` cannot be read as an override"),
+        ("", ("adapter.rank=[1,,2]",), "`adapter.rank=[1,,2]` cannot be read as an override"),
+        ("", ("adapter.rank=range(1,",), "`adapter.rank=range(1,` cannot be read"),
         ("", ("recipe=glob(**)",), "`glob(**)` would look through whole directories"),
         ("", ("x",), "`x` is no override: it has no `=`"),
         ("", ("seed=1,2", "~seed"), "`seed` is set by the override `~seed` too"),
@@ -218,6 +219,12 @@ def test_a_wrong_option_is_told_on_the_command_line(read: Read) -> None:
     [problem] = problems(read, SWEEP, parallel=0)
     assert problem.location is not None
     assert (problem.location.source, problem.location.text) == ("command line", "--parallel 0")
+
+
+def test_a_number_of_trials_needs_a_strategy(read: Read) -> None:
+    [problem] = problems(read, SWEEP, strategy__trials=3)
+    assert problem.message == "`--trials 3` says nothing about a grid, which tries all"
+    assert "--strategy random" in problem.hint
 
 
 def test_zipped_keys_vary_together(tmp_path: Path, read: Read) -> None:
