@@ -186,6 +186,8 @@ def _missing_for_training(recipe: Recipe) -> dict[str, str]:
     if recipe.evaluation.tasks and not is_installed("lm_eval"):
         missing["lm-eval"] = "`evaluation.tasks`"
     for sink in recipe.metrics.sinks:
+        if sink == "wandb" and recipe.metrics.wandb.mode == "disabled":
+            continue
         if sink in SINK_PACKAGES and not is_installed(SINK_PACKAGES[sink]):
             missing[SINK_PACKAGES[sink]] = f"`{sink}` in `metrics.sinks`"
     return missing

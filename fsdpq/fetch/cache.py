@@ -102,9 +102,14 @@ def cached_directory(
             if damage:
                 report(f"`{final}` is damaged ({damage}), making it again")
             _make_place(final, needed_bytes)
-            with draft_of(final) as draft:
-                build(draft)
-                _write_manifest(draft, converter, self_checked)
+            try:
+                with draft_of(final) as draft:
+                    build(draft)
+                    _write_manifest(draft, converter, self_checked)
+            except OSError as error:
+                # Another machine was sooner: not every shared file system shows its lock here.
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                    raise
             return _check_new_entry(final, converter)
 
 

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import shutil
+import socket
 import tempfile
+import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
 from fsdpq.fetch.holds import claim
 from fsdpq.run_files.writing import sync
+
+FOREIGN_S = 24 * 3600.0
+"""Age of another machine's draft from which on nobody builds it any more."""
+
+_HOST = socket.gethostname()
 
 
 @contextmanager
@@ -21,7 +28,7 @@ def draft_of(final: Path) -> Generator[Path, None, None]:
     Raises:
         OSError: ``final`` holds something by now, or the disk refuses.
     """
-    draft = Path(tempfile.mkdtemp(prefix=_prefix(final), dir=final.parent))
+    draft = Path(tempfile.mkdtemp(prefix=f"{_prefix(final)}{_HOST}-", dir=final.parent))
     try:
         with claim(draft):
             yield draft
@@ -35,8 +42,14 @@ def draft_of(final: Path) -> Generator[Path, None, None]:
 
 
 def remove_drafts(final: Path) -> None:
-    """Removes what killed builds of ``final`` left; drafts that somebody builds stay."""
+    """Removes what killed builds of ``final`` left; drafts that somebody builds stay.
+
+    Those of other machines stay for a day: not every shared file system shows their locks here.
+    """
     for draft in final.parent.glob(f"{_prefix(final)}*"):
+        is_own = draft.name.startswith(f"{_prefix(final)}{_HOST}-")
+        if not is_own and not _is_old(draft):
+            continue
         with claim(draft) as free:
             if free:
                 shutil.rmtree(draft, ignore_errors=True)
@@ -53,6 +66,13 @@ def remove_whole(final: Path) -> None:
 def is_draft(directory: Path) -> bool:
     """Whether ``directory`` is one that somebody builds, or was killed building."""
     return directory.name.startswith(".") and ".building-" in directory.name
+
+
+def _is_old(draft: Path) -> bool:
+    try:
+        return time.time() - draft.stat().st_mtime > FOREIGN_S
+    except OSError:
+        return False
 
 
 def _prefix(final: Path) -> str:

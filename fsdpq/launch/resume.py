@@ -27,7 +27,7 @@ from fsdpq.launch.run_ranks import run_ranks
 from fsdpq.launch.runs.lock_file import as_list
 from fsdpq.launch.runs.ownership import owned
 from fsdpq.launch.runs.recorded import RecordedRun, open_recorded
-from fsdpq.launch.runs.run_dir import JOB_FOLDER, newest_run_dir, remove_run
+from fsdpq.launch.runs.run_dir import JOB_FOLDER, empty_run_dir, newest_run_dir
 from fsdpq.launch.runs.saved_run import (
     Change,
     SavedRun,
@@ -95,7 +95,6 @@ def resume(
     files = RunFiles(run_dir)
     if not files.lock.is_file():
         raise UsageError(f"`{run_dir}` is no run directory", hint=NAME_A_RUN)
-    check_no_job(files)
     recorded = open_recorded(run_dir, trust_remote_code=trust_remote_code)
     loaded = load_for_this_machine(recorded, overrides, screen=screen)
     for notice in loaded.notices:
@@ -177,6 +176,7 @@ def go_on(
         UsageError: it is in use, has no checkpoint, or would become another run.
         FsdpqError: one message for whatever went wrong, with its exit code.
     """
+    check_no_job(files)
     with owned(files, screen=screen):
         run = open_saved_run(files)
         if run.saved is not None or run.finished or not wanted.from_start:
@@ -192,7 +192,9 @@ def go_on(
         _check(run, changes, wanted)
         for change in changes:
             screen.report(f"note: going on as another run: {change.text}")
-        _write(run, settled, inputs, wanted, changes)
+        fresh = settled.describe(inputs)
+        fresh |= {} if nodes is None else {"nodes": nodes.describe()}
+        _write(run, settled, fresh, wanted, changes)
         keep_plan(files, settled, inputs)
         if nodes is not None:
             nodes.take_inputs(inputs)
@@ -219,7 +221,7 @@ def _no_checkpoint(run: SavedRun) -> UsageError:
 def _write(
     run: SavedRun,
     settled: Settled,
-    inputs: dict[str, Any],
+    fresh: dict[str, Any],
     wanted: Continuation,
     changes: list[Change],
 ) -> None:
@@ -227,7 +229,7 @@ def _write(
 
     A run that starts at its first step gets a new lock.
     """
-    fresh, given_anew = settled.describe(inputs), wanted.from_start
+    given_anew = wanted.from_start
     if run.saved is None:
         lock = fresh
     else:
@@ -239,6 +241,7 @@ def _write(
             "forced": [change.as_json() for change in changes],
             "versions": list_versions(run.lock, fresh),
         }
+        entry |= {"nodes": fresh["nodes"]} if "nodes" in fresh else {}
         now = {name: fresh[name] for name in ("inputs", "resolved", "provenance", "auto")}
         lock = {**run.lock, **now, "resumes": [*as_list(run.lock.get("resumes")), entry]}
     write_whole(run.files.lock, (json.dumps(lock, indent=2) + "\n").encode())
@@ -255,4 +258,4 @@ def _clear_half_made(files: RunFiles) -> None:
         message = f"`{files.root}` exists and holds no run"
         raise UsageError(message, hint="name another directory with `--run-dir`")
     if files.root.is_dir():
-        remove_run(files)
+        empty_run_dir(files)

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from xml.etree import ElementTree
 
 import psutil
 import pytest
@@ -106,13 +107,23 @@ def test_a_sweep_whose_processes_are_all_killed_gives_the_same_table(
     assert list(find_differences(peaceful, killed)) == []
 
 
-def test_a_sweep_is_judged_again_without_running(
-    undisturbed: tuple[SweepFiles, subprocess.CompletedProcess[str]], fsdpq: Run
+def test_a_sweep_that_regresses_fails_in_ci(
+    undisturbed: tuple[SweepFiles, subprocess.CompletedProcess[str]], fsdpq: Run, tmp_path: Path
 ) -> None:
     files, _ = undisturbed
-    worse = fsdpq("sweep", str(files.root), "--fail-if", "eval_loss>0.1", "--json")
+    baseline = tmp_path / "baseline.json"
+    content = json.loads(files.results_json.read_text())
+    baseline.write_text(json.dumps(content))
+    asked = ("sweep", str(files.root), "--ci", "--baseline", str(baseline))
+    assert fsdpq(*asked, "--tolerance", "0").returncode == ExitCode.OK
+
+    content["trials"][1]["measures"]["eval_loss"] *= 0.98  # it was 2 % better then
+    baseline.write_text(json.dumps(content))
+    worse = fsdpq(*asked, "--fail-if", "eval_loss>0.1")
     assert worse.returncode == ExitCode.RUN_FAILED
-    content = json.loads(worse.stdout)
-    assert (content["exit_code"], content["directory"]) == (1, str(files.root))
-    assert [trial["status"] for trial in content["trials"]] == ["finished"] * 2
-    assert "starts" not in worse.stderr
+    assert "+2.04 %" in worse.stderr
+    assert "starts" not in worse.stderr  # nothing was trained for this
+    suites = ElementTree.fromstring(files.junit.read_bytes())
+    assert (suites.get("tests"), suites.get("failures")) == ("4", "2")
+    assert files.summary.read_text().startswith("## Sweep recipe: failed\n")
+    assert fsdpq(*asked, "--tolerance", "0.03").returncode == ExitCode.OK

@@ -69,3 +69,8 @@ def test_all_missing_packages_are_named_at_once(monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(MissingDependencyError) as caught:
         check_packages(recipe, trains=False)
     assert caught.value.hint == "pip install hqq termcolor"
+    silent = recipe.metrics.wandb.model_copy(update={"mode": "disabled"})
+    metrics = recipe.metrics.model_copy(update={"wandb": silent})
+    with pytest.raises(MissingDependencyError) as caught:
+        check_packages(recipe.model_copy(update={"metrics": metrics}))
+    assert caught.value.hint == "pip install hqq termcolor flash-attn liger-kernel"

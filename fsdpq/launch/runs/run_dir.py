@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from collections.abc import Generator
@@ -41,14 +42,16 @@ def create_run_dir(
     """
     resolved = dump_recipe(recipe)
     files = reserve_run_dir(recipe, run_dir)
-    with _explain_disk_errors(run_dir or RUNS):
+    with explain_disk_errors(run_dir or RUNS):
         try:
             files.logs.mkdir()
             write_whole(files.recipe, raw)
             write_whole(files.resolved, resolved.encode())
             write_whole(files.lock, (json.dumps(lock, indent=2) + "\n").encode())
         except BaseException:
-            remove_run(files)
+            empty_run_dir(files)
+            if not any(files.root.iterdir()):
+                files.root.rmdir()
             raise
     return files
 
@@ -67,13 +70,13 @@ def reserve_run_dir(recipe: Recipe, run_dir: Path | None = None) -> RunFiles:
     if run_dir is not None:
         check_run_dir(run_dir)
     parent = run_dir.absolute().parent if run_dir is not None else RUNS.absolute()
-    with _explain_disk_errors(run_dir or RUNS):
+    with explain_disk_errors(run_dir or RUNS):
         parent.mkdir(parents=True, exist_ok=True)
         _check_free_space(parent)
         return RunFiles(_make_directory(recipe, run_dir))
 
 
-def remove_run(files: RunFiles) -> None:
+def empty_run_dir(files: RunFiles) -> None:
     """Removes what a run directory holds, but for the folder of a job that works for it."""
     for path in list(files.root.iterdir()):
         if path.name == JOB_FOLDER:
@@ -82,8 +85,6 @@ def remove_run(files: RunFiles) -> None:
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
-    if not any(files.root.iterdir()):
-        files.root.rmdir()
 
 
 def check_run_dir(run_dir: Path) -> None:
@@ -154,7 +155,15 @@ def _check_free_space(directory: Path) -> None:
 
 
 @contextmanager
-def _explain_disk_errors(path: Path) -> Generator[None, None, None]:
+def explain_disk_errors(path: Path) -> Generator[None, None, None]:
+    """Turns errors of the disk within the block into one for the user.
+
+    Args:
+        path: what is being written.
+
+    Raises:
+        EnvironmentProblemError: it cannot be written.
+    """
     try:
         yield
     except OSError as error:

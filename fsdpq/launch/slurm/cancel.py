@@ -34,19 +34,20 @@ def cancel_job(
         EnvironmentProblemError: there is no Slurm here, or it refuses.
     """
     files.cancelled.touch()
-    alive = live_tasks(job_id)
-    if any(facts.phase == "queued" for facts in alive):
-        _scancel("--state=PENDING", job_id)
+    phases = {facts.phase for facts in live_tasks(job_id)}
+    if "queued" in phases:
+        # Beside tasks that run only what waits: the rest is to save.
+        _scancel(job_id, *(["--state=PENDING"] if "running" in phases else []))
         report(f"job {job_id} is out of the queue")
-    if not any(facts.phase == "running" for facts in alive):
+    if "running" not in phases:
         return True
-    _scancel(f"--signal={SAVE_SIGNAL}", job_id)
+    _scancel(job_id, f"--signal={SAVE_SIGNAL}")
     report(f"job {job_id} is told to save and end")
     deadline = time.monotonic() + patience_s
     while live_tasks(job_id):
         if time.monotonic() > deadline:
             report(f"job {job_id} has not ended within {patience_s:.0f} s: ending it")
-            _scancel("--verbose", job_id)
+            _scancel(job_id)
             return False
         time.sleep(_POLL_S)
     return True
@@ -61,8 +62,8 @@ def live_tasks(job_id: int) -> list[JobFacts]:
     return [facts for facts in query_jobs([job_id]) if facts.phase in ("queued", "running")]
 
 
-def _scancel(option: str, job_id: int) -> None:
-    done = run_tool(["scancel", option, str(job_id)])
+def _scancel(job_id: int, *options: str) -> None:
+    done = run_tool(["scancel", *options, str(job_id)])
     if done.returncode != 0:
         hint = f"look with `squeue --jobs={job_id}`"
         raise EnvironmentProblemError(f"Slurm does not end the job: {complaint(done)}", hint=hint)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from fsdpq.errors import EnvironmentProblemError, ExitCode
 from fsdpq.launch.runs.launcher_record import read_launcher
+from fsdpq.launch.runs.log_files import last_lines
 from fsdpq.launch.runs.status import JobOf, RunJob
 from fsdpq.launch.slurm.files import JobFiles, read_record
 from fsdpq.launch.slurm.query import JobFacts, query_jobs
@@ -14,6 +15,8 @@ from fsdpq.run_files.paths import RunFiles
 
 ASK_S = 5.0
 """Time between two questions to Slurm about the same job."""
+
+_LAST_LINES = 20
 
 
 def jobs_of(runs: Sequence[RunFiles]) -> JobOf:
@@ -67,7 +70,7 @@ def _as_run_job(files: RunFiles, facts: JobFacts | None, number: int, silence: s
 def _last_words(files: JobFiles) -> str:
     """Returns the last line that a job printed; Slurm's own words come first, errors last."""
     try:
-        lines = files.output.read_text(encoding="utf-8", errors="replace").split("\n")
+        lines, _ = last_lines(files.output, _LAST_LINES)
     except OSError:
         return "it printed nothing"
     return next((line.strip() for line in reversed(lines) if line.strip()), "it printed nothing")

@@ -28,8 +28,7 @@ def submit(job: Job) -> int:
     if done.returncode != 0:
         hint = "`sinfo` lists the partitions; the settings are those of `launch.slurm`"
         raise EnvironmentProblemError(f"Slurm refuses the job: {complaint(done)}", hint=hint)
-    # "123", or "123;cluster"; a site's plugin may say something before.
-    job_id = int(done.stdout.split()[-1].partition(";")[0])
+    job_id = _read_number(done.stdout)
     before = read_record(files)
     record = JobRecord(
         id=job_id,
@@ -42,3 +41,13 @@ def submit(job: Job) -> int:
     )
     write_record(files, record)
     return job_id
+
+
+def _read_number(answer: str) -> int:
+    """Returns the number in ``123`` or ``123;cluster``; a site's plugin may say more before it."""
+    words = answer.split()
+    number = words[-1].partition(";")[0] if words else ""
+    if not number.isdigit():
+        message = f"`sbatch` gave no number of a job: {answer.strip() or 'it printed nothing'}"
+        raise EnvironmentProblemError(message, hint="look for the job with `squeue --me`")
+    return int(number)

@@ -21,7 +21,13 @@ from fsdpq.launch.machine.resolve import CPU_RANKS
 from fsdpq.launch.ranks.processes import TRUST_FLAG
 from fsdpq.launch.runs.lock_file import as_list
 from fsdpq.launch.runs.recorded import open_recorded
-from fsdpq.launch.runs.run_dir import check_run_dir, name_run_dir, newest_run_dir, reserve_run_dir
+from fsdpq.launch.runs.run_dir import (
+    check_run_dir,
+    explain_disk_errors,
+    name_run_dir,
+    newest_run_dir,
+    reserve_run_dir,
+)
 from fsdpq.launch.screen import Screen
 from fsdpq.launch.slurm.files import JobFiles, read_record
 from fsdpq.launch.slurm.job import Job
@@ -100,9 +106,10 @@ def submit_training(
     files = found or reserve_run_dir(loaded.recipe, run_dir)
     job = _training_job(loaded, RunFiles(files.root.absolute()), submission)
     try:
-        job.folder.mkdir(exist_ok=True)
-        write_whole(job.files.recipe, _frozen(loaded).encode())
-        number = submit(job)
+        with explain_disk_errors(files.root):
+            job.folder.mkdir(exist_ok=True)
+            write_whole(job.files.recipe, _frozen(loaded).encode())
+            number = submit(job)
     except BaseException:
         if found is None:
             shutil.rmtree(files.root, ignore_errors=True)
@@ -141,7 +148,8 @@ def submit_resume(
     """
     job = _resume_job(run_dir, overrides, submission, force=force)
     check_no_job(RunFiles(run_dir))
-    return submit(job)
+    with explain_disk_errors(run_dir):
+        return submit(job)
 
 
 def check_no_job(files: RunFiles) -> None:

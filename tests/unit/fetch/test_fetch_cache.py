@@ -108,6 +108,28 @@ def test_killed_build_is_not_taken_for_whole_and_is_removed(cache):
     assert hidden(cache) == []
 
 
+def test_another_machine_whose_lock_does_not_reach_here_is_no_clash(cache):
+    theirs = cache / "models" / ".one.building-another-host-1234"
+    theirs.mkdir(parents=True)
+
+    def build(draft: Path) -> None:
+        Builder()(draft)
+        theirs.rename(cache / "models" / "one")  # it is done first, while this one builds
+        for name in ("file.txt", MANIFEST):
+            (cache / "models" / "one" / name).write_text((whole / name).read_text())
+
+    whole = get(Builder())[0].directory.rename(cache / "whole")
+    assert theirs.exists(), "it may still build"
+    entry, _ = get(build)
+    assert (entry.directory / "file.txt").read_text() == "content"
+    assert hidden(cache) == []
+    theirs.mkdir()
+    os.utime(theirs, (0, 0))
+    (entry.directory / MANIFEST).unlink()
+    get(Builder())
+    assert hidden(cache) == [], "it was killed, long ago"
+
+
 def test_two_processes_at_once_build_once_and_the_second_says_that_it_waits(cache):
     code = """
         import time

@@ -354,7 +354,7 @@ def test_silence_is_a_loss_and_signs_of_life_are_none() -> None:
         assert not line.lost
         assert line.receive() is None
         other.send({"say": "last"})
-        other._send = lambda _content: None  # packets vanish
+        other._send = lambda content: None  # packets vanish
         assert next_of(line) == {"say": "last"}
         assert line.receive(5.0) is None
         assert line.lost.startswith("it was not heard from for 0.8 s")

@@ -191,6 +191,9 @@ def test_slurms_refusals_are_told_in_its_words(
     tools.make("sbatch", "echo 'sbatch: error: invalid account: x' >&2; exit 1")
     with pytest.raises(EnvironmentProblemError, match="refuses the job: invalid account: x"):
         submit(job(tmp_path))
+    tools.make("sbatch", "echo Thank you")
+    with pytest.raises(EnvironmentProblemError, match="gave no number of a job: Thank you"):
+        submit(job(tmp_path))
     tools.make("squeue", "echo 'squeue: error: Unable to contact controller' >&2; exit 1")
     with pytest.raises(EnvironmentProblemError, match="no answer: Unable to contact"):
         query_jobs([3])
