@@ -122,13 +122,15 @@ def read_status(
         job_of: asks a scheduler; None asks nobody.
         with_size: False leaves ``num_bytes`` at 0: a run with many files is read faster.
     """
+    job = job_of(files) if job_of is not None else None  # first: what it ends leaves its files
     launcher = read_launcher(files)
     done = scan_rows(files, since=launcher.time if launcher else 0.0)
-    job = job_of(files) if job_of is not None else None
     checkpoints = list_checkpoints(files.checkpoints)
     state, error = _read_state(files, launcher, done, job, can_go_on=bool(checkpoints))
     ended = launcher.ended if launcher is not None else None
     at_work = state in ("starting", "running")
+    if not (at_work or ended) and read_launcher(files) != launcher:  # it ended while this looked
+        return read_status(files, job_of=job_of, with_size=with_size)
     return RunStatus(
         files.root,
         _read_name(files),
