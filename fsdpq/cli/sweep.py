@@ -137,7 +137,8 @@ def _what_next(end: SweepEnd) -> list[str]:
     if end.files.best_recipe.is_file():
         lines.append(f"best       {end.files.best_recipe}")
     if end.exit_code in (ExitCode.SAVED, ExitCode.INTERRUPTED):
-        lines.append(f"stopped by {end.stopped_by}: go on with `fsdpq sweep {root}`")
+        why = f"stopped by {end.stopped_by}" if end.stopped_by else "not done"
+        lines.append(f"{why}: go on with `fsdpq sweep {root}`")
     if any(outcome.status == "failed" for outcome in end.outcomes):
         lines.append(f"logs       {end.files.root / 'logs'}; again: `--retry-failed`")
     return lines

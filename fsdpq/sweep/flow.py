@@ -7,10 +7,12 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from fsdpq.errors import EnvironmentProblemError
 from fsdpq.launch.machine.devices import list_gpus
 from fsdpq.launch.ranks.processes import catch_stop_signals
 from fsdpq.run_files.sweep_paths import SweepFiles
 from fsdpq.run_files.writing import write_whole
+from fsdpq.sweep.array import describe_array
 from fsdpq.sweep.collect import goal_of
 from fsdpq.sweep.frozen import freeze, read_frozen
 from fsdpq.sweep.options import OptunaOptions
@@ -50,11 +52,31 @@ def run_sweep(loaded: LoadedSpec, request: SweepRequest, *, screen: SweepScreen)
 
     Raises:
         UsageError: the directory is in use, or holds something else.
+        EnvironmentProblemError: it cannot be written.
         RecipeError: with all Problems of the sweep and its recipes.
     """
     files = sweep_files(loaded, request.out)
     trials = trials_of(files, loaded, request, screen)
     check_trials(loaded, trials)
+    if loaded.spec.scheduler == "slurm" and (told := describe_array(files)):
+        screen.report(told)  # its tasks hold the directory
+        return end_of(files, choose(trials, request.only))
+    try:
+        return _run_owned(files, loaded, request, trials, screen=screen)
+    except OSError as error:
+        message = f"the sweep `{files.root}` cannot be written: {error.strerror or error}"
+        hint = "make room or name another place with `--out`; what is there is kept"
+        raise EnvironmentProblemError(message, hint=hint, details=str(error)) from error
+
+
+def _run_owned(
+    files: SweepFiles,
+    loaded: LoadedSpec,
+    request: SweepRequest,
+    trials: Sequence[Trial],
+    *,
+    screen: SweepScreen,
+) -> SweepEnd:
     files.root.mkdir(parents=True, exist_ok=True)
     with owned_sweep(files):
         write_whole(files.spec, dump_spec(_named(loaded), files.root).encode())

@@ -40,7 +40,10 @@ def owned_sweep(files: SweepFiles) -> Generator[None, None, None]:
             )
         owner = {"pid": os.getpid(), "host": socket.gethostname(), "time": time.time()}
         write_whole(_owner_file(files), (json.dumps(owner) + "\n").encode())
-        yield
+        try:
+            yield
+        finally:
+            _owner_file(files).unlink(missing_ok=True)
 
 
 def wait_for_trial(
@@ -76,4 +79,4 @@ def _describe_owner(files: SweepFiles) -> str:
         owner: dict[str, Any] = json.loads(_owner_file(files).read_text(encoding="utf-8"))
         return f"process {owner['pid']} on {owner['host']} runs it"
     except (OSError, ValueError, KeyError, TypeError):
-        return "another process runs it"
+        return "another process runs it, or a task of its Slurm array"

@@ -95,7 +95,7 @@ class TrialRunner:
                 time.sleep(self._options.smallest_pause_s)
         finally:
             for process in self._running.values():  # an error of ours must leave none behind
-                process.kill()
+                process.stop()
         return [read_outcome(self._files, trial.id) for trial in trials]
 
     def know(self, trials: Sequence[Trial]) -> None:
@@ -137,7 +137,9 @@ class TrialRunner:
     def _ends_before_start(self, trial: Trial) -> bool:
         """Settles a trial that cannot fit, or was found hopeless before it could be written."""
         known = read_outcome(self._files, trial.id)
-        reason = self._options.why_not(trial) if self._options.why_not is not None else ""
+        reason = self._slots.refuse(trial.recipe, smoke=self._options.trial.smoke)
+        if not reason and self._options.why_not is not None:
+            reason = self._options.why_not(trial)
         if reason:
             self._write(trial, replace(known, status="skipped", reason=reason))
             return True

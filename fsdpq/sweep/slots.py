@@ -6,7 +6,6 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fsdpq.errors import UsageError
 from fsdpq.launch.machine.devices import count_cores
 from fsdpq.recipe.root import Recipe
 
@@ -49,21 +48,32 @@ class Slots:
 
         Args:
             trial_id: of the trial, which gives it back by `give_back`.
-            recipe: of the trial.
+            recipe: of the trial; `refuse` has nothing against it.
             smoke: whether it is only tried, which is done on the CPU.
-
-        Raises:
-            UsageError: it needs more GPUs than this machine has.
         """
         if len(self._in_use) >= self._parallel:
             return None
         if self._parallel == 1:
             self._in_use[trial_id] = []
             return Slot()
-        if smoke or recipe.launch.device == "cpu" or not self._names:
+        if not self._needs_gpus(recipe, smoke=smoke):
             self._in_use[trial_id] = []
             return Slot(environment=self._threads(recipe))
         return self._take_gpus(trial_id, recipe)
+
+    def refuse(self, recipe: Recipe, *, smoke: bool = False) -> str:
+        """Returns why a trial will never have a place, empty where it will.
+
+        Args:
+            recipe: of the trial.
+            smoke: whether it is only tried.
+        """
+        ranks, there = recipe.launch.nproc_per_node, len(self._names)
+        if self._parallel == 1 or not self._needs_gpus(recipe, smoke=smoke):
+            return ""
+        if ranks == "auto" or int(ranks) <= there:
+            return ""
+        return f"`launch.nproc_per_node` is {ranks}, and there are {there} GPUs"
 
     def give_back(self, trial_id: str) -> None:
         """Makes the place of a trial free."""
@@ -71,16 +81,15 @@ class Slots:
 
     def _take_gpus(self, trial_id: str, recipe: Recipe) -> Slot | None:
         wanted = recipe.launch.nproc_per_node
-        is_told = wanted != "auto"
-        number = int(wanted) if is_told else max(1, len(self._names) // self._parallel)
-        if number > len(self._names):
-            message = f"`launch.nproc_per_node: {number}`, but there are {len(self._names)} GPUs"
-            raise UsageError(message, hint="use fewer ranks: `launch.nproc_per_node=auto`")
+        number = max(1, len(self._names) // self._parallel) if wanted == "auto" else int(wanted)
         if number > len(self._free):
             return None
         taken, self._free = self._free[:number], self._free[number:]
         self._in_use[trial_id] = taken
         return Slot(environment=(("CUDA_VISIBLE_DEVICES", ",".join(taken)),))
+
+    def _needs_gpus(self, recipe: Recipe, *, smoke: bool) -> bool:
+        return bool(self._names) and not smoke and recipe.launch.device != "cpu"
 
     def _threads(self, recipe: Recipe) -> tuple[tuple[str, str], ...]:
         if self._threads_are_set:

@@ -9,7 +9,7 @@ from fsdpq.errors import UsageError
 from fsdpq.launch.slurm.script import render_script
 from fsdpq.launch.slurm.submit import submit
 from fsdpq.run_files.sweep_paths import SweepFiles
-from fsdpq.sweep.array import ArrayOptions, array_job, describe_array, run_array_task, write_tasks
+from fsdpq.sweep.array import ArrayOptions, array_job, run_array_task, write_tasks
 from fsdpq.sweep.outcome import Outcome, is_settled, read_outcome, write_outcome
 from fsdpq.sweep.request import (
     SweepEnd,
@@ -35,11 +35,20 @@ def submit_sweep(
     *,
     screen: SweepScreen,
 ) -> SweepEnd:
-    """Submits what is left of a sweep as an array, where none is at work already."""
+    """Submits what is left of a sweep as an array; none is at work for it.
+
+    Args:
+        files: the sweep directory, which this process owns.
+        loaded: the sweep.
+        request: what the user wants of it.
+        trials: of the sweep.
+        screen: shows what happens.
+
+    Raises:
+        EnvironmentProblemError: there is no Slurm here, or it refuses the job.
+        RecipeError: the trials cannot be one array.
+    """
     chosen = choose(trials, request.only)
-    if told := describe_array(files):
-        screen.report(told)
-        return end_of(files, chosen)
     left = list(_left_of(files, loaded, request, chosen))
     if not left:
         return end_of(files, chosen)

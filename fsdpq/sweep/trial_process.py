@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from fsdpq.launch.parent import PARENT_PID
-from fsdpq.launch.ranks.processes import ProcessTree
+from fsdpq.launch.ranks.processes import ProcessTree, StopSignals
 from fsdpq.launch.ranks.torchrun import JsonLinesTail, Row
 from fsdpq.recipe.root import Recipe
 from fsdpq.recipe.sections.launch import SlurmOptions
@@ -101,6 +101,10 @@ class TrialProcess:
             self.asked = True
             other = signal.SIGTERM if heard == "SIGUSR1" else signal.SIGUSR1
             self._process.send(other if heard else signal.SIGTERM)
+
+    def stop(self) -> None:
+        """Asks it to save and end, and ends it where that takes long."""
+        self._process.stop(StopSignals())
 
     def kill(self) -> None:
         """Ends it and all that it started, at once."""

@@ -54,6 +54,7 @@ def main() -> None:
         time.sleep(float(wanted.get("step_s", 0)))
         if asked or os.getppid() != int(os.environ["FSDPQ_PARENT_PID"]):
             saved.write_text(str(step))
+            (run / "asked").write_text(" ".join(signal.Signals(each).name for each in asked))
             sys.exit(75)
     write(run / "events.jsonl", {"event": "done"})
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from support.fake_trials import FAKE_TRAIN, SilentScreen
 
-from fsdpq.errors import ExitCode, RecipeError, UsageError
+from fsdpq.errors import EnvironmentProblemError, ExitCode, RecipeError, UsageError
 from fsdpq.run_files.sweep_paths import SweepFiles
 from fsdpq.run_files.writing import read_json_lines
 from fsdpq.sweep.collect import collect_results
@@ -118,6 +118,9 @@ def test_what_a_sweep_cannot_do_is_refused_before_anything_runs(recipe: Path) ->
         "early_stopping", "launch.rdzv_endpoint",
     ]  # fmt: skip
     assert not Path("out").exists()
+    Path("file").touch()
+    with pytest.raises(EnvironmentProblemError, match="cannot be written: Not a directory"):
+        run(recipe_spec(recipe, [RANKS]), out="file/out")
     Path("full").mkdir()
     (Path("full") / "file").touch()
     with pytest.raises(UsageError, match="holds no sweep"):

@@ -88,13 +88,19 @@ def test_what_cannot_fit_is_skipped_with_the_reason_and_looked_at_again(files: S
     assert (a.attempts, b.status, b.reason) == (1, "finished", "")
 
 
-def test_a_signal_saves_and_the_next_start_goes_on(files: SweepFiles) -> None:
+@pytest.mark.parametrize("heard", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_saves_and_the_next_start_goes_on(
+    files: SweepFiles, heard: signal.Signals
+) -> None:
     trials = [fake_trial(name, "loss=1 step_s=0.1") for name in "ab"]
     stop = StopSignals()
-    threading.Timer(0.5, stop.note, [signal.SIGTERM]).start()
+    threading.Timer(0.5, stop.note, [heard]).start()
     first = run_fake(files, trials, stop=stop)
     assert [outcome.status for outcome in first] == ["interrupted", "waiting"]
     assert first[0].exit_code == 75
+    # Slurm tells trials too, and what they hear twice they take as "at once".
+    asked = (files.run("a").root / "asked").read_text()
+    assert asked == ("SIGTERM" if heard == signal.SIGUSR1 else "SIGUSR1")
     cut_off_at = max(evaluations_of(files, "a"))
     second = run_fake(files, trials)
     assert [outcome.status for outcome in second] == ["finished", "finished"]
@@ -212,10 +218,14 @@ def test_cores_are_shared_on_a_cpu_and_one_trial_has_the_machine(
     assert (alone.environment, chosen.environment) == ((), ())
 
 
-def test_more_ranks_than_gpus_is_refused_not_waited_for() -> None:
-    recipe = fake_trial("a", "", device="cuda", nproc_per_node=8).recipe
-    with pytest.raises(UsageError, match="nproc_per_node: 8`, but there are 4 GPUs"):
-        Slots(2, gpus=GPUS, threads_are_set=False).take("a", recipe)
+def test_a_trial_that_never_has_a_place_is_skipped_and_the_others_run(files: SweepFiles) -> None:
+    trials = [
+        fake_trial("big", "loss=1", device="cuda", nproc_per_node=8),
+        fake_trial("small", "loss=1", device="cuda", nproc_per_node=1),
+    ]
+    big, small = run_fake(files, trials, parallel=2, gpus=GPUS)
+    assert (big.status, small.status) == ("skipped", "finished")
+    assert big.reason == "`launch.nproc_per_node` is 8, and there are 4 GPUs"
 
 
 CURVES = [("a", 1.0), ("b", 3.0), ("c", 2.5), ("d", 1.2), ("e", 0.5)]
