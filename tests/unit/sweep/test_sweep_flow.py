@@ -9,6 +9,7 @@ import signal
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -153,6 +154,10 @@ def test_a_search_that_was_cut_off_asks_for_the_same_trials(recipe: Path, parall
     went_on = run(search(recipe, trials=12, parallel=parallel), out="cut")
     assert settings_of(went_on) == settings_of(whole)
     assert [o.attempts for o in went_on.outcomes].count(2) == 1
+    if parallel == 1:
+        worst = run(search(recipe, trials=12, **{"goal.direction": "maximize"}), out="worst")
+        assert settings_of(worst)[:10] == settings_of(whole)[:10], "the first ten are by chance"
+        assert settings_of(worst)[10:] != settings_of(whole)[10:]
     # Where it goes on on another machine, more may run at once, and the rounds stay.
     again = run(search(recipe, trials=12, parallel=4), out="cut")
     assert starts_of(again) == starts_of(went_on)
@@ -173,6 +178,8 @@ def test_a_sweep_that_is_stopped_says_so(recipe: Path) -> None:
     thread.join()
     assert (end.stopped_by, end.exit_code) == ("SIGTERM", ExitCode.SAVED)
     assert statuses(end) == ["interrupted", "waiting", "waiting"]
+    lost = replace(end, outcomes=(replace(end.outcomes[0], exit_code=130), *end.outcomes[1:]))
+    assert lost.exit_code == ExitCode.INTERRUPTED, "nothing was saved"
 
 
 def test_what_a_hopeless_trial_did_after_its_end_was_decided_does_not_count(recipe: Path) -> None:
