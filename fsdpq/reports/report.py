@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import statistics
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from fsdpq.pages.environment import page_environment
 from fsdpq.reports.charts import Chart, Series, build_chart, smooth
 from fsdpq.reports.plan_against_actual import Actual, compare_with_plan
 from fsdpq.reports.run_record import Row, RunRecord, read_record
+from fsdpq.reports.run_shapes import fit_data
 from fsdpq.reports.settings_rows import (
     NOTHING,
     list_environment,
@@ -91,7 +93,7 @@ def report_content(record: RunRecord, *, name: str, state: str | None = None) ->
         "summary": record.summary,
         "memory": _memory(record),
         "memory_phases": _most_of_each_phase(record.memory),
-        "plan_against_actual": compare_with_plan(record.plan, _actual(record)),
+        "plan_against_actual": _compare_with_plan(record),
         "samples": record.samples,
         "notices": record.notices,
         "export": record.export,
@@ -201,7 +203,8 @@ def _evaluation(row: Row) -> Row:
                 {"model": model, "what": f"{task}: {name.removesuffix(',none')}", "value": value}
                 for name, value in metrics.items()
             ]
-    return {**row, "numbers": numbers}
+    known = [number for number in numbers if number["value"] is not None]
+    return {**row, "numbers": known}
 
 
 def _data(environment: Row) -> Row | None:
@@ -210,7 +213,7 @@ def _data(environment: Row) -> Row | None:
     for key in ("inputs", "prepared", "report"):
         found = found.get(key) if isinstance(found, dict) else None
     try:
-        return None if found is None else DataReport.from_json(found).as_json()
+        return None if found is None else fit_data(DataReport.from_json(found).as_json())
     except (TypeError, KeyError, AttributeError):
         return None
 
@@ -219,6 +222,16 @@ def _provenance(environment: Row) -> dict[str, str] | None:
     """Where the recipe's values were written, None where the lock does not say."""
     found = environment.get("provenance")
     return {key: str(place) for key, place in found.items()} if isinstance(found, dict) else None
+
+
+def _compare_with_plan(record: RunRecord) -> Row | None:
+    """The plan is fsdpq's own: one that is damaged, or a stranger's, cannot be compared."""
+    try:
+        compared = compare_with_plan(record.plan, _actual(record))
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError):
+        record.missing.append("plan.json cannot be compared")
+        return None
+    return compared
 
 
 def _recipe_model(settings: Row) -> str | None:
@@ -279,6 +292,7 @@ def _points(rows: list[Row], key: str) -> list[tuple[float, float]]:
 
 def _loss_chart(content: dict[str, Any]) -> Chart:
     losses, marks = _points(content["steps"], "loss"), _resume_marks(content["resumes"])
+    held_out = Series("held out", _points(content["evals"], "loss"))
     series = [Series("training", losses)]
     if len(losses) >= MANY:
         window = len(losses) // 50 // 2 * 2 + 1
@@ -286,8 +300,8 @@ def _loss_chart(content: dict[str, Any]) -> Chart:
             Series("training", losses, "s-training raw"),
             Series(f"mean of {window} around", smooth(losses, window), "s-training", "strong"),
         ]
-    series.append(Series("held out", _points(content["evals"], "loss"), emphasis="strong"))
-    return build_chart("Loss", series, num_y_ticks=6, marks=marks)
+        held_out = replace(held_out, emphasis="strong")
+    return build_chart("Loss", [*series, held_out], num_y_ticks=6, marks=marks)
 
 
 def _resume_marks(resumes: list[Row]) -> dict[float, str]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fsdpq.reports.run_shapes import EVALUATION, NUMBER, fit, fit_row
 from fsdpq.run_files.paths import RunFiles
 from fsdpq.run_files.rows import PHASES
 from fsdpq.run_files.writing import read_json_lines
@@ -97,7 +98,7 @@ def _read_measured(files: RunFiles, record: RunRecord) -> None:
     record.steps = _last_of_each_step(metrics, "step")
     record.evals = _last_of_each_step(metrics, "eval")
     since = _since_start(metrics)
-    record.memory = [row for row in since if row["event"] == "memory" and row.get("bytes")]
+    record.memory = [row for row in since if row["event"] == "memory" and _is_whole(row)]
     record.held = [row for row in since if row["event"] == "held"]
     record.setup = _last_event(events, "setup")
     record.summary = _last_event(events, "done")
@@ -110,11 +111,17 @@ def _read_measured(files: RunFiles, record: RunRecord) -> None:
         record.error = _root_cause(files.logs)
 
 
+def _is_whole(memory: Row) -> bool:
+    known = [memory.get(name) is not None for name in ("phase", "bytes", "peak_bytes")]
+    return all(known) and memory["bytes"] > 0
+
+
 def _read_evaluations(folder: Path, record: RunRecord) -> list[Row]:
     """Reads the records of ``fsdpq eval``, oldest first."""
     found = [_read_mapping(path, record) for path in sorted(folder.glob("*.json"))]
     whole = [row for row in found if isinstance(row.get("models"), dict)]
-    return sorted(whole, key=lambda row: str(row.get("created", "")))
+    fitted = [fit(row, EVALUATION, complete=True) for row in whole]
+    return sorted(fitted, key=lambda row: str(row["created"]))
 
 
 def _read_mapping(path: Path, record: RunRecord) -> Row:
@@ -137,16 +144,19 @@ def _read_mapping(path: Path, record: RunRecord) -> Row:
 
 def _read_rows(path: Path, record: RunRecord) -> list[Row]:
     """Reads the rows up to the first line that is not one."""
-    rows: list[Row] = []
+    rows: list[Any] = []
     if not path.exists():
         record.missing.append(f"{path.name} is not there")
-        return rows
+        return []
     try:
         for row in read_json_lines(path):
             rows.append(_finite(row))
     except ValueError:
         record.missing.append(f"{path.name} cannot be read after line {len(rows)}")
-    return [row for row in rows if isinstance(row, dict) and "event" in row]
+    fitted = [fit_row(row) for row in rows]
+    if bad := fitted.count(None):
+        record.missing.append(f"{path.name} has {bad} rows of nothing that is known")
+    return [row for row in fitted if row is not None]
 
 
 def _finite(value: Any) -> Any:
@@ -233,10 +243,11 @@ def _root_cause(logs: Path) -> Row | None:
     errors: list[Row] = []
     for path in sorted(logs.glob("rank-*.error.json")):
         try:
-            errors.append(json.loads(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError):
+            errors.append(dict(json.loads(path.read_text(encoding="utf-8"))))
+        except (OSError, ValueError, TypeError):
             errors.append({"rank": path.name.split("-")[1].split(".")[0], "kind": "unreadable"})
     if not errors:
         return None
-    first = min(errors, key=lambda error: error.get("time", math.inf))
-    return {key: first.get(key, "") for key in ("rank", "kind", "message", "hint")}
+    first = min(errors, key=lambda error: fit(error.get("time"), NUMBER) or math.inf)
+    texts = {key: str(first.get(key, "")) for key in ("kind", "message", "hint")}
+    return {"rank": first.get("rank", "")} | texts

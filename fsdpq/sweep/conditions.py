@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from fsdpq.errors import UsageError
-from fsdpq.sweep.measures import KNOWN, format_measure, is_known
+from fsdpq.sweep.measures import explain_unknown, format_measure, is_known
 from fsdpq.sweep.results import Results, TrialResult
 
 OPERATORS: dict[str, Callable[[float, float], bool]] = {
@@ -92,9 +92,8 @@ def check_measure(name: str) -> None:
         UsageError: the measures that there are.
     """
     if not is_known(name):
-        known = ", ".join(f"`{known}`" for known in KNOWN)
-        hint = f"there are {known}, and `tasks.<task>.<metric>` of evaluations"
-        raise UsageError(f"`{name}` is no measure", hint=hint)
+        message, hint = explain_unknown(name)
+        raise UsageError(message, hint=hint)
 
 
 def describe_trial(trial: TrialResult) -> str:

@@ -11,6 +11,7 @@ import statistics
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal, TypeGuard
 
+from fsdpq.recipe.describe import suggest
 from fsdpq.reports.run_record import Row, RunRecord, read_measured
 from fsdpq.reports.ticks import format_number
 from fsdpq.run_files.amounts import format_bytes, format_count, format_duration
@@ -25,7 +26,8 @@ Direction = Literal["lower", "higher"]
 LAST_STEPS = 10
 """`train_loss` is the mean over so many logged steps: one step's loss says little."""
 
-LOSSES = ("eval_loss", "best_eval_loss", "perplexity", "train_loss")
+OF_HELD_OUT_ROWS = ("eval_loss", "best_eval_loss", "perplexity")
+LOSSES = (*OF_HELD_OUT_ROWS, "train_loss")
 AMOUNTS = ("steps", "trained_tokens", "num_trainable")
 DETERMINISTIC = (*LOSSES, *AMOUNTS)
 """The same however often a trial was interrupted; so are those of tasks (`is_deterministic`)."""
@@ -72,6 +74,18 @@ def measures_of(record: RunRecord) -> dict[str, float]:
 def is_known(name: str) -> bool:
     """Returns whether ``name`` can be a measure: one of `KNOWN`, or of a task."""
     return name in KNOWN or (name.startswith(TASKS) and name.count(".") > 1)
+
+
+def explain_unknown(name: str) -> tuple[str, str]:
+    """Returns what is wrong with a name that `is_known` refuses, and what to do."""
+    guess = suggest(name, KNOWN)
+    if guess:
+        return f"`{name}` is no measure", f"did you mean `{guess}`?"
+    known = ", ".join(f"`{known}`" for known in KNOWN)
+    return (
+        f"`{name}` is no measure",
+        f"there are {known}, and `tasks.<task>.<metric>` of evaluations",
+    )
 
 
 def is_deterministic(name: str) -> bool:

@@ -60,7 +60,7 @@ class GoalOptions(Options):
     """What makes a trial better than another."""
 
     measure: str = Field(
-        default="eval_loss", pattern=r"^[A-Za-z0-9][A-Za-z0-9_./-]*$", max_length=200,
+        default="eval_loss", pattern=r"^[A-Za-z0-9][A-Za-z0-9_./,-]*$", max_length=200,
         examples=["eval_loss"],
     )  # fmt: skip
     """A column of the results: `eval_loss`, `best_eval_loss`, `perplexity`, `train_loss`,

@@ -11,6 +11,7 @@ from fsdpq.recipe.describe import Section, list_words, suggest
 from fsdpq.recipe.marks import KeyPath, Marks
 from fsdpq.sweep.document import SweepSpec
 from fsdpq.sweep.grammar import Parameter, parse_sweeps
+from fsdpq.sweep.measures import explain_unknown, is_known
 
 WIDE = 10
 """An interval whose ends are so many times apart is one of magnitudes."""
@@ -144,6 +145,13 @@ def check_strategy(spec: SweepSpec, parameters: Sequence[Parameter]) -> Iterator
         if kind != "grid" and parameter.shuffle:
             message = f"`shuffle` of `{parameter.key}` says nothing: `{kind}` has its own order"
             yield parameter.problem(message, "leave `shuffle` out")
+
+
+def check_goal(spec: SweepSpec, marks: Marks) -> Iterator[Problem]:
+    """Yields a Problem where the goal is nothing that is measured."""
+    if not is_known(spec.goal.measure):
+        message, hint = explain_unknown(spec.goal.measure)
+        yield Problem(message, "goal.measure", marks.value(("goal", "measure")), hint)
 
 
 def note_intervals(parameters: Sequence[Parameter]) -> Iterator[str]:

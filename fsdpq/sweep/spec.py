@@ -31,6 +31,7 @@ from fsdpq.sweep.document import SPEC_VERSION, SweepSpec
 from fsdpq.sweep.grammar import Parameter, on_command_line, parse_sweeps, sort_words
 from fsdpq.sweep.names import find_kinds, find_recipes, move_recipes
 from fsdpq.sweep.parameters import (
+    check_goal,
     check_groups,
     check_keys,
     check_strategy,
@@ -194,6 +195,7 @@ def _finish(document: _Document, texts: Sequence[str], changes: Mapping[str, Any
     problems += check_keys(parameters, fixed, sections)
     problems += check_groups(spec, parameters, marks)
     problems += check_strategy(spec, parameters)
+    problems += check_goal(spec, marks)
     if problems:
         raise _refuse(problems)
     files = tuple(document.base_dir / name for name in recipes)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from fsdpq.errors import Problem, RecipeError
+from fsdpq.recipe.root import Recipe
+from fsdpq.sweep.measures import OF_HELD_OUT_ROWS, TASKS
 from fsdpq.sweep.options import MedianStoppingOptions, OptunaOptions
 from fsdpq.sweep.spec import LoadedSpec
 from fsdpq.sweep.trial import Trial
@@ -27,6 +29,7 @@ def _problems_of(loaded: LoadedSpec, trials: Sequence[Trial]) -> Iterator[Proble
     if stops_early and any(recipe.training.eval_interval is None for recipe in recipes):
         message = "`early_stopping` compares held-out losses on the way, and there are none"
         yield Problem(message, "early_stopping", hint="set `training.eval_interval`")
+    yield from _check_measured(loaded, recipes)
     at_once = loaded.spec.parallel != 1
     if at_once and any(recipe.launch.rdzv_endpoint is not None for recipe in recipes):
         message = "trials that run at the same time cannot share `launch.rdzv_endpoint`"
@@ -42,3 +45,21 @@ def _problems_of(loaded: LoadedSpec, trials: Sequence[Trial]) -> Iterator[Proble
     if any(recipe.launch.nnodes != 1 for recipe in recipes):
         message = "a trial runs on one machine, and `launch.nnodes` asks for more"
         yield Problem(message, "launch.nnodes", hint="set `launch.nnodes=1`")
+
+
+def _check_measured(loaded: LoadedSpec, recipes: Sequence[Recipe]) -> Iterator[Problem]:
+    """Yields a Problem where no trial will measure the goal, so none would be the best."""
+    measure = loaded.spec.goal.measure
+    if loaded.spec.smoke or not recipes:
+        return
+    if measure in OF_HELD_OUT_ROWS and not any(_holds_out(recipe) for recipe in recipes):
+        message = f"the goal `{measure}` is of held-out rows, and no recipe has any"
+        hint = "set `data.eval_fraction=0.1`, or rank by another: `--goal train_loss`"
+        yield Problem(message, "goal.measure", hint=hint)
+    if measure.startswith(TASKS) and not any(recipe.evaluation.tasks for recipe in recipes):
+        message = f"the goal `{measure}` is of a task, and no recipe has `evaluation.tasks`"
+        yield Problem(message, "goal.measure", hint="name the task in `evaluation.tasks`")
+
+
+def _holds_out(recipe: Recipe) -> bool:
+    return recipe.data.eval is not None or recipe.data.eval_fraction > 0

@@ -126,7 +126,9 @@ def test_slurm_is_not_asked_about_finished_runs_and_may_be_silent(
         raise run_jobs.EnvironmentProblemError("Slurm gives no answer")
 
     monkeypatch.setattr(run_jobs, "query_jobs", refuse)
-    run(capsys, "status", "runs/waits", "runs/done", "--json")
+    code, out, _ = run(capsys, "status", "runs/waits", "runs/done", "--json")
+    assert code == 0
+    assert [found["state"] for found in json.loads(out)][1] == "finished"
     files = ToldRun(runs / "new").files
     monkeypatch.setattr(
         run_jobs, "query_jobs", lambda numbers: pytest.fail("asked") if numbers else []

@@ -20,9 +20,12 @@ from support.told_runs import START, ToldRun
 from fsdpq.cli.main import cli, main
 from fsdpq.cli.runs import format_age, render_runs
 from fsdpq.errors import FsdpqError, RunSavedError
+from fsdpq.launch import follow as module
+from fsdpq.launch.follow import follow
 from fsdpq.launch.runs.listing import find_runs
 from fsdpq.launch.runs.ownership import owned
-from fsdpq.launch.runs.status import read_status
+from fsdpq.launch.runs.status import RunJob, read_status
+from fsdpq.run_files.paths import RunFiles
 
 GO_ON = "go on from step 1 with `fsdpq resume runs/live`"
 
@@ -136,6 +139,25 @@ def test_tail_begins_with_the_last_rows(fsdpq: Ended) -> None:
     assert (code, "neither a number nor `all`" in err) == (2, True)
     code, _, err = fsdpq("tail", "sweeps")
     assert (code, "`sweeps` is no run directory" in err) == (2, True)
+
+
+def test_tail_waits_for_a_job_that_waits_in_the_queue(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "LOOK_S", 0.01)
+    monkeypatch.setattr(module, "POLL_S", 0.01)
+    run = ToldRun(Path("runs/job"))
+    answers = iter([RunJob("job 7 waits", waits=True)] * 3 + [RunJob("job 7 on n1", runs=True)])
+
+    def job_of(_: RunFiles) -> RunJob | None:
+        job = next(answers, None)
+        if job is None:  # it has ended
+            run.launch(ended=run.now, exit_code=0)
+        elif job.runs:
+            run.phase("train").step(1)
+        return job
+
+    screen = Lines()
+    status = follow(run.files, screen=screen, job_of=job_of)
+    assert (status.state, status.step, screen.lines) == ("finished", 1, ["waiting: job 7 waits"])
 
 
 @contextmanager

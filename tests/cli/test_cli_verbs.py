@@ -187,6 +187,19 @@ def test_train_prints_the_run_directory(
     assert (found["measures"]["eval_loss"], err) == (2.0, "")
 
 
+def test_ctrl_c_before_the_ranks_start_is_json_too(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_args: object, **_kwargs: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "train_loaded", interrupted)
+    with pytest.raises(SystemExit) as end:
+        main(["train", QUICKSTART, "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert (end.value.code, found["exit_code"], found["run_dir"]) == (130, 130, None)
+
+
 def test_a_run_that_becomes_a_job_says_so_as_json(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -94,6 +94,8 @@ def test_shards_stay_on_their_host_and_the_other_one_can_do_without_it(
     assert f"the first machine ({ADDRESSES[0]}:29500) is lost: it was not heard from" in other
     setups = [row for row in read_json_lines(files.events) if row["event"] == "setup"]
     assert [row["world_size"] for row in setups] == [4, 2]
+    held = [row["base_bytes_per_rank"] for row in setups]
+    assert held[1] == held[0][:2], "a host that is alone holds its copy in as many shards"
     # Shards over both hosts would bring half of the base to each host, forward and backward.
-    a_step = 2 * sum(setups[0]["base_bytes_per_rank"]) // 2
+    a_step = 2 * sum(held[0]) // 2
     assert sent < (AT_STEP - 1) * a_step

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from dataclasses import dataclass
+from ipaddress import ip_address
 
 import psutil
 
@@ -37,6 +38,14 @@ class Endpoint:
         """Port of the launchers."""
         return self.address[1]
 
+    @property
+    def own_host(self) -> str:
+        """Where the first machine listens: at the address, or everywhere.
+
+        Debian lets a machine's own name lead to 127.0.1.1: there no other machine comes.
+        """
+        return "" if ip_address(self.address[0]).is_loopback else self.address[0]
+
 
 def find_endpoint(text: str) -> Endpoint:
     """Looks up ``host:port``.
@@ -51,7 +60,8 @@ def find_endpoint(text: str) -> Endpoint:
         message = f"`launch.rdzv_endpoint`: the host `{host}` is not known"
         hint = "write the address of the first machine as all machines reach it, `10.0.0.1:29500`"
         raise EnvironmentProblemError(message, hint=hint) from None
-    family, _, _, _, address = found[0]
+    # One machine may have a name's addresses in another order: IPv4 comes first on all.
+    family, _, _, _, address = min(found, key=lambda entry: entry[0] != socket.AF_INET)
     return Endpoint(text, family, (str(address[0]), int(port)))
 
 
@@ -111,7 +121,7 @@ def free_port(endpoint: Endpoint) -> int:
         with socket.socket(endpoint.family, socket.SOCK_STREAM) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
-                probe.bind((endpoint.address[0], port))
+                probe.bind((endpoint.own_host, port))
             except OSError:
                 continue
         return port

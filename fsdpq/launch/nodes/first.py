@@ -106,7 +106,7 @@ class First:
             time.sleep(_POLL_S)
             self.poll()
         names = ", ".join([self.facts.name, *(node.name for node in self._nodes_here())])
-        self._screen.report(f"{joined} machines: {names}")
+        self._screen.report(f"{_machines(joined)}: {names}")
 
     def describe(self) -> list[dict[str, Any]]:
         """Returns what the lock keeps of every machine."""
@@ -150,13 +150,12 @@ class First:
         start = {"say": "start", "num_nodes": count, "port": port, "resumes": resumes}
         for number, node in numbers.items():
             node.begin(number)
-            node.line.send(start | {"node": number, "address": self._endpoint.address[0]})
+            node.line.send(start | {"node": number})
         if count < self._launch.max_nodes:
-            words = "1 machine" if count == 1 else f"{count} machines"
-            self._screen.report(f"starting on {words} of {self._launch.max_nodes}")
+            self._screen.report(f"starting on {_machines(count)} of {self._launch.max_nodes}")
         address = self._endpoint.address[0]
-        environment = network_environment(address)
-        return Place(0, count, address, port, address, environment)
+        own = ready[0].line.own_address if ready else address
+        return Place(0, count, address, port, own, network_environment(own))
 
     def check(self, watch: HangWatch) -> None:
         """Looks once at the others, and at the ranks of this machine.
@@ -371,6 +370,10 @@ class First:
         while not done() and time.monotonic() < deadline:
             time.sleep(_POLL_S)
             self.poll()
+
+
+def _machines(count: int) -> str:
+    return "1 machine" if count == 1 else f"{count} machines"
 
 
 def _numbered(nodes: list[Node], *, most: int) -> dict[int, Node]:

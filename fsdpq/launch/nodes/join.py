@@ -77,7 +77,7 @@ def _listen(endpoint: Endpoint, node_rank: int | None) -> socket.socket | None:
     listener = socket.socket(endpoint.family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        listener.bind(endpoint.address)
+        listener.bind((endpoint.own_host, endpoint.port))
         listener.listen()
     except OSError as error:
         listener.close()

@@ -32,11 +32,14 @@ class Line:
         silence_s: seconds without a sign after which the other end counts as lost.
 
     Attributes:
+        own_address: of this end.
+        other_address: of the other one, as this machine reaches it.
         lost: why there is nobody at the other end, empty while there is.
     """
 
     def __init__(self, connection: socket.socket, *, silence_s: float) -> None:
         self.lost = ""
+        self.own_address, self.other_address = _addresses(connection)
         self._socket = connection
         self._silence_s = silence_s
         self._inbox: queue.SimpleQueue[Message] = queue.SimpleQueue()
@@ -126,3 +129,10 @@ class Line:
                             raise
             except OSError as error:
                 self.lost = self.lost or f"the connection broke ({error.strerror or error})"
+
+
+def _addresses(connection: socket.socket) -> tuple[str, str]:
+    try:
+        return str(connection.getsockname()[0]), str(connection.getpeername()[0])
+    except OSError:  # it is gone already, which the first reading finds
+        return "", ""

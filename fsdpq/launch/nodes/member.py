@@ -257,7 +257,7 @@ class _Ranks:
         self.place = Place(
             node=int(message["node"]),
             num_nodes=int(message["num_nodes"]),
-            address=str(message["address"]),
+            address=line.other_address,
             port=int(message["port"]),
             own_address=address,
             environment=network_environment(address),

@@ -25,7 +25,7 @@ from fsdpq.launch.ranks.failure import read_rank_errors
 from fsdpq.launch.runs.launcher_record import LauncherRecord, read_launcher
 from fsdpq.launch.runs.row_scan import Progress, scan_rows
 from fsdpq.run_files.paths import RunFiles
-from fsdpq.tensor_files.checkpoint_manifest import list_checkpoints
+from fsdpq.tensor_files.checkpoint_manifest import list_checkpoints, step_of
 
 State = Literal["queued", "starting", "running", "finished", "failed", "saved", "stopped", "lost"]
 """``saved`` was stopped and can go on; ``stopped`` has no checkpoint; ``lost`` says it runs and
@@ -122,13 +122,15 @@ def read_status(
         job_of: asks a scheduler; None asks nobody.
         with_size: False leaves ``num_bytes`` at 0: a run with many files is read faster.
     """
+    job = job_of(files) if job_of is not None else None  # first: what it ends leaves its files
     launcher = read_launcher(files)
     done = scan_rows(files, since=launcher.time if launcher else 0.0)
-    job = job_of(files) if job_of is not None else None
     checkpoints = list_checkpoints(files.checkpoints)
     state, error = _read_state(files, launcher, done, job, can_go_on=bool(checkpoints))
     ended = launcher.ended if launcher is not None else None
     at_work = state in ("starting", "running")
+    if not (at_work or ended) and read_launcher(files) != launcher:  # it ended while this looked
+        return read_status(files, job_of=job_of, with_size=with_size)
     return RunStatus(
         files.root,
         _read_name(files),
@@ -144,7 +146,7 @@ def read_status(
         where=_where(launcher, job) if at_work or state == "queued" else "",
         error=error,
         phase=done.phase,
-        saved_step=int(checkpoints[0].name.rpartition("-")[2]) if checkpoints else None,
+        saved_step=step_of(checkpoints[0]) if checkpoints else None,
         exit_code=launcher.exit_code if launcher is not None and not at_work else None,
     )
 

@@ -129,11 +129,11 @@ class WandbRun:
         shutil.rmtree(self.directory, ignore_errors=True)
 
     def _add_results(self, record: RunRecord, outcome: str) -> None:
+        self._run.summary.update(summarize(record))
         if record.samples:
             names = ["prompt", "before", "after"]
             data = [[sample[name] or "" for name in names] for sample in record.samples]
             self._run.log({"samples": wandb.Table(columns=names, data=data)}, step=self.step)
-        self._run.summary.update(summarize(record))
         if self._recipe.metrics.wandb.log_adapter and outcome == "finished":
             self._log_exported(record)
 

@@ -16,6 +16,7 @@ from fsdpq.cli.screens.bar import BottomLine, Part, bar_text, fit
 from fsdpq.cli.screens.live import LiveScreen
 from fsdpq.cli.screens.plain import PlainScreen
 from fsdpq.cli.screens.quiet import QuietScreen
+from fsdpq.cli.sweep_screen import LiveSweepScreen, PlainSweepScreen, open_sweep_screen
 from fsdpq.launch.ranks.torchrun import Row
 from fsdpq.run_files.amounts import format_bytes
 from fsdpq.run_files.paths import RunFiles
@@ -225,6 +226,15 @@ def test_bars_are_of_characters_that_the_terminal_has() -> None:
     latin = io.TextIOWrapper(io.BytesIO(), encoding="latin-1")
     assert bar_text(1, 2, latin) == "#" * 12 + "." * 12
     assert bar_text(0, 0, latin) == "." * 24
+
+
+def test_a_sweep_in_a_notebook_prints_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    for name in ("CI", "COLAB_RELEASE_TAG", "KAGGLE_KERNEL_RUN_TYPE", "JPY_PARENT_PID"):
+        monkeypatch.delenv(name, raising=False)
+    assert isinstance(open_sweep_screen(Terminal()), LiveSweepScreen)
+    monkeypatch.setenv("JPY_PARENT_PID", "1")
+    assert type(open_sweep_screen(Terminal())) is PlainSweepScreen
 
 
 def test_quiet_shows_nothing() -> None:

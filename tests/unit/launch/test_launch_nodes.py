@@ -17,6 +17,7 @@ from support.tiny import tiny_recipe
 
 from fsdpq.errors import FsdpqError, LaunchError, RunSavedError, UsageError
 from fsdpq.launch.nodes import first as first_module
+from fsdpq.launch.nodes import line as line_module
 from fsdpq.launch.nodes import member as member_module
 from fsdpq.launch.nodes.address import Endpoint, find_endpoint, free_port, network_environment
 from fsdpq.launch.nodes.facts import NodeFacts, facts_of, why_not
@@ -215,7 +216,10 @@ def test_a_range_starts_with_the_least_after_the_last_call(
     monkeypatch.setattr(first_module, "LAST_CALL_S", 0.3)
     made = meet(tmp_path, launch={"nnodes": "1:3"})
     made.first.gather()
-    assert made.screen.lines[-1] == "1 machines: one (10.0.0.1)" or len(made.screen.lines) == 2
+    assert made.screen.lines == [
+        f"waiting for the other machines, 1 to 3 in all, at {made.endpoint.text}",
+        "1 machine: one (10.0.0.1)",
+    ]
     made.first.take_inputs(INPUTS)
     made.first.share(made.files)
     place = made.first.start(resumes=False)
@@ -344,20 +348,19 @@ def test_what_says_nothing_that_a_launcher_says_is_dropped(meeting: Meeting) -> 
     assert not meeting.make_ready().lost
 
 
-def test_silence_is_a_loss_and_signs_of_life_are_none() -> None:
+def test_silence_is_a_loss_and_signs_of_life_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         ends = (socket.create_connection(server.getsockname()), server.accept()[0])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fsdpq.launch.nodes.line.BEAT_S", 0.2)
-        line, other = (Line(end, silence_s=0.8) for end in ends)
-        time.sleep(1.2)
-        assert not line.lost
-        assert line.receive() is None
-        other.send({"say": "last"})
-        other._send = lambda content: None  # packets vanish
-        assert next_of(line) == {"say": "last"}
-        assert line.receive(5.0) is None
-        assert line.lost.startswith("it was not heard from for 0.8 s")
+    monkeypatch.setattr(line_module, "BEAT_S", 0.2)
+    line, other = (Line(end, silence_s=0.8) for end in ends)
+    time.sleep(1.2)
+    assert not line.lost
+    assert line.receive() is None
+    other.send({"say": "last"})
+    monkeypatch.setattr(other, "_send", lambda _content: None)  # packets vanish
+    assert next_of(line) == {"say": "last"}
+    assert line.receive(5.0) is None
+    assert line.lost.startswith("it was not heard from for 0.8 s")
     line.close()
     other.close()
 
@@ -488,6 +491,12 @@ def test_ranks_keep_to_the_interface_of_the_endpoint(monkeypatch: pytest.MonkeyP
         port = taken.getsockname()[1]
         before = Endpoint("x", socket.AF_INET, ("127.0.0.1", port - 1))
         assert free_port(before) > port
+
+
+def test_a_name_that_leads_to_the_machine_itself_is_listened_to_everywhere() -> None:
+    debian = Endpoint("host-a:29500", socket.AF_INET, ("127.0.1.1", 29500))
+    assert debian.own_host == ""
+    assert dataclasses.replace(debian, address=("10.0.0.1", 29500)).own_host == "10.0.0.1"
 
 
 def test_facts_of_a_newer_version_are_read() -> None:

@@ -277,6 +277,10 @@ def test_a_refused_run_leaves_no_directory_and_one_that_goes_on_is_kept(
     with pytest.raises(UsageError, match="has a job already: job 17 waits"):
         submit_training(again, Submission(), screen=Silent(), run_dir=run_dir)  # type: ignore[arg-type]
     tools.make("squeue", "echo '17|N/A|TIMEOUT|None||0:00|N/A'")
+    tools.make("sbatch", "exit 1")
+    with pytest.raises(EnvironmentProblemError):
+        submit_training(again, Submission(), screen=Silent(), run_dir=run_dir)  # type: ignore[arg-type]
+    assert (run_dir / "checkpoints").is_dir()
     tools.make("sbatch", "echo 18")
     _, number = submit_training(again, Submission(), screen=Silent(), run_dir=run_dir)  # type: ignore[arg-type]
     assert number == 18

@@ -127,6 +127,20 @@ def test_where_locks_are_not_seen_the_process_or_its_silence_tells(
     assert read_status(run.files).state == "lost"
 
 
+def test_a_launcher_that_ends_while_somebody_looks_is_not_lost(
+    run: ToldRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run.launch().phase("train").step(1)
+
+    def ends(_: Path) -> bool:
+        run.launch(ended=run.now, exit_code=1, error="the loss is not finite")
+        return False
+
+    monkeypatch.setattr(module, "is_claimed", ends)
+    found = read_status(run.files)
+    assert (found.state, found.error) == ("failed", "the loss is not finite")
+
+
 def test_a_scheduler_knows_better(run: ToldRun) -> None:
     run.launch(ended=run.now, exit_code=75, error="stopped by SIGUSR1").checkpoint(2)
     waiting = read_status(run.files, job_of=lambda _: RunJob("Slurm job 7", waits=True))

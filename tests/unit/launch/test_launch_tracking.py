@@ -7,6 +7,7 @@ import io
 import json
 import os
 import signal
+import socket
 import time
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,12 @@ from typing import Any
 import pytest
 from support.tiny import tiny_recipe
 from support.wandb_files import SentRun, read_run
+from support.wandb_service import KEY, wandb_service
 
 import fsdpq.launch.tracking.tracker as tracker_module
 from fsdpq.errors import RunStoppedError
 from fsdpq.launch.ranks import processes
-from fsdpq.launch.tracking.tracker import tracked, tracker_environment, wanted_mode
+from fsdpq.launch.tracking.tracker import Tracker, tracked, tracker_environment, wanted_mode
 from fsdpq.launch.tracking.wandb_process import Outcome, Tracking
 from fsdpq.recipe.load import dump_recipe
 from fsdpq.recipe.sections.output import WandbOptions
@@ -77,6 +79,10 @@ def kept_values(files: RunFiles, rows: str, name: str) -> list[tuple[int, float]
     return [(row["step"], row[name]) for row in getattr(read_record(files), rows)]
 
 
+def send(ranks: FakeRanks, told: list[str]) -> contextlib.AbstractContextManager[Tracker]:
+    return tracked(ranks.files, ranks.recipe, report=told.append)
+
+
 def send_in_two_starts(ranks: FakeRanks, told: list[str]) -> tuple[SentRun, SentRun]:
     """Sends a run that is stopped after step 4 and goes on from a checkpoint of step 2."""
     with (
@@ -91,7 +97,7 @@ def send_in_two_starts(ranks: FakeRanks, told: list[str]) -> tuple[SentRun, Sent
         ranks.steps(1, 4)
         raise RunStoppedError("stopped by SIGTERM")
     first = read_run(ranks.files.root / "wandb")
-    with tracked(ranks.files, ranks.recipe, report=told.append):
+    with send(ranks, told):
         ranks.event("resume", step=2, directory="checkpoints/step-00000002", world_size=2)
         ranks.event("phase", name="train")
         ranks.steps(3, 6, shift=0.25)
@@ -144,7 +150,7 @@ def test_a_service_that_cannot_be_reached_costs_no_row(
     monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
     monkeypatch.setenv("WANDB_INIT_TIMEOUT", "1")
     ranks, told = FakeRanks(tmp_path / "tiny-1", mode="online"), list[str]()
-    with tracked(ranks.files, ranks.recipe, report=told.append):
+    with send(ranks, told):
         ranks.event("phase", name="train")
         ranks.steps(1, 3)
     assert len(told) == 1
@@ -154,6 +160,40 @@ def test_a_service_that_cannot_be_reached_costs_no_row(
     [row] = [row for row in read_json_lines(ranks.files.events) if row["event"] == "tracking"]
     assert row["message"] == told[0]
     assert "a" * 40 not in ranks.files.wandb_log.read_text()
+
+
+def test_a_resumed_run_goes_on_at_the_service(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The real client and a stand-in for the service. What that has of a step stays."""
+    with wandb_service() as (address, service):
+        monkeypatch.setenv("WANDB_BASE_URL", address)
+        monkeypatch.setenv("WANDB_API_KEY", KEY)
+        ranks, told = FakeRanks(tmp_path / "tiny-1", mode="online", group="g"), list[str]()
+        with contextlib.suppress(RunStoppedError), send(ranks, told):
+            ranks.event("phase", name="train")
+            ranks.steps(1, 4)
+            raise RunStoppedError("stopped by SIGTERM")
+        assert [row["_step"] for row in service.history] == [1, 2, 3, 4]
+        with send(ranks, told):
+            ranks.event("resume", step=2)
+            ranks.event("phase", name="train")
+            ranks.steps(3, 6, shift=0.25)
+    losses = [(row["_step"], row["train/loss"]) for row in service.history]
+    assert losses == [(1, 3.0), (2, 1.5), (3, 1.0), (4, 0.75), (5, 0.85), (6, 0.75)]
+    assert service.exit_codes == [75, 0]
+    config = {name: entry["value"] for name, entry in service.config.items() if name[0] != "_"}
+    expected = ranks.recipe.model_dump(mode="json")
+    assert expected["data"].pop("columns") == {}, "the client leaves out empty mappings"
+    assert config == expected
+    assert (service.variables["project"], service.variables["groupName"]) == ("p", "g")
+    sent = json.dumps([service.variables, service.config])
+    assert socket.gethostname() not in sent
+    [url] = {
+        row["url"] for row in read_json_lines(ranks.files.events) if row["event"] == "tracking"
+    }
+    assert url == f"{address}/me/p/runs/{service.variables['name']}"
+    assert told == [f"wandb: {url}"] * 2
 
 
 @pytest.mark.parametrize(

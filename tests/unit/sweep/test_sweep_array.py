@@ -25,7 +25,7 @@ description: loss=rank+lr
 model: {name_or_path: meta-llama/Llama-3.2-1B}
 quantization: {kind: bnb}
 adapter: {kind: lora, rank: 8}
-data: {path: rows.jsonl}
+data: {path: rows.jsonl, eval_fraction: 0.5}
 optimizer: {kind: adamw, lr: 1e-3}
 lr_scheduler: {kind: constant}
 training: {steps: 6}
