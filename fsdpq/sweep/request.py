@@ -79,7 +79,7 @@ class SweepEnd:
         statuses = [o.status for o in self.outcomes if o.id in self.concerned]
         if self.stopped_by or {"interrupted", "running", "waiting"} & set(statuses):
             kept = any(_is_kept(outcome) for outcome in self.outcomes)
-            return ExitCode.SAVED if kept else ExitCode.INTERRUPTED
+            return ExitCode.SAVED if kept or not self.stopped_by else ExitCode.INTERRUPTED
         if "failed" in statuses:
             return ExitCode.RUN_FAILED
         if statuses and all(status == "skipped" for status in statuses):
