@@ -106,6 +106,13 @@ def test_only_some_trials_run_and_the_list_shows_all(recipe: Path) -> None:
     fitting = list_sweep(loaded, wanted, screen=SilentScreen())
     assert [row.outcome.status for row in fitting] == ["waiting", "skipped"]
     assert "and has 24.00 GiB" in fitting[1].outcome.reason
+    texts = ["model.name_or_path=meta-llama/Llama-3.1-70B", "adapter.rank=8,16"]
+    texts += ["launch.device=cuda", "launch.nproc_per_node=auto", "data.seq_len=512"]
+    for parallel, becomes in ((1, "waiting"), (2, "skipped")):  # of two GPUs each has one
+        wanted = SweepRequest(out=Path("big"), gpus="2x40GiB")
+        shared = recipe_spec(recipe, texts, {"parallel": parallel})
+        rows = list_sweep(shared, wanted, screen=SilentScreen())
+        assert [row.outcome.status for row in rows] == [becomes] * 2
     planned = run(loaded, out="big", gpus="1x8GiB")
     assert (statuses(planned), planned.exit_code) == (["skipped"] * 2, ExitCode.DOES_NOT_FIT)
 
