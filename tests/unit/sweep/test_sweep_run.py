@@ -89,13 +89,25 @@ def test_what_cannot_fit_is_skipped_with_the_reason_and_looked_at_again(files: S
     assert (a.attempts, b.status, b.reason) == (1, "finished", "")
 
 
+def note_when_it_runs(files: SweepFiles, stop: StopSignals, *heard: signal.Signals) -> None:
+    """Sends signals to the runner, half a second apart, once trial a has made a step."""
+
+    def note() -> None:
+        wait_until(files.run("a").metrics.exists)
+        for each in heard:
+            stop.note(each)
+            time.sleep(0.5)
+
+    threading.Thread(target=note).start()
+
+
 @pytest.mark.parametrize("heard", [signal.SIGTERM, signal.SIGUSR1])
 def test_a_signal_saves_and_the_next_start_goes_on(
     files: SweepFiles, heard: signal.Signals
 ) -> None:
     trials = [fake_trial(name, "loss=1 step_s=0.1") for name in "ab"]
     stop = StopSignals()
-    threading.Timer(0.5, stop.note, [heard]).start()
+    note_when_it_runs(files, stop, heard)
     first = run_fake(files, trials, stop=stop)
     assert [outcome.status for outcome in first] == ["interrupted", "waiting"]
     assert first[0].exit_code == 75
@@ -112,11 +124,10 @@ def test_a_signal_saves_and_the_next_start_goes_on(
 
 def test_a_second_signal_ends_at_once(files: SweepFiles) -> None:
     stop = StopSignals()
-    for after in (0.4, 0.9):
-        threading.Timer(after, stop.note, [signal.SIGINT]).start()
+    note_when_it_runs(files, stop, signal.SIGINT, signal.SIGINT)
     started = time.monotonic()
     [outcome] = run_fake(files, [fake_trial("a", "loss=1 step_s=30")], stop=stop)
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 25
     assert (outcome.status, outcome.exit_code) == ("interrupted", -signal.SIGKILL)
 
 
@@ -142,10 +153,15 @@ def test_a_sweep_that_is_killed_again_and_again_gives_the_table_of_an_undisturbe
     run_fake(peaceful, many_trials(12, step_s=0), parallel=4)
     chance, runners = random.Random(5), list[subprocess.Popen[bytes]]()
     for blow in (signal.SIGKILL, signal.SIGTERM, signal.SIGKILL):
-        settled = sum(1 for _ in (killed.root / "outcomes").glob("*.json"))
+        before = time.time()
         runners.append(runner := start_runner(killed))
         # Not waited for after a kill: trials must see that a zombie is gone, too.
-        wait_until(lambda s=settled: sum(1 for _ in killed.root.glob("outcomes/*")) > s)
+        wait_until(
+            lambda runner=runner, before=before: (
+                runner.poll() is not None
+                or any(path.stat().st_mtime > before for path in killed.root.glob("outcomes/t*"))
+            )
+        )
         time.sleep(chance.uniform(0, 0.4))
         runner.send_signal(blow)
         if blow == signal.SIGTERM:
