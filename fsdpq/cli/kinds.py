@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterator, Mapping
-from typing import Any, cast
+from typing import Any
 
 from fsdpq.cards.chat_templates import BUILT_IN_TEMPLATES
 from fsdpq.cli.render import render_table
@@ -19,9 +19,7 @@ from fsdpq.recipe.describe import (
     nested_options,
     suggest,
 )
-from fsdpq.recipe.explain import value_text
 from fsdpq.recipe.field_docs import field_doc
-from fsdpq.recipe.not_yet import IMPLEMENTED
 from fsdpq.recipe.options import Options
 from fsdpq.registry import ROWS, Row, is_installed
 
@@ -90,7 +88,6 @@ def _kind_fields(section: str, kind: str, options: type[Options]) -> dict[str, A
         "section": section,
         "kind": kind or None,
         "summary": row.summary if row else "",
-        "works": _works(section, kind),
         "packages": [{"name": name, "installed": is_installed(name)} for name in packages],
         "keys": [
             {
@@ -98,7 +95,6 @@ def _kind_fields(section: str, kind: str, options: type[Options]) -> dict[str, A
                 "type": describe_field(info).replace("`", ""),
                 "default": default_text(info),
                 "description": field_doc(options, name),
-                "works": _working_values(section, name),
             }
             for name, info in options.model_fields.items()
         ],
@@ -108,20 +104,6 @@ def _kind_fields(section: str, kind: str, options: type[Options]) -> dict[str, A
 
 def _row(section: str, kind: str) -> Row | None:
     return next((row for row in ROWS if (row.section, row.kind) == (section, kind)), None)
-
-
-def _works(section: str, kind: str) -> bool:
-    return kind in IMPLEMENTED.get(f"{section}.kind", (kind,))
-
-
-def _working_values(section: str, field: str) -> list[Any] | None:
-    """Returns the only values that work in this version, None where all do."""
-    values = IMPLEMENTED.get(f"{section}.{field}")
-    return None if values is None else [_plain(value) for value in values]
-
-
-def _plain(value: Any) -> Any:
-    return list(cast("tuple[Any, ...]", value)) if isinstance(value, tuple) else value
 
 
 def _render_rows(section: str) -> list[str]:
@@ -156,10 +138,7 @@ def _render_keys(section: str, options: type[Options], prefix: str) -> Iterator[
         default = default_text(info)
         suffix = default if default == "required" else f"default {default}"
         yield f"  {prefix}{name}: {describe_field(info).replace('`', '')} ({suffix})"
-        working = _working_values(section, f"{prefix}{name}")
         text = field_doc(options, name)
-        if working is not None:
-            text += f" This version: {', '.join(value_text(value) for value in working)} only."
         yield from textwrap.wrap(text, 96, initial_indent="      ", subsequent_indent="      ")
         inner = nested_options(info)
         if inner is not None:
@@ -170,5 +149,4 @@ def _notes(row: Row) -> str:
     notes = [f"needs {', '.join(row.requires)}"] if row.requires else []
     missing = [name for name in row.requires if not is_installed(name)]
     notes += [f"not installed: {', '.join(missing)}"] if missing else []
-    notes += [] if _works(row.section, row.kind) else ["does not work in this version yet"]
     return f" ({'; '.join(notes)})" if notes else ""

@@ -69,7 +69,9 @@ def describe_machine(machine: Machine) -> str:
 
 
 def _verdict(plan: Plan) -> str:
-    machine = describe_machine(plan.machine)
+    num_nodes, machine = _num_nodes(plan), describe_machine(plan.machine)
+    if num_nodes > 1:
+        machine += f", on each of {num_nodes} machines"
     if plan.fits is None:
         needs = "each of its GPUs" if plan.device_type == "cuda" else "each rank"
         text = f"{plan.name} needs {format_bytes(plan.device.peak.total)} on {needs}"
@@ -78,6 +80,11 @@ def _verdict(plan: Plan) -> str:
     if plan.fits:
         return click.style(f"{plan.name} fits: {machine}", fg="green", bold=True)
     return click.style(f"{plan.name} does not fit: {machine}", fg="red", bold=True)
+
+
+def _num_nodes(plan: Plan) -> int:
+    work = plan.workload
+    return 1 if work is None else work.num_ranks // work.num_local_ranks
 
 
 def _overview(plan: Plan) -> Iterator[tuple[str, ...]]:
@@ -99,6 +106,7 @@ def _question(plan: Plan) -> Iterator[tuple[str, ...]]:
     yield "model   ", plan.model
     if (work := plan.workload) is not None:
         ranks = "1 rank" if work.num_ranks == 1 else f"{work.num_ranks} ranks"
+        ranks += f" on {number} machines" if (number := _num_nodes(plan)) > 1 else ""
         batches = f"{work.micro_batches} micro-batch{'es' if work.micro_batches > 1 else ''}"
         step = f"{work.global_rows} rows of {work.seq_len:,} tokens a step"
         yield "batch   ", f"{step}: {ranks}, {batches} of {work.rows}"

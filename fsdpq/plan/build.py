@@ -106,15 +106,17 @@ def _other_hardware(recipe: Recipe, case: Case, memory: Memory) -> Iterator[str]
     if recipe.launch.device == "cpu":
         return
     ranks, gpus = int(recipe.launch.nproc_per_node), case.machine.gpus
+    number = recipe.launch.max_nodes
+    each = f" on each of {number} machines" if number > 1 else ""
     if gpus and memory.peak_bytes <= gpus[0].memory_bytes:
         if ranks > len(gpus):
-            yield f"{ranks} x {gpus[0].name}"
+            yield f"{ranks} x {gpus[0].name}{each}"
         return
     size = next((size for size in CARD_SIZES if memory.peak_bytes <= size * GIB), None)
     if size is not None:
-        yield f"{ranks} x {size} GiB"
+        yield f"{ranks} x {size} GiB{each}"
     if gpus and (count := _fewest_gpus(recipe, case, gpus[0])) is not None:
-        yield f"{count} x {gpus[0].name}"
+        yield f"{count} x {gpus[0].name}{each}"
 
 
 def _fewest_gpus(recipe: Recipe, case: Case, gpu: Gpu) -> int | None:

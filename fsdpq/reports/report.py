@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import statistics
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -291,6 +292,7 @@ def _points(rows: list[Row], key: str) -> list[tuple[float, float]]:
 
 def _loss_chart(content: dict[str, Any]) -> Chart:
     losses, marks = _points(content["steps"], "loss"), _resume_marks(content["resumes"])
+    held_out = Series("held out", _points(content["evals"], "loss"))
     series = [Series("training", losses)]
     if len(losses) >= MANY:
         window = len(losses) // 50 // 2 * 2 + 1
@@ -298,8 +300,8 @@ def _loss_chart(content: dict[str, Any]) -> Chart:
             Series("training", losses, "s-training raw"),
             Series(f"mean of {window} around", smooth(losses, window), "s-training", "strong"),
         ]
-    series.append(Series("held out", _points(content["evals"], "loss"), emphasis="strong"))
-    return build_chart("Loss", series, num_y_ticks=6, marks=marks)
+        held_out = replace(held_out, emphasis="strong")
+    return build_chart("Loss", [*series, held_out], num_y_ticks=6, marks=marks)
 
 
 def _resume_marks(resumes: list[Row]) -> dict[float, str]:

@@ -8,7 +8,6 @@ import yaml
 
 from fsdpq.cli.library import named_recipes
 from fsdpq.cli.main import main
-from fsdpq.recipe.not_yet import IMPLEMENTED
 from fsdpq.recipe.root import recipe_schema
 from fsdpq.registry import ROWS
 
@@ -103,13 +102,11 @@ def test_second_copy_keeps_the_first(
     assert run(capsys, "recipes", "cp", "quickstart", "other.yaml") == "other.yaml\n"
 
 
-def test_kinds_as_json_hold_every_row_and_what_works(capsys: pytest.CaptureFixture[str]) -> None:
+def test_kinds_as_json_hold_every_row(capsys: pytest.CaptureFixture[str]) -> None:
     found = json.loads(run(capsys, "kinds", "--json"))
     kinds = {(entry["section"], entry["kind"]): entry for entry in found}
     for row in ROWS:
         entry = kinds[row.section, row.kind]
-        working = IMPLEMENTED.get(f"{row.section}.kind", (row.kind,))
-        assert entry["works"] is (row.kind in working)
         assert [package["name"] for package in entry["packages"]] == list(row.requires)
         assert [key["key"] for key in entry["keys"]] == [
             f"{row.section}.{name}" for name in row.options.model_fields

@@ -72,6 +72,16 @@ def test_verdict_is_coloured_and_text_is_not_wider_for_it() -> None:
         assert edit.changes_result is ("another result" in line)
 
 
+def test_every_one_of_several_machines_is_meant() -> None:
+    machines = ("launch.nnodes=2", "launch.rdzv_endpoint=10.0.0.1:29500")
+    case = prepare_plan(Path(SEVENTY), machines, Hardware(gpus="2x4GiB", ram="64GiB"))
+    lines = [click.unstyle(line) for line in render_plan(case.build())]
+    each = "64.00 GiB of memory, on each of 2 machines"
+    assert lines[0] == f"llama-2-70b-qlora-2x24gb does not fit: 2 x 4 GiB GPU, {each}"
+    assert any("a step: 4 ranks on 2 machines, " in line for line in lines)
+    assert any("2 x 16 GiB on each of 2 machines" in line for line in lines)
+
+
 def test_this_machine_is_its_gpus_with_their_bus(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

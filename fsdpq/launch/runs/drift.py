@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from fsdpq.launch.runs.lock_file import as_list, as_mapping
 from fsdpq.launch.machine.hardware import NUMERIC_VARIABLES
+from fsdpq.launch.runs.lock_file import as_list, as_mapping
 
 Lock = Mapping[str, Any]
 

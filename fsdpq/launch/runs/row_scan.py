@@ -146,7 +146,7 @@ def _parse(line: bytes) -> Row | None:
         row: Any = json.loads(line) if line.endswith(b"\n") else None
     except ValueError:
         return None
-    return cast(Row, row) if isinstance(row, dict) and "event" in row else None
+    return cast("Row", row) if isinstance(row, dict) and "event" in row else None
 
 
 def _mark(event: str) -> bytes:

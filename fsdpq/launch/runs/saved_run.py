@@ -15,8 +15,8 @@ from typing import Any
 
 from fsdpq.errors import CheckpointError, UsageError
 from fsdpq.launch.inputs.prepare_key import key_differences
-from fsdpq.launch.runs.lock_file import as_list, as_mapping
 from fsdpq.launch.ready import Settled
+from fsdpq.launch.runs.lock_file import as_list, as_mapping
 from fsdpq.recipe.continuation import list_changes, read_saved_recipe
 from fsdpq.recipe.difference import Difference, diff_lines
 from fsdpq.recipe.load import load_resolved

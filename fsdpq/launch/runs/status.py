@@ -25,7 +25,7 @@ from fsdpq.launch.ranks.failure import read_rank_errors
 from fsdpq.launch.runs.launcher_record import LauncherRecord, read_launcher
 from fsdpq.launch.runs.row_scan import Progress, scan_rows
 from fsdpq.run_files.paths import RunFiles
-from fsdpq.tensor_files.checkpoint_manifest import list_checkpoints
+from fsdpq.tensor_files.checkpoint_manifest import list_checkpoints, step_of
 
 State = Literal["queued", "starting", "running", "finished", "failed", "saved", "stopped", "lost"]
 """``saved`` was stopped and can go on; ``stopped`` has no checkpoint; ``lost`` says it runs and
@@ -146,7 +146,7 @@ def read_status(
         where=_where(launcher, job) if at_work or state == "queued" else "",
         error=error,
         phase=done.phase,
-        saved_step=int(checkpoints[0].name.rpartition("-")[2]) if checkpoints else None,
+        saved_step=step_of(checkpoints[0]) if checkpoints else None,
         exit_code=launcher.exit_code if launcher is not None and not at_work else None,
     )
 

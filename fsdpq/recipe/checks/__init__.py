@@ -31,7 +31,6 @@ from fsdpq.recipe.checks import (
     sharding,
     streaming,
 )
-from fsdpq.recipe.not_yet import check_implemented
 from fsdpq.recipe.root import Recipe
 
 Check = Callable[[Recipe, Path], Iterator[Problem]]
@@ -41,13 +40,7 @@ Note = Callable[[Recipe, Path], Iterator[str]]
 """Takes the same and yields sentences."""
 
 
-def check_supported(recipe: Recipe, _base_dir: Path) -> Iterator[Problem]:
-    """A setting that this version does not do yet."""
-    yield from check_implemented(recipe)
-
-
 CHECKS: tuple[Check, ...] = (
-    check_supported,
     *model.CHECKS,
     *precision.CHECKS,
     *attention.CHECKS,

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from fsdpq.errors import Problem
-from fsdpq.recipe import checks, not_yet
+from fsdpq.recipe import checks
 from fsdpq.recipe.checks import CHECKS, NOTICES, adapter, batch, output
 from fsdpq.recipe.load import dump_recipe
 from fsdpq.recipe.root import Recipe
@@ -522,21 +522,12 @@ def test_rule_lets_through(rule: str, edits: dict[str, Any]) -> None:
 def test_every_rule_has_a_case() -> None:
     tested = {case[0] for case in CASES}
     elsewhere = {
-        "check_supported",
         "check_flash_attention_head_size",
         "check_dataset_name",
         "check_stored_quantization_agrees",
     }
     assert set(RULES) - tested == elsewhere & set(RULES)
     assert len(RULES) >= 30
-
-
-def test_what_does_not_work_yet_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(not_yet.IMPLEMENTED, "launch.max_restarts", (0, 1))
-    [problem] = ask("check_supported", launch__max_restarts=2)
-    assert problem.message == "`launch.max_restarts: 2` does not work in this version yet"
-    assert problem.hint == "this version can do `0`, `1`"
-    assert ask("check_supported", launch__max_restarts=1) == []
 
 
 def test_rules_are_all_listed_and_named_once() -> None:
@@ -547,7 +538,7 @@ def test_rules_are_all_listed_and_named_once() -> None:
         for name, value in vars(module).items()
         if name.startswith("check_") and value.__module__ == module.__name__
     ]
-    assert set(written) | {checks.check_supported} == set(CHECKS)
+    assert set(written) == set(CHECKS)
     assert len(RULES) == len(CHECKS)
 
 

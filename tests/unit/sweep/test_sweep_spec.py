@@ -83,7 +83,7 @@ def test_no_parameters_is_one_trial(read: Read) -> None:
 
 def test_every_mistake_is_told_at_its_line(read: Read) -> None:
     text = (
-        "sweep: 1\nrecipe: [3]\nparamters: {}\nparameters:\n  adapter.rank: []\n"
+        "sweep: 1\nrecipe: [3]\nparameterss: {}\nparameters:\n  adapter.rank: []\n"
         "  adapter: {rank: 3}\n  optimizer.lr: [{a: 1}]\nzip: [[a, 3]]\n"
         "strategy: {kind: random}\ngoal: {direction: up}\nparallel: 0\n"
     )
@@ -93,7 +93,7 @@ def test_every_mistake_is_told_at_its_line(read: Read) -> None:
             2,
             "for example `recipe.yaml`",
         ),
-        ("unknown key `paramters`", 3, "did you mean `parameters`?"),
+        ("unknown key `parameterss`", 3, "did you mean `parameters`?"),
         ("`adapter.rank` has no values", 5, "list them, or delete the key"),
         (
             "`adapter` must be a list of values, not a mapping",
