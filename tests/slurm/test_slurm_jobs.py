@@ -27,7 +27,7 @@ from fsdpq.run_files.writing import read_json_lines
 NUM_STEPS = 40
 SETTINGS = (
     "optimizer.lr=1e-3", f"training.steps={NUM_STEPS}", "training.eval_interval=16",
-    "training.micro_batch_size=2", "export.format=peft",
+    "training.micro_batch_size=2", "export.format=peft", "export.verify=false",
     "launch.nproc_per_node=1",
 )  # fmt: skip
 SLURM = ("launch.scheduler=slurm", "launch.slurm.requeue=true", "launch.slurm.time_minutes=30")

@@ -2,15 +2,19 @@
 
 All of it, key, sockets, state and logs, lies in a folder of its own and listens on ports of its
 own, so several may run at once. Tools find it by ``SLURM_CONF``, which the environment of nothing
-else has: that is also how what it started is found again.
+else has: that is also how what it started is found again, by a process that ends it all when the
+test is done, or gone.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -78,6 +82,10 @@ class SlurmCluster:
         self._configuration = self.folder / "slurm.conf"
         self.environment = os.environ | {"SLURM_CONF": str(self._configuration), "NO_COLOR": "1"}
         self._daemons: list[subprocess.Popen[bytes]] = []
+        self._reaper = subprocess.Popen(
+            [sys.executable, __file__, str(self.folder)], stdin=subprocess.PIPE,
+            start_new_session=True,
+        )  # fmt: skip
         try:
             self._start()
         except BaseException:
@@ -118,22 +126,7 @@ class SlurmCluster:
             except subprocess.TimeoutExpired:
                 daemon.kill()
                 daemon.wait()
-        left = self._started()
-        for process in left:
-            process.kill()
-        psutil.wait_procs(left, timeout=5)
-        shutil.rmtree(self.folder, ignore_errors=True)
-
-    def _started(self) -> list[psutil.Process]:
-        """Returns the processes of jobs that are left: slurmstepd and what it started."""
-        found: list[psutil.Process] = []
-        for process in psutil.process_iter():
-            try:
-                if process.environ().get("SLURM_CONF") == str(self._configuration):
-                    found.append(process)
-            except psutil.Error:
-                continue
-        return found
+        self._reaper.communicate(timeout=30)
 
     def _start(self) -> None:
         munge = self.folder / "munge"
@@ -184,3 +177,33 @@ def _free_ports(count: int) -> list[int]:
     for each in sockets:
         each.close()
     return ports
+
+
+def reap(folder: Path) -> None:
+    """Ends every process that was started for the cluster in a folder, and removes it.
+
+    Not by psutil's `environ`: slurmstepd writes its title over the start of its own, where that
+    stops reading.
+    """
+    mark, deadline = f"SLURM_CONF={folder}/slurm.conf\0".encode(), time.monotonic() + 20
+    while time.monotonic() < deadline:
+        found = [pid for pid in psutil.pids() if pid != os.getpid() and mark in _environment(pid)]
+        if not found:
+            break
+        for pid in found:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.1)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _environment(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/environ").read_bytes()
+    except OSError:
+        return b""  # ended meanwhile
+
+
+if __name__ == "__main__":
+    sys.stdin.read()  # until the test that started this closes it, or is gone
+    reap(Path(sys.argv[1]))

@@ -107,17 +107,26 @@ def test_before_training_nothing_is_asked_for(files: RunFiles) -> None:
 
 
 @pytest.mark.parametrize(
-    ("signals", "insists"),
+    ("signals", "insists", "in_a_job"),
     [
-        ([("SIGTERM", 0.0), ("SIGTERM", 0.01)], False),  # on two ways at once
-        ([("SIGUSR1", 0.0), ("SIGTERM", 60.0)], False),  # Slurm, later, while the run saves
-        ([("SIGTERM", 0.0), ("SIGTERM", 5.0)], True),
-        ([("SIGUSR1", 0.0), ("SIGINT", 5.0)], True),
+        ([("SIGTERM", 0.0), ("SIGTERM", 0.01)], False, False),  # on two ways at once
+        ([("SIGUSR1", 0.0), ("SIGTERM", 60.0)], False, False),  # Slurm, later, while it saves
+        ([("SIGTERM", 0.0), ("SIGTERM", 5.0)], True, False),
+        ([("SIGTERM", 0.0), ("SIGTERM", 60.0)], False, True),  # the end of its grace time
+        ([("SIGTERM", 0.0), ("SIGINT", 60.0)], True, True),
+        ([("SIGUSR1", 0.0), ("SIGINT", 5.0)], True, False),
     ],
 )
 def test_a_wish_is_repeated_or_only_comes_twice(
-    signals: list[tuple[str, float]], insists: bool
+    signals: list[tuple[str, float]],
+    insists: bool,
+    in_a_job: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    if in_a_job:
+        monkeypatch.setenv("SLURM_JOB_ID", "17")
+    else:
+        monkeypatch.delenv("SLURM_JOB_ID", raising=False)
     stop = StopSignals()
     for name, at in signals:
         stop.received.append(getattr(signal, name))
