@@ -78,13 +78,19 @@ class SweepEnd:
             return ExitCode.OK
         statuses = [o.status for o in self.outcomes if o.id in self.concerned]
         if self.stopped_by or {"interrupted", "running", "waiting"} & set(statuses):
-            kept = any(o.status not in ("waiting", "skipped") for o in self.outcomes)
-            return ExitCode.SAVED if kept else ExitCode.INTERRUPTED
+            kept = any(_is_kept(outcome) for outcome in self.outcomes)
+            return ExitCode.SAVED if kept or not self.stopped_by else ExitCode.INTERRUPTED
         if "failed" in statuses:
             return ExitCode.RUN_FAILED
         if statuses and all(status == "skipped" for status in statuses):
             return ExitCode.DOES_NOT_FIT
         return ExitCode.OK
+
+
+def _is_kept(outcome: Outcome) -> bool:
+    """Whether a sweep that goes on has less to do for a trial than one that begins."""
+    is_done = outcome.status in ("finished", "failed", "hopeless")
+    return is_done or outcome.exit_code == ExitCode.SAVED
 
 
 def sweep_files(loaded: LoadedSpec, out: Path | None) -> SweepFiles:

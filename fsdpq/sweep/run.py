@@ -164,7 +164,7 @@ class TrialRunner:
             outcome = process.settle(code)
             del self._running[trial_id]
             self._slots.give_back(trial_id)
-            found = self._hopeless.get(trial_id) or self._judge_ended(process.trial, outcome)
+            found = self._hopeless.get(trial_id)
             self._write(process.trial, outcome if found is None else _hopeless(outcome, found))
 
     def _take_rows(self, process: TrialProcess) -> None:
@@ -172,15 +172,12 @@ class TrialRunner:
         for row in process.new_rows():
             self._screen.show_row(trial, row)
             is_evaluated = self._curves.take(trial.id, row) or is_evaluated
+        # Also where it has ended meanwhile: a short trial is as hopeless as a longer one.
         if not is_evaluated or trial.id in self._hopeless:
             return
         if (found := self._judge(trial)) is not None:
             self._hopeless[trial.id] = found
             process.ask_to_end()
-
-    def _judge_ended(self, trial: Trial, outcome: Outcome) -> Hopeless | None:
-        """A trial that was over before it could be ended is as hopeless as a longer one."""
-        return self._judge(trial) if outcome.status == "finished" else None
 
     def _judge(self, trial: Trial) -> Hopeless | None:
         if self._options.rule is None:

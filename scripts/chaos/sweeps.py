@@ -109,9 +109,17 @@ def write_sweep_project(folder: Path) -> Path:
     return folder
 
 
-def find_differences(peaceful: SweepFiles, killed: SweepFiles) -> Iterator[str]:
-    """Yields what two sweeps do not have in common and should."""
-    tables = [_table_of(files) for files in (peaceful, killed)]
+def find_differences(
+    peaceful: SweepFiles, killed: SweepFiles, *, only: str | None = None
+) -> Iterator[str]:
+    """Yields what two sweeps do not have in common and should.
+
+    Args:
+        peaceful: the undisturbed one.
+        killed: the other.
+        only: id of the one trial that is compared; None compares all.
+    """
+    tables = [_table_of(files, only) for files in (peaceful, killed)]
     if tables[0] != tables[1]:
         rows = zip(tables[0], tables[1], strict=False)
         yield from (f"{then} is now {now}" for then, now in rows if then != now)
@@ -127,15 +135,18 @@ def find_differences(peaceful: SweepFiles, killed: SweepFiles) -> Iterator[str]:
             yield f"the adapter of {trial_id} has other bytes"
 
 
-def _table_of(files: SweepFiles) -> list[dict[str, Any]]:
+def _table_of(files: SweepFiles, only: str | None) -> list[dict[str, Any]]:
+    """Returns the rows without times; the rank of a single one says nothing."""
     content = json.loads(files.results_json.read_text(encoding="utf-8"))
+    rows = content["trials"] if only is None else _rows_of(content["trials"], only)
     return [
-        {
-            **row,
-            "measures": {n: v for n, v in row["measures"].items() if is_deterministic(n)},
-        }
-        for row in content["trials"]
+        {**row, "measures": {n: v for n, v in row["measures"].items() if is_deterministic(n)}}
+        for row in rows
     ]
+
+
+def _rows_of(rows: list[dict[str, Any]], only: str) -> list[dict[str, Any]]:
+    return [{**row, "rank": None} for row in rows if row["id"] == only]
 
 
 def _strike(process: subprocess.Popen[bytes], victim: str) -> None:

@@ -51,7 +51,7 @@ def test_two_overrides(capsys: pytest.CaptureFixture[str]) -> None:
         """\
 error: `adapter.rank=1,2` is a sweep, and one run needs one value
   --> command line: adapter.rank=1,2
-hint: write `section.field=value`
+hint: write `section.field=value`; `fsdpq sweep` tries one value after another
 
 error: `training.epochs` must be a number greater than 0 or null, not `many`
   --> command line: training.epochs=many

@@ -13,7 +13,7 @@ from support.slurm_cluster import SlurmCluster
 from fsdpq.errors import ExitCode
 
 SWEEP = (
-    "recipe.yaml", "adapter.rank=4,8", "--scheduler", "slurm", "--parallel", "auto",
+    "recipe.yaml", "adapter.rank=choice(4)", "--scheduler", "slurm", "--parallel", "auto",
     "--out", "swept", "training.steps=1", "export.verify=false", "launch.nproc_per_node=1",
 )  # fmt: skip
 
@@ -27,7 +27,7 @@ def test_a_sweep_is_an_array_whose_results_are_collected_later(
     assert "submitted array" in submitted.stderr
     assert submitted.stdout == "swept\n"
     early = fsdpq("sweep", "swept", "--quiet")
-    assert early.returncode in (ExitCode.SAVED, ExitCode.INTERRUPTED), early.stderr
+    assert early.returncode == ExitCode.SAVED, early.stderr
     assert json.loads((project / "swept/slurm/job.json").read_text())["earlier"] == []
 
     outcomes = project / "swept" / "outcomes"
@@ -35,11 +35,9 @@ def test_a_sweep_is_an_array_whose_results_are_collected_later(
     def statuses() -> list[str]:
         return [json.loads(path.read_text())["status"] for path in outcomes.glob("*.json")]
 
-    cluster.wait_for(lambda: statuses() == ["finished"] * 2)
+    cluster.wait_for(lambda: statuses() == ["finished"])
     while (collected := fsdpq("sweep", "swept", "--json")).returncode == ExitCode.SAVED:
         time.sleep(0.5)  # the last task has written its outcome, and ends
     assert collected.returncode == 0, collected.stderr
     content = json.loads(collected.stdout)
-    assert [trial["rank"] for trial in content["trials"]] == [1, 2]
-    hosts = {json.loads(path.read_text())["host"] for path in outcomes.glob("*.json")}
-    assert len(hosts) == 1
+    assert [trial["rank"] for trial in content["trials"]] == [1]

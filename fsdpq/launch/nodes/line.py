@@ -21,6 +21,9 @@ BEAT_S = 1.0
 MAX_BYTES = 64 * 10**6
 """A line that is longer is no launcher's."""
 
+ENDED = "its launcher ended"
+"""Why there is nobody where the process is gone."""
+
 _SIGN = b"{}\n"
 
 
@@ -94,10 +97,10 @@ class Line:
         except TimeoutError:
             return False
         except OSError as error:
-            self.lost = self.lost or f"the connection broke ({error.strerror})"
+            self.lost = self.lost or _broken(error)
             return False
         if not received:
-            self.lost = self.lost or "its launcher ended"
+            self.lost = self.lost or ENDED
             return False
         *lines, self._rest = (self._rest + received).split(b"\n")
         for line in lines:
@@ -128,7 +131,14 @@ class Line:
                         if time.monotonic() > deadline:
                             raise
             except OSError as error:
-                self.lost = self.lost or f"the connection broke ({error.strerror or error})"
+                self.lost = self.lost or _broken(error)
+
+
+def _broken(error: OSError) -> str:
+    """Returns in words why a connection is gone; of a process that is, the system tells either."""
+    if isinstance(error, ConnectionResetError | BrokenPipeError):
+        return ENDED
+    return f"the connection broke ({error.strerror or error})"
 
 
 def _addresses(connection: socket.socket) -> tuple[str, str]:

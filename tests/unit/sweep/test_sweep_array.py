@@ -80,7 +80,7 @@ def test_an_array_has_a_task_a_trial_and_what_is_left_is_submitted_again(
     Path("submitted.sh").unlink()
     screen = SilentScreen()
     at_work = go_on(loaded, screen)
-    assert at_work.exit_code == ExitCode.INTERRUPTED
+    assert at_work.exit_code == ExitCode.SAVED
     assert screen.lines[-1] == "array 17 is at work: 1 of its trials run, 1 wait"
     assert not Path("submitted.sh").exists()
 

@@ -9,6 +9,7 @@ import signal
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,13 @@ def test_only_some_trials_run_and_the_list_shows_all(recipe: Path) -> None:
     fitting = list_sweep(loaded, wanted, screen=SilentScreen())
     assert [row.outcome.status for row in fitting] == ["waiting", "skipped"]
     assert "and has 24.00 GiB" in fitting[1].outcome.reason
+    texts = ["model.name_or_path=meta-llama/Llama-3.1-70B", "adapter.rank=8,16"]
+    texts += ["launch.device=cuda", "launch.nproc_per_node=auto", "data.seq_len=512"]
+    for parallel, becomes in ((1, "waiting"), (2, "skipped")):  # of two GPUs each has one
+        wanted = SweepRequest(out=Path("big"), gpus="2x40GiB")
+        shared = recipe_spec(recipe, texts, {"parallel": parallel})
+        rows = list_sweep(shared, wanted, screen=SilentScreen())
+        assert [row.outcome.status for row in rows] == [becomes] * 2
     planned = run(loaded, out="big", gpus="1x8GiB")
     assert (statuses(planned), planned.exit_code) == (["skipped"] * 2, ExitCode.DOES_NOT_FIT)
 
@@ -153,6 +161,10 @@ def test_a_search_that_was_cut_off_asks_for_the_same_trials(recipe: Path, parall
     went_on = run(search(recipe, trials=12, parallel=parallel), out="cut")
     assert settings_of(went_on) == settings_of(whole)
     assert [o.attempts for o in went_on.outcomes].count(2) == 1
+    if parallel == 1:
+        worst = run(search(recipe, trials=12, **{"goal.direction": "maximize"}), out="worst")
+        assert settings_of(worst)[:10] == settings_of(whole)[:10], "the first ten are by chance"
+        assert settings_of(worst)[10:] != settings_of(whole)[10:]
     # Where it goes on on another machine, more may run at once, and the rounds stay.
     again = run(search(recipe, trials=12, parallel=4), out="cut")
     assert starts_of(again) == starts_of(went_on)
@@ -173,6 +185,8 @@ def test_a_sweep_that_is_stopped_says_so(recipe: Path) -> None:
     thread.join()
     assert (end.stopped_by, end.exit_code) == ("SIGTERM", ExitCode.SAVED)
     assert statuses(end) == ["interrupted", "waiting", "waiting"]
+    lost = replace(end, outcomes=(replace(end.outcomes[0], exit_code=130), *end.outcomes[1:]))
+    assert lost.exit_code == ExitCode.INTERRUPTED, "nothing was saved"
 
 
 def test_what_a_hopeless_trial_did_after_its_end_was_decided_does_not_count(recipe: Path) -> None:

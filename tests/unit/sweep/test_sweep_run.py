@@ -18,6 +18,7 @@ from support.fake_trials import fake_trial, many_trials, run_fake
 
 from fsdpq.errors import UsageError
 from fsdpq.fetch.holds import hold
+from fsdpq.launch.machine.devices import select_visible
 from fsdpq.launch.ranks.processes import StopSignals
 from fsdpq.recipe.sections.launch import SlurmOptions
 from fsdpq.run_files.sweep_paths import SweepFiles
@@ -192,6 +193,7 @@ def test_trials_run_at_once_on_gpus_of_their_own(files: SweepFiles) -> None:
     assert [outcome.status for outcome in outcomes] == ["finished"] * 4
     visible = [starts_of(files, name)[0]["CUDA_VISIBLE_DEVICES"] for name in "abcd"]
     assert visible[:3] == ["GPU-0,GPU-1", "GPU-2", "GPU-3"]
+    assert select_visible(GPUS, str(visible[0])) == GPUS[:2], "as `fsdpq train` reads it"
     assert sorted(str(visible[3]).split(",")) == ["GPU-0", "GPU-1", "GPU-2", "GPU-3"]
     a, b, c, d = outcomes
     assert max(float(o.started or 0) for o in (a, b, c)) < min(float(o.ended or 0) for o in (a, b))
