@@ -200,7 +200,8 @@ def _describe(annotation: Any, metadata: list[Any]) -> str:
     if annotation is type(None):
         return "null"
     if origin is dict:
-        return f"a mapping of {'names to names' if args[1] is str else 'keys to values'}"
+        inner = get_args(args[1])[0] if get_origin(args[1]) is Annotated else args[1]
+        return f"a mapping of {'names to names' if inner is str else 'keys to values'}"
     if _is_options(annotation):
         return describe_options(annotation)
     return _PLAIN.get(annotation, str(annotation)) + _describe_bounds(annotation, metadata)

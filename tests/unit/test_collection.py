@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-FOLDERS = {"cli", "dist", "e2e", "gpu", "recipes", "unit"}
+FOLDERS = {"browser", "cli", "dist", "e2e", "gpu", "multinode", "recipes", "slurm", "unit"}
 
 
 def test_no_folder_of_tests_is_left_out(pytestconfig: pytest.Config) -> None:
