@@ -32,7 +32,7 @@ from fsdpq.recipe.field_docs import field_doc
 from fsdpq.recipe.options import Options
 from fsdpq.recipe.root import Recipe
 from fsdpq.registry import ROWS
-from fsdpq.sweep.document import SweepSpec
+from fsdpq.sweep.choosing.document import SweepSpec
 
 REFERENCE = Path(__file__).parents[1] / "docs" / "reference"
 

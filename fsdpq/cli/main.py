@@ -12,17 +12,16 @@ from pathlib import Path
 import click
 
 import fsdpq
+from fsdpq.cli.answering.chat import chat_command
+from fsdpq.cli.answering.generate import generate_command
 from fsdpq.cli.answers import echo_json, error_fields, json_option
 from fsdpq.cli.bench import bench_command
 from fsdpq.cli.cache import cache_group
-from fsdpq.cli.chat import chat_command
 from fsdpq.cli.data import data_group
 from fsdpq.cli.diff import diff_command
 from fsdpq.cli.doctor import doctor_command
 from fsdpq.cli.evaluate import eval_command
-from fsdpq.cli.generate import generate_command
 from fsdpq.cli.importing import import_command
-from fsdpq.cli.jobs import cancel_command, logs_command, status_command
 from fsdpq.cli.merge import merge_command
 from fsdpq.cli.migrate import migrate_command
 from fsdpq.cli.options import recipe_arguments, say
@@ -32,12 +31,13 @@ from fsdpq.cli.push import push_command
 from fsdpq.cli.quantize import quantize_command
 from fsdpq.cli.recipes import recipes_group
 from fsdpq.cli.render import render_error, render_notice
-from fsdpq.cli.report import report_command
 from fsdpq.cli.reproduce import reproduce_command
 from fsdpq.cli.resume import resume_command
-from fsdpq.cli.runs import runs_group
-from fsdpq.cli.sweep import sweep_command
-from fsdpq.cli.tail import tail_command
+from fsdpq.cli.runs.jobs import cancel_command, logs_command, status_command
+from fsdpq.cli.runs.listing import runs_group
+from fsdpq.cli.runs.report import report_command
+from fsdpq.cli.runs.tail import tail_command
+from fsdpq.cli.sweeps.sweep import sweep_command
 from fsdpq.cli.train import train_command
 from fsdpq.errors import ExitCode, FsdpqError, RunStoppedError, UsageError
 
@@ -120,7 +120,7 @@ def schema(*, of_sweep: bool) -> None:
     from fsdpq.recipe.root import recipe_schema_text
 
     if of_sweep:
-        from fsdpq.sweep.document import sweep_schema_text
+        from fsdpq.sweep.choosing.document import sweep_schema_text
 
         click.echo(sweep_schema_text(), nl=False)
     else:

@@ -19,7 +19,7 @@ from fsdpq.launch.runs.lock_file import as_mapping
 from fsdpq.launch.runs.status import read_status
 from fsdpq.reports.run_record import RunRecord, read_record
 from fsdpq.run_files.paths import RunFiles
-from fsdpq.sweep.measures import measures_of
+from fsdpq.sweep.results.measures import measures_of
 from fsdpq.tensor_files.checkpoint_manifest import list_checkpoints
 
 

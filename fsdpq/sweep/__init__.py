@@ -1,1 +1,1 @@
-"""Variants of a recipe: which there are (`grid`), running them, what came of them."""
+"""Variants of a recipe: which there are, running them, what came of them."""

@@ -27,8 +27,8 @@ import yaml
 from chaos.project import RECIPE, write_project
 from fsdpq.errors import ExitCode
 from fsdpq.run_files.sweep_paths import SweepFiles
-from fsdpq.sweep.measures import is_deterministic
 from fsdpq.sweep.outcome import read_outcome
+from fsdpq.sweep.results.measures import is_deterministic
 
 VALUES = ("adapter.rank=2,4,8", "optimizer.lr=1e-3,5e-3", "training.seed=0,1")
 """Twelve trials."""

@@ -23,8 +23,8 @@ from fsdpq.reports.comparison import comparison_content
 from fsdpq.reports.comparison_page import render_comparison
 from fsdpq.reports.report import write_report
 from fsdpq.run_files.writing import append_json_line
-from fsdpq.sweep.page import write_page
-from fsdpq.sweep.results import TrialResult
+from fsdpq.sweep.results.page import write_page
+from fsdpq.sweep.results.results import TrialResult
 
 BROWSER = find_browser()
 pytestmark = pytest.mark.skipif(

@@ -11,9 +11,9 @@ import click
 import pytest
 from support.finished import FAKE_ANSWERER, finished_run
 
-from fsdpq.cli.answering import LoadLine, shown
-from fsdpq.cli.chat import HELP
-from fsdpq.cli.chat_input import ChatInput
+from fsdpq.cli.answering.chat import HELP
+from fsdpq.cli.answering.chat_input import ChatInput
+from fsdpq.cli.answering.options import LoadLine, shown
 from fsdpq.cli.main import main
 from fsdpq.launch import answers, generate
 

@@ -14,7 +14,7 @@ import pytest
 from support.told_runs import START, ToldRun
 
 from fsdpq.cli.main import main
-from fsdpq.cli.status_text import duration
+from fsdpq.cli.runs.status_text import duration
 from fsdpq.errors import ExitCode
 from fsdpq.launch import cancel as cancel_module
 from fsdpq.launch.runs import status as status_module
@@ -205,8 +205,8 @@ def test_following_reads_whole_lines_and_starts_again_where_a_log_did(tmp_path: 
 def test_follow_ends_with_the_run(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fsdpq.cli.jobs._LOOK_S", 0.1)
-    monkeypatch.setattr("fsdpq.cli.jobs._POLL_S", 0.02)
+    monkeypatch.setattr("fsdpq.cli.runs.jobs._LOOK_S", 0.1)
+    monkeypatch.setattr("fsdpq.cli.runs.jobs._POLL_S", 0.02)
     told = at_work(ToldRun(tmp_path / "run"))
     log = told.files.rank_log(0)
     log.write_text("first\n")

@@ -18,7 +18,7 @@ from support.terminals import Terminal, shown
 from support.told_runs import START, ToldRun
 
 from fsdpq.cli.main import cli, main
-from fsdpq.cli.runs import format_age, render_runs
+from fsdpq.cli.runs.listing import format_age, render_runs
 from fsdpq.errors import FsdpqError, RunSavedError
 from fsdpq.launch import follow as module
 from fsdpq.launch.follow import follow

@@ -14,7 +14,7 @@ from support.terminals import Terminal
 
 from fsdpq.cli.main import main
 from fsdpq.errors import ExitCode
-from fsdpq.sweep.request import SweepRequest
+from fsdpq.sweep.running.request import SweepRequest
 
 RECIPE = """\
 version: 1
@@ -32,7 +32,7 @@ launch: {nproc_per_node: 1, device: cpu}
 CODE = f"""
 import sys
 from fsdpq.cli.main import main
-from fsdpq.sweep.request import SweepRequest
+from fsdpq.sweep.running.request import SweepRequest
 SweepRequest.__init__.__defaults__ = (*SweepRequest.__init__.__defaults__[:-1], {FAKE_TRAIN!r})
 main(sys.argv[1:])
 """

@@ -38,8 +38,9 @@ for arguments in (
     cli.main(args=arguments, standalone_mode=False)
 import fsdpq.cli.inspection, fsdpq.launch.inspect, fsdpq.pages.inspection
 import fsdpq.cli.screen, fsdpq.launch.train, fsdpq.launch.resume, fsdpq.launch.generate
-import fsdpq.cli.chat, fsdpq.cli.chat_input, fsdpq.launch.chat, fsdpq.launch.answers
-import fsdpq.cli.run_result, fsdpq.cli.runs, fsdpq.cli.tail, fsdpq.launch.follow
+import fsdpq.cli.answering.chat, fsdpq.cli.answering.chat_input
+import fsdpq.launch.chat, fsdpq.launch.answers
+import fsdpq.cli.run_result, fsdpq.cli.runs.listing, fsdpq.cli.runs.tail, fsdpq.launch.follow
 import fsdpq.fetch.resolve
 print("HEAVY", sorted(set({HEAVY!r}) & set(sys.modules)))
 """

@@ -12,10 +12,10 @@ from fsdpq.recipe.load import dump_recipe
 from fsdpq.recipe.root import Recipe
 from fsdpq.run_files.sweep_paths import SweepFiles
 from fsdpq.sweep.outcome import Outcome
-from fsdpq.sweep.run import RunOptions, TrialRunner
-from fsdpq.sweep.slots import Slots
+from fsdpq.sweep.running.run import RunOptions, TrialRunner
+from fsdpq.sweep.running.slots import Slots
+from fsdpq.sweep.running.trial_process import TrialOptions
 from fsdpq.sweep.trial import Trial
-from fsdpq.sweep.trial_process import TrialOptions
 
 FAKE_TRAIN = (sys.executable, str(Path(__file__).parents[1] / "unit/sweep/fake_trainer.py"))
 

@@ -9,7 +9,7 @@ from typing import Any
 from fsdpq.run_files.sweep_paths import SweepFiles
 from fsdpq.run_files.writing import append_json_line
 from fsdpq.sweep.outcome import Outcome, write_outcome
-from fsdpq.sweep.results import Goal, Results, TrialResult, rank_trials
+from fsdpq.sweep.results.results import Goal, Results, TrialResult, rank_trials
 
 
 def make_trial(index: int, *, status="finished", reason="", settings=None, **measures):

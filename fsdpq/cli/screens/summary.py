@@ -13,7 +13,7 @@ from fsdpq.cli.run_texts import format_seconds, one_line, program_name
 from fsdpq.reports.run_record import Row, RunRecord, read_record
 from fsdpq.run_files.amounts import format_bytes
 from fsdpq.run_files.paths import RunFiles
-from fsdpq.sweep.measures import LAST_STEPS, measures_of
+from fsdpq.sweep.results.measures import LAST_STEPS, measures_of
 from fsdpq.tensor_files.checkpoint_manifest import list_checkpoints, step_of
 
 NO_PROMPT = "What is the capital of France?"

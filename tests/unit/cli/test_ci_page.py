@@ -12,11 +12,11 @@ import pytest
 import yaml
 
 from fsdpq.cli.main import cli
-from fsdpq.sweep.baseline import parse_tolerances
-from fsdpq.sweep.conditions import parse_condition
-from fsdpq.sweep.expand import expand
-from fsdpq.sweep.measures import KNOWN
-from fsdpq.sweep.spec import read_spec
+from fsdpq.sweep.choosing.expand import expand
+from fsdpq.sweep.choosing.spec import read_spec
+from fsdpq.sweep.results.baseline import parse_tolerances
+from fsdpq.sweep.results.conditions import parse_condition
+from fsdpq.sweep.results.measures import KNOWN
 
 ROOT = Path(__file__).parents[3]
 PAGE = (ROOT / "docs" / "guides" / "ci.md").read_text(encoding="utf-8")

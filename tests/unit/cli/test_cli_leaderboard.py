@@ -8,7 +8,7 @@ import click
 import pytest
 from support.sweeps import losses, make_results, make_trial
 
-from fsdpq.cli.leaderboard import render_leaderboard
+from fsdpq.cli.sweeps.leaderboard import render_leaderboard
 
 GOLDEN = """\
 5 trials: 2 finished, 1 hopeless, 1 failed, 1 skipped

@@ -16,7 +16,7 @@ from fsdpq.cli.screens.bar import BottomLine, Part, bar_text, fit
 from fsdpq.cli.screens.live import LiveScreen
 from fsdpq.cli.screens.plain import PlainScreen
 from fsdpq.cli.screens.quiet import QuietScreen
-from fsdpq.cli.sweep_screen import LiveSweepScreen, PlainSweepScreen, open_sweep_screen
+from fsdpq.cli.sweeps.screen import LiveSweepScreen, PlainSweepScreen, open_sweep_screen
 from fsdpq.launch.ranks.torchrun import Row
 from fsdpq.run_files.amounts import format_bytes
 from fsdpq.run_files.paths import RunFiles

@@ -15,17 +15,17 @@ from click.testing import CliRunner
 from support.sweeps import losses, make_results, make_trial, write_run
 
 from fsdpq.cli.main import main
-from fsdpq.cli.sweep_conclusion import conclude, render_verdict
-from fsdpq.cli.sweep_verdict import ci_options
+from fsdpq.cli.sweeps.conclusion import conclude, render_verdict
+from fsdpq.cli.sweeps.verdict import ci_options
 from fsdpq.errors import ExitCode, FsdpqError, UsageError
 from fsdpq.recipe.load import load_recipe
 from fsdpq.run_files.sweep_paths import SweepFiles
-from fsdpq.sweep.expand import expand
+from fsdpq.sweep.choosing.expand import expand
+from fsdpq.sweep.choosing.spec import dump_spec, recipe_spec
 from fsdpq.sweep.frozen import freeze
 from fsdpq.sweep.outcome import Outcome, write_outcome
-from fsdpq.sweep.results import TrialResult
-from fsdpq.sweep.spec import dump_spec, recipe_spec
-from fsdpq.sweep.verdict import judge
+from fsdpq.sweep.results.results import TrialResult
+from fsdpq.sweep.results.verdict import judge
 
 GOLDEN = """\
 failed  eval_loss>2.1
@@ -241,7 +241,7 @@ def test_best_recipe_is_one_that_fsdpq_reads(sweep, capsys):
 def test_options_need_no_imports_of_sweeps():
     """They decorate a verb, which every start of ``fsdpq`` imports."""
     code = (
-        "import sys, fsdpq.cli.sweep_verdict; "
+        "import sys, fsdpq.cli.sweeps.verdict; "
         "print([m for m in sys.modules if m.startswith(('fsdpq.sweep', 'pydantic', 'yaml'))])"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

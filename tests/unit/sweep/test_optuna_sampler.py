@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from fsdpq.errors import MissingDependencyError
-from fsdpq.sweep.optuna_sampler import OptunaSampler, Point, Result
+from fsdpq.sweep.running.optuna_sampler import OptunaSampler, Point, Result
 
 SIZES = (3, None)
 

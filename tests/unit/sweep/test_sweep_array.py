@@ -11,12 +11,12 @@ import pytest
 from support.fake_trials import FAKE_TRAIN, SilentScreen
 
 from fsdpq.errors import ExitCode, RecipeError, UsageError
-from fsdpq.sweep.array import task_exit_code
-from fsdpq.sweep.flow import run_sweep
+from fsdpq.sweep.choosing.spec import LoadedSpec, read_spec, recipe_spec
 from fsdpq.sweep.outcome import Outcome
-from fsdpq.sweep.request import SweepEnd, SweepRequest
-from fsdpq.sweep.spec import LoadedSpec, read_spec, recipe_spec
-from fsdpq.sweep.submission import run_task, show_array
+from fsdpq.sweep.running.array import task_exit_code
+from fsdpq.sweep.running.flow import run_sweep
+from fsdpq.sweep.running.request import SweepEnd, SweepRequest
+from fsdpq.sweep.running.submission import run_task, show_array
 
 RECIPE = """\
 version: 1

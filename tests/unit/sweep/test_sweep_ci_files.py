@@ -9,11 +9,11 @@ import pytest
 from support.sweeps import losses, make_results, make_trial
 
 from fsdpq.run_files.sweep_paths import SweepFiles
-from fsdpq.sweep.baseline import Tolerances
-from fsdpq.sweep.conditions import parse_condition
-from fsdpq.sweep.junit import render_junit
-from fsdpq.sweep.summary import render_summary
-from fsdpq.sweep.verdict import Verdict, Wanted, judge
+from fsdpq.sweep.results.baseline import Tolerances
+from fsdpq.sweep.results.conditions import parse_condition
+from fsdpq.sweep.results.junit import render_junit
+from fsdpq.sweep.results.summary import render_summary
+from fsdpq.sweep.results.verdict import Verdict, Wanted, judge
 
 HOSTILE = "<b>|`x`</b> \x00\x1b[31m & \ud800 | [a](http://x) ![i](y)\n# h"
 

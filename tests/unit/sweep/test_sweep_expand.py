@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from fsdpq.errors import Problem, RecipeError
 from fsdpq.recipe.load import load_recipe
 from fsdpq.recipe.root import Recipe
-from fsdpq.sweep.expand import expand, make_space, make_trial
-from fsdpq.sweep.grammar import write_override
-from fsdpq.sweep.options import MAX_TRIALS
-from fsdpq.sweep.spec import LoadedSpec, recipe_spec
+from fsdpq.sweep.choosing.expand import expand, make_space, make_trial
+from fsdpq.sweep.choosing.grammar import write_override
+from fsdpq.sweep.choosing.options import MAX_TRIALS
+from fsdpq.sweep.choosing.spec import LoadedSpec, recipe_spec
 from fsdpq.sweep.trial import trial_id
 
 HEAD = """\
@@ -231,7 +231,7 @@ def test_many_mistakes_of_one_key_are_counted(folder: Path) -> None:
 
 
 def test_a_mistake_is_located_in_the_sweep_or_in_the_recipe(folder: Path, tmp_path: Path) -> None:
-    from fsdpq.sweep.spec import read_spec
+    from fsdpq.sweep.choosing.spec import read_spec
 
     text = f"sweep: 1\nrecipe: {folder / 'r.yaml'}\nparameters:\n  adapter.rank:\n  - 8\n  - 0\n"
     (tmp_path / "sweep.yaml").write_text(text + "  quantization: bnb,hqq\n", encoding="utf-8")

@@ -15,9 +15,9 @@ from fsdpq.plan.hardware.machine import Machine
 from fsdpq.plan.shapes.find import find_shape
 from fsdpq.recipe.load import load_recipe
 from fsdpq.recipe.shipped import shipped_recipes
-from fsdpq.sweep.expand import expand
-from fsdpq.sweep.fit import why_not
-from fsdpq.sweep.spec import recipe_spec
+from fsdpq.sweep.choosing.expand import expand
+from fsdpq.sweep.choosing.fit import why_not
+from fsdpq.sweep.choosing.spec import recipe_spec
 from fsdpq.sweep.trial import Trial
 
 CARD = shipped_recipes() / "llama-2-7b-qlora-2x24gb.yaml"

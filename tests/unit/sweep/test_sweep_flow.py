@@ -19,11 +19,11 @@ from support.fake_trials import FAKE_TRAIN, SilentScreen
 from fsdpq.errors import EnvironmentProblemError, ExitCode, RecipeError, UsageError
 from fsdpq.run_files.sweep_paths import SweepFiles
 from fsdpq.run_files.writing import read_json_lines
-from fsdpq.sweep.collect import collect_results
-from fsdpq.sweep.flow import list_sweep, run_sweep
-from fsdpq.sweep.measures import is_deterministic
-from fsdpq.sweep.request import SweepEnd, SweepRequest
-from fsdpq.sweep.spec import LoadedSpec, read_spec, recipe_spec
+from fsdpq.sweep.choosing.spec import LoadedSpec, read_spec, recipe_spec
+from fsdpq.sweep.results.collect import collect_results
+from fsdpq.sweep.results.measures import is_deterministic
+from fsdpq.sweep.running.flow import list_sweep, run_sweep
+from fsdpq.sweep.running.request import SweepEnd, SweepRequest
 
 RECIPE = """\
 version: 1

@@ -8,9 +8,9 @@ import pytest
 from fsdpq.errors import CheckpointError, UsageError
 from fsdpq.recipe.load import load_recipe
 from fsdpq.run_files.sweep_paths import SweepFiles
-from fsdpq.sweep.expand import expand
+from fsdpq.sweep.choosing.expand import expand
+from fsdpq.sweep.choosing.spec import recipe_spec
 from fsdpq.sweep.frozen import freeze, read_frozen
-from fsdpq.sweep.spec import recipe_spec
 from fsdpq.sweep.trial import Trial
 
 RECIPE = """\

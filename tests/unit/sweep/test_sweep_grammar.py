@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from fsdpq.errors import Problem
 from fsdpq.recipe.compose import parse_overrides
-from fsdpq.sweep.grammar import (
+from fsdpq.sweep.choosing.grammar import (
     MAX_VALUES,
     Interval,
     Parameter,

@@ -9,7 +9,7 @@ import pytest
 
 from fsdpq.run_files.paths import RunFiles
 from fsdpq.run_files.writing import append_json_line
-from fsdpq.sweep.measures import (
+from fsdpq.sweep.results.measures import (
     direction_of,
     format_measure,
     is_deterministic,

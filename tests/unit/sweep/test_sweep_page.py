@@ -8,10 +8,10 @@ from html.parser import HTMLParser
 import pytest
 from support.sweeps import losses, make_results, make_trial, write_sweep
 
-from fsdpq.sweep.curves import NUM_GRADES, draw_curves, grade_trials
-from fsdpq.sweep.effects import Effect, list_effects
-from fsdpq.sweep.page import render_page, write_page
-from fsdpq.sweep.parallel import build_parallel
+from fsdpq.sweep.results.curves import NUM_GRADES, draw_curves, grade_trials
+from fsdpq.sweep.results.effects import Effect, list_effects
+from fsdpq.sweep.results.page import render_page, write_page
+from fsdpq.sweep.results.parallel import build_parallel
 
 HOSTILE = "</style></div><script>alert('x')</script><img src=http://evil.example/x.png>"
 
@@ -143,7 +143,7 @@ def test_loss_that_runs_away_does_not_flatten_the_others(tmp_path):
 
 
 def test_more_trials_than_can_be_drawn(tmp_path, monkeypatch):
-    monkeypatch.setattr("fsdpq.sweep.curves.MOST_CURVES", 20)
+    monkeypatch.setattr("fsdpq.sweep.results.curves.MOST_CURVES", 20)
     trials = [make_trial(i, settings=settings(8, i), eval_loss=1.0 + i) for i in range(30)]
     results = make_results(*trials)
     files = write_sweep(tmp_path, results)

@@ -14,8 +14,8 @@ from support.sweeps import losses, make_results, make_trial, write_sweep
 from fsdpq.errors import UsageError
 from fsdpq.recipe.load import load_recipe
 from fsdpq.run_files.sweep_paths import SweepFiles
-from fsdpq.sweep.leaderboard import build_columns, list_troubles, setting_text, short_titles
-from fsdpq.sweep.results import (
+from fsdpq.sweep.results.leaderboard import build_columns, list_troubles, setting_text, short_titles
+from fsdpq.sweep.results.results import (
     Goal,
     collect_trials,
     hash_recipe,
@@ -23,8 +23,8 @@ from fsdpq.sweep.results import (
     rank_trials,
     read_environment,
 )
+from fsdpq.sweep.results.written import render_best, render_csv, write_best, write_tables
 from fsdpq.sweep.trial import Trial
-from fsdpq.sweep.written import render_best, render_csv, write_best, write_tables
 
 RECIPE = """\
 version: 1

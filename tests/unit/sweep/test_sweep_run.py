@@ -23,12 +23,12 @@ from fsdpq.launch.ranks.processes import StopSignals
 from fsdpq.recipe.sections.launch import SlurmOptions
 from fsdpq.run_files.sweep_paths import SweepFiles
 from fsdpq.run_files.writing import read_json_lines
-from fsdpq.sweep.early_stopping import Curves, MedianRule
 from fsdpq.sweep.outcome import Outcome, read_outcome
-from fsdpq.sweep.ownership import owned_sweep, wait_for_trial
-from fsdpq.sweep.slots import Slots
+from fsdpq.sweep.running.early_stopping import Curves, MedianRule
+from fsdpq.sweep.running.ownership import owned_sweep, wait_for_trial
+from fsdpq.sweep.running.slots import Slots
+from fsdpq.sweep.running.trial_process import TrialOptions, start_overrides
 from fsdpq.sweep.trial import Trial
-from fsdpq.sweep.trial_process import TrialOptions, start_overrides
 
 GPUS = [f"GPU {index}: NVIDIA L4 (UUID: GPU-{index})" for index in range(4)]
 
@@ -219,7 +219,7 @@ def test_trials_run_at_once_on_gpus_of_their_own(files: SweepFiles) -> None:
 def test_cores_are_shared_on_a_cpu_and_one_trial_has_the_machine(
     files: SweepFiles, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fsdpq.sweep.slots.count_cores", lambda: 8)
+    monkeypatch.setattr("fsdpq.sweep.running.slots.count_cores", lambda: 8)
     recipe = fake_trial("a", "").recipe
     slots = Slots(2, gpus=[], threads_are_set=False)
     first = slots.take("a", recipe)

@@ -11,9 +11,9 @@ import yaml
 
 from fsdpq.errors import Problem, RecipeError, UsageError
 from fsdpq.recipe.source import read_source
-from fsdpq.sweep.document import sweep_schema, sweep_schema_text
-from fsdpq.sweep.expand import expand
-from fsdpq.sweep.spec import (
+from fsdpq.sweep.choosing.document import sweep_schema, sweep_schema_text
+from fsdpq.sweep.choosing.expand import expand
+from fsdpq.sweep.choosing.spec import (
     LoadedSpec,
     dump_spec,
     is_sweep_file,

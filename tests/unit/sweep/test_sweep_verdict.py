@@ -9,15 +9,15 @@ import pytest
 from support.sweeps import losses, make_results, make_trial
 
 from fsdpq.errors import ExitCode, UsageError
-from fsdpq.sweep.baseline import (
+from fsdpq.sweep.results.baseline import (
     Tolerances,
     compare_with_baseline,
     parse_tolerances,
     read_baseline,
 )
-from fsdpq.sweep.conditions import Condition, parse_condition
-from fsdpq.sweep.results import Goal, parse_results
-from fsdpq.sweep.verdict import Wanted, judge
+from fsdpq.sweep.results.conditions import Condition, parse_condition
+from fsdpq.sweep.results.results import Goal, parse_results
+from fsdpq.sweep.results.verdict import Wanted, judge
 
 
 def broken(text, results):

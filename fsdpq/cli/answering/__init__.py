@@ -1,0 +1,1 @@
+"""Verbs that let a model answer: one prompt, or a conversation."""

@@ -1,0 +1,1 @@
+"""Verbs about runs that are there: list, follow, ask, end, report."""

@@ -1,0 +1,1 @@
+"""``fsdpq sweep``: its options, its screen, its end."""

@@ -1,0 +1,1 @@
+"""Which trials a sweep has: what is asked, the grammar, the space, what fits."""
