@@ -35,5 +35,18 @@ def ranks() -> Iterator[RankPool]:
     from support.ranks import RankPool
 
     pool = RankPool()
+    _POOLS.append(pool)
     yield pool
+    _POOLS.remove(pool)
     pool.close()
+
+
+_POOLS: list[RankPool] = []
+
+
+@pytest.fixture(scope="module", autouse=True)
+def rested_ranks() -> Iterator[None]:
+    """Gives every file fresh ranks where the last one's have gathered threads."""
+    yield
+    for pool in _POOLS:
+        pool.shed()

@@ -8,6 +8,7 @@ makes a new group of the first ``world_size`` of them.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import multiprocessing
 import pickle
 import tempfile
@@ -17,7 +18,10 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 TIMEOUT_S = 240
+MAX_THREADS = 20
 LIBRARIES = [
     "torch",
     "fsdpq.worker.assemble",
@@ -68,6 +72,18 @@ class RankPool:
         self._connections: list[Connection] = []
         self._processes: list[Any] = []
         atexit.register(self.close)
+
+    def shed(self) -> None:
+        """Ends ranks that have gathered threads; new ones are forked when they are needed.
+
+        Groups of a model's meshes outlive it (torch 2.13 keeps meshes), and each has three threads
+        that wake a hundred times a second: after some hundred groups, half a core's time.
+        """
+        with contextlib.suppress(psutil.NoSuchProcess):  # the next call says that one has died
+            if any(
+                psutil.Process(each.pid).num_threads() > MAX_THREADS for each in self._processes
+            ):
+                self.close()
 
     def run(self, world_size: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:
         """Returns ``function(*arguments)`` of every rank; the function must be importable."""
