@@ -21,7 +21,7 @@ from fsdpq.run_files.writing import read_json_lines
 
 ROOT = Path(__file__).parents[2]
 PATHS = sorted((ROOT / "recipes").glob("*.yaml"))
-SAMPLE_SIZE = 2
+SAMPLE_SIZE = 1
 ALWAYS = ROOT / "recipes/llama-3-70b-qlora-disk-1x24gb.yaml"
 
 

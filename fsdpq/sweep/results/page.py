@@ -64,7 +64,7 @@ def render_page(files: SweepFiles, results: Results) -> str:
     """
     measure = results.goal.measure
     environment = page_environment(
-        Path(__file__).parent, Path(__file__).parents[1] / "reports",
+        Path(__file__).parent, Path(__file__).parents[2] / "reports",
         filters={"goal": lambda value: format_measure(measure, value)},
     )  # fmt: skip
     best = results.best

@@ -231,7 +231,8 @@ def _from_disk(
         found = measure(trainer, batch, rounds=rounds, warmups=warmups)
     mapped = assembled.mapped_base
     return found | {
-        "anon_loaded_gib": loaded / GIB, "anon_peak_gib": anonymous.peak_bytes / GIB,
+        "anon_loaded_gib": loaded / GIB,
+        "anon_peak_gib": max(loaded, anonymous.peak_bytes) / GIB,
         "file_pages_gib": status_bytes("RssFile") / GIB,
         "read_gb_a_step": (read_bytes() - before) / 1e9 / (rounds + warmups),
         "load_gb_per_s": mapped.disk_bytes_per_s / 1e9 if mapped is not None else 0.0,
