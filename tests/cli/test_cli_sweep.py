@@ -9,26 +9,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support.fake_trials import FAKE_TRAIN
+from support.fake_trials import FAKE_TRAIN, RECIPE
 from support.terminals import Terminal
 
 from fsdpq.cli.main import main
 from fsdpq.errors import ExitCode
 from fsdpq.sweep.running.request import SweepRequest
 
-RECIPE = """\
-version: 1
-name: tiny
-description: loss=rank+lr step_s=STEP
-model: {name_or_path: meta-llama/Llama-3.2-1B}
-quantization: {kind: bnb}
-adapter: {kind: lora, rank: 8}
-data: {path: rows.jsonl, eval_fraction: 0.5}
-optimizer: {kind: adamw, lr: 1e-3}
-lr_scheduler: {kind: constant}
-training: {steps: 6, eval_interval: 2}
-launch: {nproc_per_node: 1, device: cpu}
-"""
+SLOW_RECIPE = RECIPE.replace("loss=rank+lr", "loss=rank+lr step_s=STEP")
 CODE = f"""
 import sys
 from fsdpq.cli.main import main
@@ -52,7 +40,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def write_recipe(folder: Path, *, step_s: float) -> None:
-    (folder / "recipe.yaml").write_text(RECIPE.replace("STEP", str(step_s)))
+    (folder / "recipe.yaml").write_text(SLOW_RECIPE.replace("STEP", str(step_s)))
 
 
 def run(*arguments: str) -> int:

@@ -17,6 +17,21 @@ from fsdpq.sweep.running.slots import Slots
 from fsdpq.sweep.running.trial_process import TrialOptions
 from fsdpq.sweep.trial import Trial
 
+RECIPE = """\
+version: 1
+name: tiny
+description: loss=rank+lr
+model: {name_or_path: meta-llama/Llama-3.2-1B}
+quantization: {kind: bnb}
+adapter: {kind: lora, rank: 8}
+data: {path: rows.jsonl, eval_fraction: 0.5}
+optimizer: {kind: adamw, lr: 1e-3}
+lr_scheduler: {kind: constant}
+training: {steps: 6, eval_interval: 2}
+launch: {nproc_per_node: 1, device: cpu}
+"""
+"""A recipe for the stand-in, which reads in its description how losses come about."""
+
 FAKE_TRAIN = (sys.executable, str(Path(__file__).parents[1] / "unit/sweep/fake_trainer.py"))
 
 

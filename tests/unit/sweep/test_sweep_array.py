@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.fake_trials import FAKE_TRAIN, SilentScreen
+from support.fake_trials import FAKE_TRAIN, RECIPE, SilentScreen
 
 from fsdpq.errors import ExitCode, RecipeError, UsageError
 from fsdpq.sweep.choosing.spec import LoadedSpec, read_spec, recipe_spec
@@ -18,19 +18,8 @@ from fsdpq.sweep.running.flow import run_sweep
 from fsdpq.sweep.running.request import SweepEnd, SweepRequest
 from fsdpq.sweep.running.submission import run_task, show_array
 
-RECIPE = """\
-version: 1
-name: tiny
-description: loss=rank+lr
-model: {name_or_path: meta-llama/Llama-3.2-1B}
-quantization: {kind: bnb}
-adapter: {kind: lora, rank: 8}
-data: {path: rows.jsonl, eval_fraction: 0.5}
-optimizer: {kind: adamw, lr: 1e-3}
-lr_scheduler: {kind: constant}
-training: {steps: 6}
-launch: {nproc_per_node: 1, device: cpu, scheduler: slurm, slurm: {partition: night}}
-"""
+AS_A_JOB = "device: cpu, scheduler: slurm, slurm: {partition: night}}"
+FOR_SLURM = RECIPE.replace("device: cpu}", AS_A_JOB)
 SBATCH = '#!/bin/sh\ncp "$2" submitted.sh\necho 17\n'
 SQUEUE = "#!/bin/sh\ncat squeue.txt\n"
 
@@ -46,7 +35,7 @@ def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         tool.write_text(text)
         tool.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
-    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    (tmp_path / "recipe.yaml").write_text(FOR_SLURM)
     (tmp_path / "rows.jsonl").write_text('{"text": "one"}\n')
     (tmp_path / "squeue.txt").write_text("")
     return Path("recipe.yaml")

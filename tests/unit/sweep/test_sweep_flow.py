@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.fake_trials import FAKE_TRAIN, SilentScreen
+from support.fake_trials import FAKE_TRAIN, RECIPE, SilentScreen
 
 from fsdpq.errors import EnvironmentProblemError, ExitCode, RecipeError, UsageError
 from fsdpq.run_files.sweep_paths import SweepFiles
@@ -25,19 +25,6 @@ from fsdpq.sweep.results.measures import is_deterministic
 from fsdpq.sweep.running.flow import list_sweep, run_sweep
 from fsdpq.sweep.running.request import SweepEnd, SweepRequest
 
-RECIPE = """\
-version: 1
-name: tiny
-description: loss=rank+lr
-model: {name_or_path: meta-llama/Llama-3.2-1B}
-quantization: {kind: bnb}
-adapter: {kind: lora, rank: 8}
-data: {path: rows.jsonl, eval_fraction: 0.5}
-optimizer: {kind: adamw, lr: 1e-3}
-lr_scheduler: {kind: constant}
-training: {steps: 6, eval_interval: 2}
-launch: {nproc_per_node: 1, device: cpu}
-"""
 RANKS = "adapter.rank=4,8,16"
 
 

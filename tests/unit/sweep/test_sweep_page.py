@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from html.parser import HTMLParser
 
 import pytest
+from support.run_dirs import Tags
 from support.sweeps import losses, make_results, make_trial, write_sweep
 
 from fsdpq.sweep.results.curves import NUM_GRADES, draw_curves, grade_trials
@@ -16,20 +16,8 @@ from fsdpq.sweep.results.parallel import build_parallel
 HOSTILE = "</style></div><script>alert('x')</script><img src=http://evil.example/x.png>"
 
 
-class Tags(HTMLParser):
-    """Collects the tags of a page with their attributes, and its text."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.found: list[tuple[str, dict[str, str | None]]] = []
-        self.text = ""
-        self.feed(html)
-
-    def handle_starttag(self, tag, attrs):
-        self.found.append((tag, dict(attrs)))
-
-    def handle_data(self, data):
-        self.text += data
+class Page(Tags):
+    """Finds tags by their class."""
 
     def with_class(self, name: str) -> list[dict[str, str | None]]:
         return [a for _, a in self.found if name in (a.get("class") or "").split()]
@@ -57,7 +45,7 @@ def results():
 def page(results, tmp_path_factory):
     files = write_sweep(tmp_path_factory.mktemp("sweep"), results)
     write_page(files, results)
-    return Tags(files.page.read_text())
+    return Page(files.page.read_text())
 
 
 def test_page_says_what_came_of_the_sweep(page):
@@ -122,7 +110,7 @@ def test_what_recipes_and_errors_say_stays_text(tmp_path):
 )
 def test_page_of_a_sweep_that_shows_little(tmp_path, trials):
     results = make_results(*trials)
-    page = Tags(render_page(write_sweep(tmp_path, results), results))
+    page = Page(render_page(write_sweep(tmp_path, results), results))
     if not any(trial.finished for trial in trials):
         assert "no trial has finished with eval_loss" in page.text
     assert not page.with_class("parallel")
