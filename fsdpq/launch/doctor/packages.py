@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import re
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib import metadata
@@ -39,7 +40,7 @@ class Package:
 
 
 PACKAGES = (
-    Package("transformers", "5.23"),
+    Package("transformers", "5.23" if sys.version_info >= (3, 11) else "5.20"),
     Package("peft", "0.21"),
     Package("bitsandbytes", "0.50"),
     Package("hqq", "0.2.8", "`quantization.kind: hqq`", "'fsdpq[hqq]'"),

@@ -39,9 +39,10 @@ def test_smallest_versions_are_those_of_pyproject() -> None:
     project = tomllib.loads(PYPROJECT.read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"].values()
     lines = [*project["dependencies"], *(line for extra in extras for line in extra)]
-    wanted = {r.name: str(r.specifier) for r in map(Requirement, lines)}
+    asked = [r for r in map(Requirement, lines) if r.marker is None or r.marker.evaluate()]
+    wanted = {r.name: {str(each) for each in r.specifier} for r in asked}
     for package in (*packages.PACKAGES, packages.TORCH):
-        assert wanted[package.name] == f">={package.minimum}", package.name
+        assert f">={package.minimum}" in wanted[package.name], package.name
     assert project["requires-python"] == f">={'.'.join(map(str, packages.MIN_PYTHON))}"
 
 
