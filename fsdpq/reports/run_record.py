@@ -195,14 +195,15 @@ def without_void(rows: list[Row], resumes: list[Row]) -> list[Row]:
         rows: of ``metrics.jsonl``, in order.
         resumes: ``step`` and ``time`` of every start that went on from a checkpoint.
     """
+    return [row for row in rows if not is_void(row, resumes)]
 
-    def is_void(row: Row) -> bool:
-        step, time = row.get("step"), row.get("time")
-        if step is None or time is None:
-            return False
-        return any(step > back["step"] and time < (back["time"] or 0) for back in resumes)
 
-    return [row for row in rows if not is_void(row)]
+def is_void(row: Row, resumes: list[Row]) -> bool:
+    """Whether the run went back to an earlier step after it wrote a row; see `without_void`."""
+    step, time = row.get("step"), row.get("time")
+    if step is None or time is None:
+        return False
+    return any(step > back["step"] and time < (back["time"] or 0) for back in resumes)
 
 
 def _last_of_each_step(rows: list[Row], event: str) -> list[Row]:

@@ -225,16 +225,19 @@ def test_follow_ends_with_the_run(
     assert err.startswith(f"running: process {os.getpid()} on ")
 
 
+def start_launcher(code: str) -> subprocess.Popen[str]:
+    """Starts a process that has said that it is ready for signals."""
+    launcher = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert launcher.stdout is not None
+    launcher.stdout.readline()
+    return launcher
+
+
 def test_cancel_tells_the_launcher_of_this_machine_and_waits(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told = ToldRun(tmp_path / "run")
-    launcher = subprocess.Popen(
-        [sys.executable, "-c", DUTIFUL],
-        stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    assert launcher.stdout is not None
-    launcher.stdout.readline()
+    launcher = start_launcher(DUTIFUL)
     told.launch(pid=launcher.pid, time=time.time()).phase("train").step(1, 2, 3).checkpoint(3)
     code, out, err = run(capsys, "cancel", str(told.files.root))
     launcher.communicate()
@@ -259,12 +262,7 @@ def test_a_launcher_that_does_not_end_in_time_is_left_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told = ToldRun(tmp_path / "run")
-    launcher = subprocess.Popen(
-        [sys.executable, "-c", DEAF],
-        stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    assert launcher.stdout is not None
-    launcher.stdout.readline()
+    launcher = start_launcher(DEAF)
     told.launch(pid=launcher.pid, time=time.time()).phase("train")
 
     class Silent:

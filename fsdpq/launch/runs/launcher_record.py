@@ -7,6 +7,7 @@ import os
 import socket
 import time
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
 from fsdpq.errors import ExitCode, FsdpqError
 from fsdpq.run_files.paths import RunFiles
@@ -56,17 +57,27 @@ class LauncherRecord:
 
 
 def write_launcher(files: RunFiles, record: LauncherRecord) -> None:
-    """Writes the record of a run.
-
-    Raises:
-        OSError: the disk refuses, or the run directory is gone.
-    """
-    write_whole(files.launcher, (json.dumps(asdict(record)) + "\n").encode())
+    """Writes the record of a run; see `write_owner`."""
+    write_owner(files.launcher, record)
 
 
 def read_launcher(files: RunFiles) -> LauncherRecord | None:
     """Returns the record of a run; None where nobody took it yet, or it cannot be read."""
+    return read_owner(files.launcher)
+
+
+def write_owner(path: Path, record: LauncherRecord) -> None:
+    """Writes a record.
+
+    Raises:
+        OSError: the disk refuses, or the directory is gone.
+    """
+    write_whole(path, (json.dumps(asdict(record)) + "\n").encode())
+
+
+def read_owner(path: Path) -> LauncherRecord | None:
+    """Returns a record; None where there is none, or it cannot be read."""
     try:
-        return LauncherRecord(**json.loads(files.launcher.read_text(encoding="utf-8")))
+        return LauncherRecord(**json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         return None

@@ -13,9 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
+from fsdpq.reports.run_record import Row, is_void
 from fsdpq.run_files.paths import RunFiles
-
-Row = dict[str, Any]
 
 _EVENTS = ("phase", "setup", "resume", "stopped", "done")
 
@@ -56,11 +55,11 @@ def scan_rows(files: RunFiles, *, since: float = 0.0) -> Progress:
         files: of the run.
         since: when its ranks last started, in seconds since the epoch.
     """
-    found, resumes = Progress(), list[tuple[int, float]]()
+    found, resumes = Progress(), list[Row]()
     for row in _rows(files.events, _EVENTS):
         _take_event(found, row, since)
         if row["event"] == "resume":
-            resumes.append((int(row["step"]), float(row["time"])))
+            resumes.append({"step": int(row["step"]), "time": float(row["time"])})
     content = _content(files.metrics)
     _take_losses(found, content, resumes)
     _take_last_step(found, content, resumes)
@@ -84,10 +83,10 @@ def _take_event(found: Progress, row: Row, since: float) -> None:
         found.end = row
 
 
-def _take_losses(found: Progress, content: bytes, resumes: list[tuple[int, float]]) -> None:
+def _take_losses(found: Progress, content: bytes, resumes: list[Row]) -> None:
     losses: dict[int, float] = {}
     for row in _marked(content, "eval"):
-        if not _is_void(row, resumes):
+        if not is_void(row, resumes):
             losses[int(row["step"])] = float(row["loss"])
     finite = [loss for loss in losses.values() if math.isfinite(loss)]
     if finite:
@@ -96,20 +95,15 @@ def _take_losses(found: Progress, content: bytes, resumes: list[tuple[int, float
         found.eval_loss = last
 
 
-def _take_last_step(found: Progress, content: bytes, resumes: list[tuple[int, float]]) -> None:
+def _take_last_step(found: Progress, content: bytes, resumes: list[Row]) -> None:
     for row in _marked_backwards(content, "step"):
         if found.last_time is None or row["time"] > found.last_time:
             found.last_time = row["time"]
-        if not _is_void(row, resumes):
+        if not is_void(row, resumes):
             found.step, found.total_steps = row["step"], row.get("total_steps")
             loss = row.get("loss")
             found.train_loss = loss if loss is not None and math.isfinite(loss) else None
             return
-
-
-def _is_void(row: Row, resumes: list[tuple[int, float]]) -> bool:
-    """Whether the run went back to an earlier step after it wrote this row."""
-    return any(row["step"] > step and row["time"] < time for step, time in resumes)
 
 
 def _rows(path: Path, events: tuple[str, ...]) -> Iterator[Row]:

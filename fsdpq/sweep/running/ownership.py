@@ -7,9 +7,6 @@ ranks that do so after them; whoever goes on waits for both.
 
 from __future__ import annotations
 
-import json
-import os
-import socket
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -18,9 +15,9 @@ from typing import Any
 
 from fsdpq.errors import UsageError
 from fsdpq.fetch.holds import claim, is_held
+from fsdpq.launch.runs.launcher_record import LauncherRecord, read_owner, write_owner
 from fsdpq.run_files.paths import RunFiles
 from fsdpq.run_files.sweep_paths import SweepFiles
-from fsdpq.run_files.writing import write_whole
 
 _POLL_S = 0.1
 
@@ -38,8 +35,7 @@ def owned_sweep(files: SweepFiles) -> Generator[None, None, None]:
                 f"the sweep `{files.root}` is in use: {_describe_owner(files)}",
                 hint="wait until it is done, or stop it first",
             )
-        owner = {"pid": os.getpid(), "host": socket.gethostname(), "time": time.time()}
-        write_whole(_owner_file(files), (json.dumps(owner) + "\n").encode())
+        write_owner(_owner_file(files), LauncherRecord.of_this_process())
         try:
             yield
         finally:
@@ -75,8 +71,7 @@ def _owner_file(files: SweepFiles) -> Path:
 
 
 def _describe_owner(files: SweepFiles) -> str:
-    try:
-        owner: dict[str, Any] = json.loads(_owner_file(files).read_text(encoding="utf-8"))
-        return f"process {owner['pid']} on {owner['host']} runs it"
-    except (OSError, ValueError, KeyError, TypeError):
+    owner = read_owner(_owner_file(files))
+    if owner is None:
         return "another process runs it, or a task of its Slurm array"
+    return f"process {owner.pid} on {owner.host} runs it"

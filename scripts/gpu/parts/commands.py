@@ -15,19 +15,6 @@ from typing import Any
 from scripts.gpu.parts import Bench
 
 ROOT = Path(__file__).parents[3]
-RECIPE = """\
-version: 1
-name: tiny
-model: {name_or_path: model, dtype: fp32}
-quantization: {kind: bnb}
-adapter: {kind: lora, rank: 8, alpha: 16}
-data: {path: rows.jsonl, seq_len: 64, eval_fraction: 0.25}
-optimizer: {kind: adamw, lr: 1e-2}
-lr_scheduler: {kind: constant}
-training: {steps: 24, global_batch_size: 8, micro_batch_size: 4, seed: 3}
-metrics: {sample_prompts: ["What is one?"], sample_max_new_tokens: 8}
-launch: {nproc_per_node: 1}
-"""
 LORA = "kind: lora, rank: 8, alpha: 16"
 RUNS: dict[str, tuple[str, ...]] = {
     "fp32 on the CPU": ("launch.device=cpu",),
@@ -83,15 +70,13 @@ def _gpu_tests() -> dict[str, Any]:
 def train(bench: Bench) -> None:
     """Runs ``fsdpq train`` and ``fsdpq generate`` on a tiny model, with several settings."""
     sys.path.insert(0, str(ROOT / "tests"))
-    from support.tiny import save_tiny_llama
-    from support.tokenizer import save_tokenizer
+    from support.project import RECIPE, save_project
 
+    one_rank = RECIPE.replace("nproc_per_node: 2, device: cpu", "nproc_per_node: 1")
     with tempfile.TemporaryDirectory(prefix="fsdpq-gpu-") as directory:
-        project = Path(directory)
-        save_tokenizer(save_tiny_llama(project / "model"))
-        (project / "rows.jsonl").write_text("".join(_rows()), encoding="utf-8")
-        (project / "recipe.yaml").write_text(RECIPE, encoding="utf-8")
-        full = RECIPE.replace("kind: bnb", "kind: none").replace(LORA, "kind: none")
+        project = save_project(Path(directory))
+        (project / "recipe.yaml").write_text(one_rank, encoding="utf-8")
+        full = one_rank.replace("kind: bnb", "kind: none").replace(LORA, "kind: none")
         (project / "full finetuning.yaml").write_text(full, encoding="utf-8")
         with ThreadPoolExecutor(max(2, (os.cpu_count() or 1) // 2)) as pool:
             device = f"launch.device={bench.device.type}"
@@ -103,22 +88,6 @@ def train(bench: Bench) -> None:
             ]
             for task in tasks:
                 task.result()
-
-
-def _rows() -> list[str]:
-    words = ["one", "two", "three", "four", "five", "six", "seven", "eight"]
-    return [
-        json.dumps(
-            {
-                "messages": [
-                    {"role": "user", "content": f"What is {words[index % 8]}? {index}"},
-                    {"role": "assistant", "content": f"{words[index % 8]} is {words[index % 8]}"},
-                ]
-            }
-        )
-        + "\n"
-        for index in range(32)
-    ]
 
 
 def _train(project: Path, name: str, settings: tuple[str, ...]) -> dict[str, Any]:

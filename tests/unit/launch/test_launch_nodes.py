@@ -156,19 +156,25 @@ def test_another_machine_that_differs_is_turned_away(
     assert not meeting.first._nodes_here()
 
 
-def test_another_recipe_is_refused_with_both_values(meeting: Meeting) -> None:
-    other = settled(meeting.endpoint.text, training={"seed": 8}, model={"dtype": "bf16"})
-    part = Part(other, meeting.endpoint, 1, None, (), Lines())
-    caught: list[FsdpqError] = []
+def start_to_take_part(part: Part) -> tuple[threading.Thread, list[Any]]:
+    """Lets another machine take part; the list gets what it returns, or the error that ends it."""
+    result: list[Any] = []
 
     def run() -> None:
         try:
-            take_part(part)
+            result.append(take_part(part))
         except FsdpqError as error:
-            caught.append(error)
+            result.append(error)
 
     thread = threading.Thread(target=run)
     thread.start()
+    return thread, result
+
+
+def test_another_recipe_is_refused_with_both_values(meeting: Meeting) -> None:
+    other = settled(meeting.endpoint.text, training={"seed": 8}, model={"dtype": "bf16"})
+    part = Part(other, meeting.endpoint, 1, None, (), Lines())
+    thread, caught = start_to_take_part(part)
     poll_until(meeting.first, lambda: bool(caught))
     thread.join()
     assert isinstance(caught[0], UsageError)
@@ -380,16 +386,7 @@ def test_other_machines_end_as_the_first_one_does(
     monkeypatch.setattr(member_module, "gather_inputs", lambda _settled, **_named: inputs)
     made = meet(tmp_path)
     part = Part(made.ready, made.endpoint, None, None, (), Lines())
-    result: list[Any] = []
-
-    def run() -> None:
-        try:
-            result.append(take_part(part))
-        except FsdpqError as error:
-            result.append(error)
-
-    thread = threading.Thread(target=run)
-    thread.start()
+    thread, result = start_to_take_part(part)
     made.first.gather()
     made.first.take_inputs(INPUTS)
     made.first.share(made.files)
@@ -414,16 +411,7 @@ def test_a_run_directory_that_is_not_shared_is_said(
     monkeypatch.setattr(member_module, "SEE_S", 0.3)
     made = meet(tmp_path)
     part = Part(made.ready, made.endpoint, None, tmp_path / "mine", (), Lines())
-    caught: list[FsdpqError] = []
-
-    def run() -> None:
-        try:
-            take_part(part)
-        except FsdpqError as error:
-            caught.append(error)
-
-    thread = threading.Thread(target=run)
-    thread.start()
+    thread, caught = start_to_take_part(part)
     made.first.gather()
     made.first.take_inputs(INPUTS)
     made.first.share(made.files)
@@ -442,16 +430,7 @@ def test_a_first_machine_that_is_lost_is_waited_for_as_often_as_there_are_restar
     more = settled(made.endpoint.text, launch={"max_restarts": 1, "join_timeout_s": 1.0})
     screen = Lines()
     part = Part(more, made.endpoint, None, None, (), screen)
-    caught: list[FsdpqError] = []
-
-    def run() -> None:
-        try:
-            take_part(part)
-        except FsdpqError as error:
-            caught.append(error)
-
-    thread = threading.Thread(target=run)
-    thread.start()
+    thread, caught = start_to_take_part(part)
     line = made.first._arrived.get(timeout=20)
     made.close()
     line.close()
